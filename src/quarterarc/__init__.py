@@ -1,3 +1,83 @@
-"""Diffusion models of images on the quarter arc."""
+"""Diffusion models of images on the quarter arc between image and noise.
+
+    x(angle) = cos(angle) image + sin(angle) noise,     angle in [0, pi/2]
+
+The names below are the public surface. They are loaded when first used, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .arc import mix, rotate, velocity
+    from .closed_form import GaussianData, MixtureData
+    from .data.pixels import to_float, to_uint8
+    from .denoiser import Clipped, Denoiser, Guided
+    from .errors import InputError
+    from .estimate import Estimate
+    from .generation import generate, noise
+    from .grids import grid
+    from .heads import head
+    from .runs import load
+    from .samplers import sampler
+    from .sampling import Result, sample, trajectory
+    from .schedules import Schedule, schedule
+
+_HOME = {
+    "arc": ("mix", "rotate", "velocity"),
+    "closed_form": ("GaussianData", "MixtureData"),
+    "data.pixels": ("to_float", "to_uint8"),
+    "denoiser": ("Clipped", "Denoiser", "Guided"),
+    "errors": ("InputError",),
+    "estimate": ("Estimate",),
+    "generation": ("generate", "noise"),
+    "grids": ("grid",),
+    "heads": ("head",),
+    "runs": ("load",),
+    "samplers": ("sampler",),
+    "sampling": ("Result", "sample", "trajectory"),
+    "schedules": ("Schedule", "schedule"),
+}
+_MODULE = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = [
+    "Clipped",
+    "Denoiser",
+    "Estimate",
+    "GaussianData",
+    "Guided",
+    "InputError",
+    "MixtureData",
+    "Result",
+    "Schedule",
+    "generate",
+    "grid",
+    "head",
+    "load",
+    "mix",
+    "noise",
+    "rotate",
+    "sample",
+    "sampler",
+    "schedule",
+    "to_float",
+    "to_uint8",
+    "trajectory",
+    "velocity",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE:
+        raise AttributeError(f"module 'quarterarc' has no attribute '{name}'")
+    value = getattr(import_module(f".{_MODULE[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_MODULE])

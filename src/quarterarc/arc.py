@@ -1,0 +1,142 @@
+"""The quarter arc between image and noise, and the coordinates that other papers use for it.
+
+    x(angle) =  cos(angle) image + sin(angle) noise         angle in [0, pi/2]
+    v(angle) = -sin(angle) image + cos(angle) noise         = dx / dangle
+
+(x, v) is (image, noise) rotated by the angle: everything in this library is a consequence.
+Zhang, Ehinger & Drummond 2023, Eq. 9 and 10; the same arc is the v-prediction of Salimans & Ho 2022.
+
+An angle is a float, or a tensor with one angle an image, shape (B,). Angles are float64; only the
+coefficients computed from them are cast to the dtype of the images.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TypeAlias, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import InputError
+
+__all__ = [
+    "NOISE_END",
+    "Angle",
+    "alpha_bar",
+    "alpha_bar_to_angle",
+    "log_snr",
+    "log_snr_to_angle",
+    "mix",
+    "rotate",
+    "sigma",
+    "sigma_to_angle",
+    "velocity",
+]
+
+Angle: TypeAlias = float | Tensor
+Numbers = TypeVar("Numbers", float, np.ndarray)
+
+NOISE_END = math.pi / 2
+"""The angle of pure noise; 0 is the angle of the clean image."""
+
+
+def mix(image: Tensor, noise: Tensor, angle: Angle) -> Tensor:
+    """The point of the arc, x = cos(angle) image + sin(angle) noise (Eq. 9).
+
+    Args:
+        image: clean images, shape (B, *), usually in [-1, 1].
+        noise: standard normal noise, shape (B, *).
+        angle: in [0, pi/2], one for all images or one an image, shape (B,).
+    """
+    c, s = cos_sin(angle, image)
+    return c * image + s * noise
+
+
+def velocity(image: Tensor, noise: Tensor, angle: Angle) -> Tensor:
+    """The tangent of the arc, v = dx/dangle = cos(angle) noise - sin(angle) image (Eq. 10).
+
+    Arguments as for `mix`. Finite everywhere: the noise at angle 0, minus the image at pi/2.
+    """
+    c, s = cos_sin(angle, image)
+    return c * noise - s * image
+
+
+def rotate(x: Tensor, v: Tensor, by: Angle) -> tuple[Tensor, Tensor]:
+    """Carry point and tangent along the arc: (x, v) at `angle` become (x, v) at `angle + by`.
+
+    Exact as long as image and noise stay the same. `rotate(image, noise, angle)` is
+    `(mix(...), velocity(...))`, and `rotate(x, v, -angle)` is `(image, noise)` again.
+
+    Args:
+        x: points, shape (B, *).
+        v: their tangents, shape (B, *).
+        by: any angle in radians, also negative; one for all or one an image, shape (B,).
+    """
+    c, s = cos_sin(by, x)
+    return c * x + s * v, c * v - s * x
+
+
+def float64(angle: Angle) -> Tensor:
+    """The angle as a float64 tensor, 0-dimensional if one serves all images (float32 on devices without float64).
+
+    A 0-dimensional tensor combines with images of any dtype and device without changing either.
+    """
+    if isinstance(angle, Tensor):
+        return angle.float() if angle.device.type == "mps" else angle.double()
+    return torch.tensor(angle, dtype=torch.float64)
+
+
+def spread(coefficient: Tensor, like: Tensor) -> Tensor:
+    """A coefficient an image, shape (B,), made ready to multiply `like`, shape (B, *); a 0-dimensional one as it is.
+
+    Raises:
+        InputError: if there is neither one coefficient nor one for each image.
+    """
+    if coefficient.ndim == 0:
+        return coefficient
+    if coefficient.ndim > 1 or len(coefficient) not in (1, len(like)):
+        raise InputError(
+            f"angles have shape {tuple(coefficient.shape)} but the images {tuple(like.shape)}: "
+            f"give one angle, or one an image, shape ({len(like)},)"
+        )
+    return coefficient.to(like.device, like.dtype).reshape(-1, *[1] * (like.ndim - 1))
+
+
+def cos_sin(angle: Angle, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
+    """Cosine and sine of the angle, ready to multiply `like`."""
+    if isinstance(angle, Tensor):
+        angle = float64(angle)
+        return spread(angle.cos(), like), spread(angle.sin(), like)
+    return math.cos(angle), math.sin(angle)
+
+
+def alpha_bar(angle: Numbers) -> Numbers:
+    """The variance-preserving signal level, alpha_bar = cos^2(angle), in [0, 1]."""
+    return np.cos(angle) ** 2
+
+
+def alpha_bar_to_angle(alpha_bar: Numbers) -> Numbers:
+    """The angle at which cos^2(angle) is `alpha_bar`, in [0, 1]; accurate at both ends of the arc."""
+    return np.arctan2(np.sqrt(1.0 - alpha_bar), np.sqrt(alpha_bar))
+
+
+def sigma(angle: Numbers) -> Numbers:
+    """The noise level of variance-exploding processes, sigma = tan(angle): x / cos(angle) = image + sigma noise."""
+    return np.tan(angle)
+
+
+def sigma_to_angle(sigma: Numbers) -> Numbers:
+    """The angle at which noise outweighs image by `sigma`, in [0, inf]."""
+    return np.arctan(sigma)
+
+
+def log_snr(angle: Numbers) -> Numbers:
+    """The log signal-to-noise ratio, log(cos^2 / sin^2): +inf at the image, -inf at the noise."""
+    return 2.0 * (np.log(np.cos(angle)) - np.log(np.sin(angle)))
+
+
+def log_snr_to_angle(log_snr: Numbers) -> Numbers:
+    """The angle at which log(cos^2 / sin^2) is `log_snr`."""
+    return np.arctan(np.exp(-0.5 * log_snr))

@@ -1,0 +1,104 @@
+"""The variational bound, term by term (Ho, Jain & Abbeel 2020, Eq. 5; Nichol & Dhariwal 2021, section 3.1).
+
+    L_T     = KL(q(x_T | image) || N(0, I))
+    L_{t-1} = KL(q(x_{t-1} | x_t, image) || p(x_{t-1} | x_t))       both Gaussian
+    L_0     = -log p(image | x_1)                                   a Gaussian discretised to 256 levels
+
+Images are 8-bit levels scaled to [-1, 1]; everything is in nats a dimension, shape (B,).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .arc import Angle, float64, spread
+from .errors import InputError
+from .estimate import Estimate
+from .posterior import mean_weights, step_variance, variance
+from .schedules import Schedule
+
+__all__ = ["discretised_log_likelihood", "gaussian_kl", "log_variance", "prior_term", "step_term"]
+
+HALF_BIN = 1.0 / 255.0
+
+
+def gaussian_kl(mean_q: Tensor, log_variance_q: Tensor, mean_p: Tensor, log_variance_p: Tensor) -> Tensor:
+    """KL(N(mean_q, variance_q) || N(mean_p, variance_p)) in nats, element by element; arguments broadcast."""
+    difference = log_variance_q - log_variance_p
+    return 0.5 * (difference.exp() - 1.0 - difference + (mean_q - mean_p) ** 2 * (-log_variance_p).exp())
+
+
+def discretised_log_likelihood(image: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
+    """Log of the mass that N(mean, variance) gives to an image's own 8-bit level, element by element.
+
+    The level at y owns [y - 1/255, y + 1/255]; the outer two reach to infinity, so that the 256 masses sum to 1. The
+    difference of the two CDFs is taken between their logarithms, in the tail where neither rounds to 1.
+    """
+    inverse_std = (-0.5 * log_variance).exp()
+    low = torch.where(image < -1.0 + HALF_BIN, -math.inf, (image - HALF_BIN - mean) * inverse_std)
+    high = torch.where(image > 1.0 - HALF_BIN, math.inf, (image + HALF_BIN - mean) * inverse_std)
+    # Phi(high) - Phi(low) = Phi(-low) - Phi(-high): above the mean, mirror, so that both logarithms stay accurate
+    mirrored = low + high > 0.0
+    low, high = torch.where(mirrored, -high, low), torch.where(mirrored, -low, high)
+    # the infinite end contributes nothing, and must not reach the gradient: 0 times infinity is not a number
+    open_below = torch.isinf(low)
+    log_high = torch.special.log_ndtr(high.clamp(max=torch.finfo(high.dtype).max))
+    ratio = torch.special.log_ndtr(torch.where(open_below, high - 1.0, low)) - log_high
+    return log_high + torch.where(open_below, torch.zeros_like(ratio), torch.log(-torch.expm1(ratio)))
+
+
+def log_variance(estimate: Estimate, b: Angle, a: Angle, schedule: Schedule, kind: str, like: Tensor) -> Tensor:
+    """The log variance of p(x_a | x_b) for training steps b -> a of a schedule, broadcasting over `like`.
+
+    The posterior variance of t = 1 is 0, so that "small" there takes that of t = 2; `kind` is "small", "large" or
+    "learned" as for `quarterarc.samplers.DDPM`.
+    """
+    log_large = step_variance(b, a).log()
+    if kind == "large":
+        return spread(log_large, like)
+    at_two = variance(schedule.angle(min(2.0, schedule.steps)), schedule.angle(1.0))
+    log_small = torch.where(float64(a) > 0.0, variance(b, a), at_two).log()
+    if kind == "small":
+        return spread(log_small, like)
+    if kind != "learned":
+        raise InputError(f"the variance is 'small', 'large' or 'learned', got '{kind}'")
+    if estimate.variance_fraction is None:
+        raise InputError("the variance 'learned' needs a head that learned one, such as 'noise+variance'")
+    fraction = estimate.variance_fraction
+    return fraction * spread(log_large, like) + (1.0 - fraction) * spread(log_small, like)
+
+
+def step_term(
+    estimate: Estimate, image: Tensor, x: Tensor, b: Tensor, a: Tensor, schedule: Schedule, kind: str = "small"
+) -> Tensor:
+    """L_{t-1}, or L_0 where a = 0, of each image, in nats a dimension, shape (B,).
+
+    Args:
+        estimate: what the denoiser says at x.
+        image: the true images, 8-bit levels in [-1, 1], shape (B, C, H, W).
+        x: the point at angle b.
+        b, a: angles of t and t - 1, float64, shape (B,).
+        schedule: whose steps they are.
+        kind: the variance of p: "small", "large" or "learned".
+    """
+    image_weight, x_weight = (spread(weight, x) for weight in mean_weights(b, a))
+    mean_p = image_weight * estimate.image + x_weight * x
+    mean_q = image_weight * image + x_weight * x
+    log_p = log_variance(estimate, b, a, schedule, kind, x).expand_as(x)
+    last = spread(float64(a) == 0.0, x).bool()
+    log_q = torch.where(last, log_p, spread(variance(b, a).clamp(min=1e-300).log(), x).expand_as(x))
+    terms = torch.where(
+        last, -discretised_log_likelihood(image, mean_p, log_p), gaussian_kl(mean_q, log_q, mean_p, log_p)
+    )
+    return terms.flatten(1).mean(1)
+
+
+def prior_term(image: Tensor, schedule: Schedule) -> Tensor:
+    """L_T of each image, KL(N(cos image, sin^2) || N(0, 1)) in nats a dimension, shape (B,); 0 where T is at pi/2."""
+    end = torch.tensor(schedule.end, dtype=torch.float64)
+    zero = torch.zeros((), dtype=torch.float64)
+    kl = gaussian_kl(end.cos() * image.double(), 2.0 * end.sin().log(), zero, zero)
+    return kl.flatten(1).mean(1).to(image.dtype)

@@ -1,0 +1,164 @@
+"""Closed-form denoisers: worlds in which the best estimates are known exactly.
+
+They need no training, are defined on the whole arc, and are the oracles of the tests and the shortest examples.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from .arc import Angle, cos_sin, float64, spread
+from .errors import InputError
+from .estimate import Estimate
+
+__all__ = ["GaussianData", "MixtureData"]
+
+
+@dataclass(frozen=True, eq=False)
+class GaussianData:
+    """Images drawn from N(mean, covariance): the probability flow, the bound and every moment are closed form.
+
+        E[image | x] = m + cos S (cos^2 S + sin^2)^-1 (x - cos m)
+        E[noise | x] = sin (cos^2 S + sin^2)^-1 (x - cos m)
+
+    Attributes:
+        mean: m, shape (C, H, W).
+        covariance: S, either variances of independent pixels, shape (C, H, W) or a number, or a full covariance
+            matrix of shape (D, D), D = C H W, symmetric and positive semi-definite.
+
+    Raises:
+        InputError: if the covariance has another shape, is not symmetric, or has a negative eigenvalue.
+    """
+
+    mean: Tensor
+    covariance: Tensor | float
+
+    def __post_init__(self) -> None:
+        d = self.mean.numel()
+        s = torch.as_tensor(self.covariance)
+        if s.shape not in ((), self.mean.shape, (d, d)):
+            raise InputError(
+                f"the covariance has shape {tuple(s.shape)}: give a number, {tuple(self.mean.shape)} or {(d, d)}"
+            )
+        if s.shape == (d, d) and d > 1 and not torch.allclose(s, s.T):
+            raise InputError("the covariance matrix is not symmetric")
+        if float(self._spectrum[0].min()) < -1e-9 * float(self._spectrum[0].abs().max()):
+            raise InputError("the covariance has a negative eigenvalue, so it is no covariance")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W) of an image."""
+        return tuple(self.mean.shape)
+
+    @cached_property
+    def _spectrum(self) -> tuple[Tensor, Tensor | None]:
+        """Eigenvalues of S, shape (D,), and its eigenvectors as columns; None where S is diagonal. Float64."""
+        s = torch.as_tensor(self.covariance, dtype=torch.float64, device=self.mean.device)
+        d = self.mean.numel()
+        if s.shape == (d, d) and d > 1:
+            values, vectors = torch.linalg.eigh(s)
+            return values, vectors
+        return s.expand(self.mean.shape).flatten() if s.ndim < 2 or s.shape == self.mean.shape else s.flatten(), None
+
+    def _apply(self, by_eigenvalue: Tensor, x: Tensor) -> Tensor:
+        """Multiply x, shape (B, C, H, W), by a function of S given on its eigenvalues, shape (D,) or (B, D)."""
+        _, vectors = self._spectrum
+        by_eigenvalue, flat = by_eigenvalue.to(x), x.flatten(1)
+        if vectors is None:
+            return (flat * by_eigenvalue).reshape(x.shape)
+        vectors = vectors.to(x)
+        return (flat @ vectors * by_eigenvalue @ vectors.T).reshape(x.shape)
+
+    def _variances(self, angle: Angle) -> tuple[Tensor, Tensor, Tensor]:
+        """cos, sin and the eigenvalues of cos^2 S + sin^2, each broadcasting over (B, D)."""
+        angle = float64(angle)
+        angle = angle[:, None] if angle.ndim else angle
+        c, s = angle.cos(), angle.sin()
+        return c, s, c**2 * self._spectrum[0].to(angle.device) + s**2
+
+    def __call__(self, x: Tensor, angle: Angle, labels: Tensor | None = None) -> Estimate:
+        """The exact estimate at x, shape (B, C, H, W)."""
+        c, s, q = self._variances(angle)
+        mean = self.mean.to(x)
+        centred = x - cos_sin(angle, x)[0] * mean
+        image = mean + self._apply(c * self._spectrum[0].to(c.device) / q, centred)
+        return Estimate(image, self._apply(s / q, centred))
+
+    def flow(self, x: Tensor, b: Angle, a: Angle) -> Tensor:
+        """Where the probability flow carries x from angle b to angle a, exactly: what every sampler approximates."""
+        mean = self.mean.to(x)
+        q_b, q_a = self._variances(b)[2], self._variances(a)[2]
+        centred = x - cos_sin(b, x)[0] * mean
+        return cos_sin(a, x)[0] * mean + self._apply((q_a / q_b).sqrt(), centred)
+
+    def draw(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """Images of this world, shape (count, C, H, W)."""
+        z = torch.randn(count, *self.mean.shape, generator=generator, dtype=self.mean.dtype).to(self.mean.device)
+        return self.mean + self._apply(self._spectrum[0].clamp(min=0).sqrt(), z)
+
+
+@dataclass(frozen=True, eq=False)
+class MixtureData:
+    """Images drawn from an equal mixture of N(mu_i, h^2 I), the mu_i being real images, say.
+
+        w_i ~ exp(-|x - cos mu_i|^2 / 2q),  q = h^2 cos^2 + sin^2,  m = sum_i w_i mu_i
+        E[image | x] = m + (cos h^2 / q)(x - cos m)
+        E[noise | x] = (sin / q)(x - cos m)
+
+    Attributes:
+        means: the mu_i, shape (K, C, H, W).
+        h: the width of each, above 0.
+
+    Raises:
+        InputError: if h is not above 0 or there are no means.
+    """
+
+    means: Tensor
+    h: float
+
+    def __post_init__(self) -> None:
+        if self.means.ndim < 2 or not len(self.means):
+            raise InputError(f"a mixture needs means of shape (K, C, H, W), got {tuple(self.means.shape)}")
+        if not self.h > 0.0 or not math.isfinite(self.h):
+            raise InputError(f"a mixture's width h is above 0, got {self.h!r}")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W) of an image."""
+        return tuple(self.means.shape[1:])
+
+    def weights(self, x: Tensor, angle: Angle) -> Tensor:
+        """The probability that x came from each mu_i, shape (B, K)."""
+        c, q = self._scales(angle, x)
+        mu = self.means.to(x).flatten(1)
+        # |x - c mu|^2 without |x|^2, which is the same for every i
+        distances = c**2 * (mu**2).sum(1) - 2.0 * c * (x.flatten(1) @ mu.T)
+        return (-distances / (2.0 * q)).softmax(1)
+
+    def __call__(self, x: Tensor, angle: Angle, labels: Tensor | None = None) -> Estimate:
+        """The exact estimate at x, shape (B, C, H, W)."""
+        c, s = cos_sin(angle, x)
+        _, q = self._scales(angle, x)
+        q = q.reshape(-1, *[1] * (x.ndim - 1)) if q.ndim else q
+        mean = (self.weights(x, angle) @ self.means.to(x).flatten(1)).reshape(x.shape)
+        centred = x - c * mean
+        return Estimate(mean + c * self.h**2 / q * centred, s / q * centred)
+
+    def draw(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """Images of this world, shape (count, C, H, W)."""
+        which = torch.randint(len(self.means), (count,), generator=generator)
+        z = torch.randn(count, *self.shape, generator=generator, dtype=self.means.dtype)
+        return self.means[which.to(self.means.device)] + self.h * z.to(self.means.device)
+
+    def _scales(self, angle: Angle, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Cos and q, each 0-dimensional or of shape (B, 1)."""
+        angle = float64(angle)
+        c, q = angle.cos(), self.h**2 * angle.cos() ** 2 + angle.sin() ** 2
+        if angle.ndim == 0:
+            return c, q
+        return spread(c, x).reshape(-1, 1), spread(q, x).reshape(-1, 1)

@@ -1,0 +1,199 @@
+"""Denoisers: callables `(x, angle, labels=None) -> Estimate`, and wrappers that change what one says.
+
+A `Denoiser` is a network, a schedule and a head. A bare function is a denoiser too; it is taken to be defined on
+the whole arc. One that is not says so by the attributes `largest_angle` and `smallest_angle`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .arc import NOISE_END, Angle, cos_sin
+from .errors import InputError
+from .estimate import Denoise, Estimate
+from .heads import Head, check_channels
+from .schedules import Schedule
+
+__all__ = ["Clipped", "Counted", "Denoiser", "Guided", "angle_range"]
+
+
+def angle_range(denoise: Denoise) -> tuple[float, float]:
+    """The smallest and the largest angle at which a denoiser's two estimates are defined; 0 and pi/2 unless it says."""
+    return getattr(denoise, "smallest_angle", 0.0), getattr(denoise, "largest_angle", NOISE_END)
+
+
+@dataclass(frozen=True, eq=False)
+class Denoiser:
+    """A network with what is needed to read it.
+
+    Attributes:
+        network: called as `network(x, time, labels)`, x of shape (B, C, H, W), time float32 of shape () or (B,) in
+            0..1000, labels int64 of shape (B,) or None; puts out `head.channels(C)` channels.
+        schedule: maps the angle to the time that the network was trained with.
+        head: what the output channels mean.
+        shape: (C, H, W) of the images it was trained on, where known.
+        classes: how many labels it knows; the label `classes` itself then means "no label".
+        precision: dtype to autocast the network to (torch.bfloat16); estimates are float32 or wider all the same.
+        time_shift: added to the time, -1 for networks that number DDPM's steps from 0.
+    """
+
+    network: Callable[..., Tensor]
+    schedule: Schedule
+    head: Head
+    shape: tuple[int, int, int] | None = None
+    classes: int | None = None
+    precision: torch.dtype | None = None
+    time_shift: float = 0.0
+
+    @property
+    def largest_angle(self) -> float:
+        """The schedule's last angle; for a head that is not defined at pi/2 the last one below it."""
+        if self.head.at_noise or self.schedule.end < NOISE_END:
+            return self.schedule.end
+        return self.schedule.angle(self.schedule.steps - 1.0)
+
+    @property
+    def smallest_angle(self) -> float:
+        """0; for a head that is not defined there the angle of the first training step."""
+        return 0.0 if self.head.at_image else self.schedule.angle(1.0)
+
+    def __call__(self, x: Tensor, angle: Angle, labels: Tensor | None = None) -> Estimate:
+        """Estimate image and noise.
+
+        Args:
+            x: points of the arc, shape (B, C, H, W).
+            angle: one for all, or one an image, shape (B,), within `smallest_angle`..`largest_angle`.
+            labels: classes, int64, shape (B,), if the network knows any.
+
+        Returns:
+            The estimate, in the dtype of x.
+
+        Raises:
+            InputError: if the angle lies outside the range, or the network's channels do not fit the head.
+        """
+        self._check(angle)
+        if isinstance(self.network, nn.Module):
+            dtype = next(self.network.parameters()).dtype
+        else:
+            dtype = x.dtype
+        time = self._time(angle).to(x.device)
+        cast = torch.autocast(x.device.type, self.precision) if self.precision else nullcontext()
+        with cast:
+            output = self.network(x.to(dtype), time, labels)
+        check_channels(output, x, self.head)
+        return self.head.read(output.to(x.dtype), x, angle)
+
+    def _time(self, angle: Angle) -> Tensor:
+        time = self.schedule.time(angle) * (1000.0 / self.schedule.steps) + self.time_shift
+        return torch.as_tensor(time, dtype=torch.float32)
+
+    def _check(self, angle: Angle) -> None:
+        if isinstance(angle, Tensor):
+            if angle.device.type != "cpu":
+                return  # reading it would stall the device
+            low, high = float(angle.min()), float(angle.max())
+        else:
+            low = high = angle
+        slack = 1e-9
+        if low < self.smallest_angle - slack or high > self.largest_angle + slack:
+            raise InputError(
+                f"the head '{self.head.name}' on the schedule '{self.schedule.name}' is defined at angles "
+                f"{self.smallest_angle:.6g}..{self.largest_angle:.6g}, got {low:.6g}"
+                f"{f'..{high:.6g}' if high > low else ''}: use a grid that stays inside"
+            )
+
+    def to(self, device: torch.device | str) -> Denoiser:
+        """The same denoiser with its network on another device."""
+        network = self.network.to(device) if isinstance(self.network, nn.Module) else self.network
+        return replace(self, network=network)
+
+
+class _Wrapper:
+    """A denoiser around a denoiser: what it does not say itself, the inner one says."""
+
+    inner: Denoise
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "inner" or name.startswith("__"):  # not yet set: asking the inner one would never end
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
+
+@dataclass(frozen=True)
+class Clipped(_Wrapper):
+    """Clips the image estimate to a range, as DDPM's sampler does.
+
+    Attributes:
+        inner: the denoiser.
+        low, high: the range, that of the images by default.
+        rederive: also give up the noise estimate for the one that agrees with the clipped image,
+            (x - cos image)/sin. Without it the two estimates disagree wherever clipping did anything.
+    """
+
+    inner: Denoise
+    low: float = -1.0
+    high: float = 1.0
+    rederive: bool = True
+
+    def __call__(self, x: Tensor, angle: Angle, labels: Tensor | None = None) -> Estimate:
+        estimate = call(self.inner, x, angle, labels)
+        image = estimate.image.clamp(self.low, self.high)
+        if not self.rederive:
+            return replace(estimate, image=image)
+        c, s = cos_sin(angle, x)
+        return replace(estimate, image=image, noise=(x - c * image) / s)
+
+
+@dataclass(frozen=True)
+class Guided(_Wrapper):
+    """Classifier-free guidance (Ho & Salimans 2022): unconditional + scale (conditional - unconditional).
+
+    Attributes:
+        inner: a denoiser with `classes`, trained with some labels dropped.
+        scale: 1 is the conditional estimate itself, larger follows the label more closely.
+    """
+
+    inner: Denoise
+    scale: float = 1.0
+
+    evaluations = 2
+
+    def __call__(self, x: Tensor, angle: Angle, labels: Tensor | None = None) -> Estimate:
+        classes = getattr(self.inner, "classes", None)
+        if labels is None or classes is None:
+            raise InputError("guidance needs labels and a denoiser that was trained with classes")
+        twice = torch.cat([angle, angle]) if isinstance(angle, Tensor) and angle.ndim else angle
+        estimate = self.inner(torch.cat([x, x]), twice, torch.cat([labels, torch.full_like(labels, classes)]))
+        fraction = estimate.variance_fraction
+        return Estimate(
+            self._combine(estimate.image),
+            self._combine(estimate.noise),
+            None if fraction is None else fraction[: len(x)],
+        )
+
+    def _combine(self, both: Tensor) -> Tensor:
+        conditional, unconditional = both.chunk(2)
+        return unconditional + self.scale * (conditional - unconditional)
+
+
+class Counted(_Wrapper):
+    """Counts the number of function evaluations, NFE: how often the network sees each image."""
+
+    def __init__(self, inner: Denoise) -> None:
+        self.inner = inner
+        self.nfe = 0
+
+    def __call__(self, x: Tensor, angle: Angle, labels: Tensor | None = None) -> Estimate:
+        self.nfe += getattr(self.inner, "evaluations", 1)
+        return call(self.inner, x, angle, labels)
+
+
+def call(denoise: Denoise, x: Tensor, angle: Angle, labels: Tensor | None) -> Estimate:
+    """Call a denoiser with labels only where there are any, so that a bare `(x, angle)` will do."""
+    return denoise(x, angle) if labels is None else denoise(x, angle, labels)

@@ -1,0 +1,125 @@
+"""Grids: the angles that a sampler visits, float64, descending from where it starts to 0.
+
+`steps` steps visit `steps + 1` angles. The names say in which coordinate the angles are evenly spaced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from .arc import NOISE_END, log_snr, log_snr_to_angle, sigma, sigma_to_angle
+from .errors import InputError, unknown_name
+from .schedules import Schedule
+from .schedules import schedule as named_schedule
+
+__all__ = ["GRIDS", "explicit", "grid"]
+
+# Where log-SNR and sigma are infinite, spacing in them stops short: EDM's range (Karras et al. 2022, Table 1).
+LARGEST_SIGMA, SMALLEST_SIGMA = 80.0, 0.002
+RHO = 7.0
+
+
+def grid(name: str, steps: int, start: float = NOISE_END, schedule: Schedule | None = None) -> np.ndarray:
+    """The angles of a grid, shape (steps + 1,), strictly descending from `start` to exactly 0.
+
+    Args:
+        name: `angle` (uniform in angle), `time` (uniform in the schedule's t, rounded to the times it was trained at),
+            `quadratic` (t falls as a square, so that steps are fine near the image; Song et al. 2021), `log-snr`
+            (uniform in log-SNR, Lu et al. 2022), `rho` (uniform in sigma^(1/7), Karras et al. 2022). The last two
+            place their angles where sigma is within 0.002..80, and add `start` and 0.
+        steps: how many steps, at least 1.
+        start: the first angle, in (0, pi/2].
+        schedule: what `time` and `quadratic` are uniform in; `arc` with 1000 steps if not given.
+
+    Raises:
+        InputError: for an unknown name, fewer than one step, more steps than the schedule has times, or a start
+            outside (0, pi/2].
+    """
+    if name not in _GRIDS:
+        raise unknown_name("grid", name, GRIDS)
+    if not isinstance(steps, int | np.integer) or isinstance(steps, bool) or steps < 1:
+        raise InputError(f"sampling takes a whole number of steps, at least 1, got {steps!r}")
+    if not 0.0 < start <= NOISE_END:
+        raise InputError(f"a grid starts in (0, pi/2], got {start!r}")
+    angles = _GRIDS[name](int(steps), float(start), schedule or named_schedule())
+    angles[0], angles[-1] = start, 0.0
+    return explicit(angles)
+
+
+def explicit(angles: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Angles given one by one, checked.
+
+    Raises:
+        InputError: unless there are at least two, descending strictly, within [0, pi/2].
+    """
+    table = np.array(angles, dtype=np.float64)
+    if table.ndim != 1 or len(table) < 2:
+        raise InputError(f"a grid is a list of at least two angles, got shape {table.shape}")
+    if not np.all(np.diff(table) < 0.0):
+        at = int(np.argmin(np.diff(table) < 0.0))
+        raise InputError(
+            f"a grid descends strictly from noise to image, got {table[at]:.6g} before {table[at + 1]:.6g} (place {at})"
+        )
+    if table[0] > NOISE_END or table[-1] < 0.0:
+        raise InputError(f"a grid stays within 0..pi/2, got {table[0]:.6g}..{table[-1]:.6g}")
+    return table
+
+
+def _falling(steps: int) -> np.ndarray:
+    return 1.0 - np.arange(steps + 1) / steps
+
+
+def _angle(steps: int, start: float, schedule: Schedule) -> np.ndarray:
+    return start * _falling(steps)
+
+
+def _time(steps: int, start: float, schedule: Schedule) -> np.ndarray:
+    return _at_times(_falling(steps), start, schedule)
+
+
+def _quadratic(steps: int, start: float, schedule: Schedule) -> np.ndarray:
+    return _at_times(_falling(steps) ** 2, start, schedule)
+
+
+def _at_times(fractions: np.ndarray, start: float, schedule: Schedule) -> np.ndarray:
+    """The schedule's angles at whole times that fall as the fractions do, from the time of `start` to 0."""
+    if start > schedule.end:
+        raise InputError(
+            f"the schedule '{schedule.name}' ends at angle {schedule.end:.6g}, before the start {start:.6g}"
+        )
+    first = schedule.time(start)
+    steps = len(fractions) - 1
+    if steps > np.ceil(first):
+        raise InputError(
+            f"{steps} steps on a schedule that has {int(np.ceil(first))}: take at most that many, or another grid"
+        )
+    # Rounded half up, so that times at least one apart stay apart; where the quadratic's are closer than that,
+    # which is only near the image, whole times are taken one by one.
+    times = np.maximum(np.floor(fractions * first + 0.5), np.arange(steps, -1, -1))
+    times[0] = first
+    return schedule.angle(times)
+
+
+def _log_snr(steps: int, start: float, schedule: Schedule) -> np.ndarray:
+    noisiest = log_snr(min(start, sigma_to_angle(LARGEST_SIGMA)))
+    cleanest = -2.0 * np.log(SMALLEST_SIGMA)
+    return np.append(log_snr_to_angle(np.linspace(noisiest, cleanest, steps)), 0.0)
+
+
+def _rho(steps: int, start: float, schedule: Schedule) -> np.ndarray:
+    noisiest = min(float(sigma(start)), LARGEST_SIGMA) if start < NOISE_END else LARGEST_SIGMA
+    roots = np.linspace(noisiest ** (1 / RHO), SMALLEST_SIGMA ** (1 / RHO), steps)
+    return np.append(sigma_to_angle(roots**RHO), 0.0)
+
+
+_GRIDS: dict[str, Callable[[int, float, Schedule], np.ndarray]] = {
+    "angle": _angle,
+    "time": _time,
+    "quadratic": _quadratic,
+    "log-snr": _log_snr,
+    "rho": _rho,
+}
+GRIDS: tuple[str, ...] = tuple(_GRIDS)
+"""The names that `grid` knows."""

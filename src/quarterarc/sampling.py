@@ -1,0 +1,154 @@
+"""Sampling: a denoiser, noise, a sampler by name and a grid, put together."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import grids
+from .arc import NOISE_END
+from .denoiser import Counted, angle_range, call
+from .errors import InputError
+from .estimate import Denoise, Estimate
+from .samplers import Draw, Sampler, State
+from .samplers import sampler as named_sampler
+from .streams import normal, stream
+
+__all__ = ["DEFAULT_SAMPLER", "DEFAULT_STEPS", "Result", "sample", "trajectory"]
+
+logger = logging.getLogger("quarterarc")
+
+DEFAULT_SAMPLER = "heun"
+DEFAULT_STEPS = 10
+
+
+@dataclass(frozen=True)
+class Result:
+    """What sampling made.
+
+    Attributes:
+        images: shape (B, C, H, W), in the dtype and on the device of the noise. Images live in [-1, 1]; a sampler may
+            overshoot, and nothing is clamped here (`quarterarc.to_uint8` does).
+        nfe: how often the network saw each image.
+        angles: the grid, float64, from the first angle to 0.
+    """
+
+    images: Tensor
+    nfe: int
+    angles: np.ndarray
+
+
+def sample(
+    denoise: Denoise,
+    noise: Tensor,
+    sampler: str | Sampler = DEFAULT_SAMPLER,
+    steps: int | None = None,
+    grid: str | Sequence[float] | np.ndarray = "angle",
+    *,
+    labels: Tensor | None = None,
+    seeds: Sequence[int] | None = None,
+    **options: Any,
+) -> Result:
+    """Turn noise into images.
+
+    Args:
+        denoise: a `Denoiser`, or any callable `(x, angle) -> Estimate`.
+        noise: standard normal noise, shape (B, C, H, W); dtype and device are kept.
+        sampler: one of `quarterarc.samplers.SAMPLERS`, or a sampler.
+        steps: how many steps, 10 if not given. What they cost is `Result.nfe`.
+        grid: one of `quarterarc.grids.GRIDS`, from the denoiser's largest angle to 0, or the angles themselves.
+        labels: classes, shape (B,), for a denoiser that takes any.
+        seeds: one an image: the noise that a stochastic sampler adds is then that image's own, whatever the batch.
+            Without them it comes from torch's global generator.
+        options: the sampler's, such as `churn` for `ddim` or `variance` for `ddpm`.
+
+    Raises:
+        InputError: for an unknown name or option, steps below 1 or at odds with the grid, seeds or labels that are
+            not one an image, or a grid outside the denoiser's angles.
+    """
+    counted = Counted(denoise)
+    angles = resolve_grid(denoise, grid, steps)
+    x = noise
+    for state in trajectory(counted, noise, sampler, None, angles, labels=labels, seeds=seeds, **options):
+        x = state.x
+    return Result(x, counted.nfe, angles)
+
+
+def trajectory(
+    denoise: Denoise,
+    noise: Tensor,
+    sampler: str | Sampler = DEFAULT_SAMPLER,
+    steps: int | None = None,
+    grid: str | Sequence[float] | np.ndarray = "angle",
+    *,
+    labels: Tensor | None = None,
+    seeds: Sequence[int] | None = None,
+    **options: Any,
+) -> Iterator[State]:
+    """The states on the way from noise to image, one an angle of the grid; arguments as for `sample`.
+
+    Bad input raises here, before the first state.
+    """
+    for name, values in (("labels", labels), ("seeds", seeds)):
+        if values is not None and len(values) != len(noise):
+            raise InputError(f"there are {len(noise)} images but {len(values)} {name}: give one an image")
+    if not noise.is_floating_point():
+        raise InputError(f"noise is a floating point tensor, got {noise.dtype}")
+    if isinstance(sampler, str):
+        sampler = named_sampler(sampler, **options)
+    elif options:
+        raise InputError(f"options ({', '.join(options)}) go with a sampler's name; give them to the sampler itself")
+    angles = resolve_grid(denoise, grid, steps)
+    return _run(_Labelled(denoise, labels), noise, sampler, [float(angle) for angle in angles], _draw(seeds))
+
+
+def resolve_grid(
+    denoise: Denoise, grid: str | Sequence[float] | np.ndarray = "angle", steps: int | None = None
+) -> np.ndarray:
+    """The angles that a grid means for this denoiser, checked against the angles at which it is defined."""
+    _, largest = angle_range(denoise)
+    if isinstance(grid, str):
+        if largest < NOISE_END:
+            logger.info("the denoiser is defined up to angle %.6g, so the grid starts there and not at pi/2", largest)
+        return grids.grid(grid, DEFAULT_STEPS if steps is None else steps, largest, getattr(denoise, "schedule", None))
+    angles = grids.explicit(grid)
+    if steps is not None and steps != len(angles) - 1:
+        raise InputError(f"the grid's {len(angles)} angles make {len(angles) - 1} steps, but steps={steps} was given")
+    if angles[0] > largest + 1e-9:
+        raise InputError(
+            f"the grid starts at angle {angles[0]:.6g} but the denoiser is defined up to {largest:.6g}: start there"
+        )
+    return angles
+
+
+@torch.no_grad()
+def _run(denoise: Denoise, noise: Tensor, sampler: Sampler, angles: Sequence[float], draw: Draw) -> Iterator[State]:
+    yield from sampler(denoise, noise, angles, draw)
+
+
+def _draw(seeds: Sequence[int] | None) -> Draw:
+    if seeds is None:
+        return torch.randn_like
+    streams = [stream(seed, 1) for seed in seeds]  # path 1: the noise of the steps; path 0 is the first noise
+    return lambda like: normal(streams, like.shape[1:], like.dtype).to(like.device)
+
+
+class _Labelled:
+    """A denoiser with its labels filled in, so that samplers need not know of them."""
+
+    def __init__(self, inner: Denoise, labels: Tensor | None) -> None:
+        self.inner, self.labels = inner, labels
+
+    def __call__(self, x: Tensor, angle: float) -> Estimate:
+        return call(self.inner, x, angle, self.labels)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("inner", "labels") or name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.inner, name)

@@ -1,0 +1,194 @@
+"""Schedules: maps from a training step t in 0..T to an angle; t = 0 is the clean image.
+
+A schedule is its table of T + 1 angles, float64 and ascending from 0. Between the integers the angle is
+linear in t, so that `angle` and `time` are exact inverses of each other for every schedule. What the papers
+call beta and alpha_bar is derived from the angles, never the other way round:
+
+    alpha_bar_t = cos^2 angle_t
+    beta_t      = 1 - alpha_bar_t / alpha_bar_{t-1}
+                = sin(angle_t - angle_{t-1}) sin(angle_t + angle_{t-1}) / cos^2 angle_{t-1}     (no cancellation)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, overload
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .arc import NOISE_END, alpha_bar_to_angle
+from .errors import InputError, unknown_name
+
+__all__ = ["SCHEDULES", "Schedule", "schedule"]
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """A table of angles by training step.
+
+    Attributes:
+        name: the schedule's name, or "custom".
+        angles: float64, shape (T + 1,): 0 first, strictly ascending, at most pi/2.
+
+    Raises:
+        InputError: if the angles are fewer than two, do not ascend from 0, or pass pi/2.
+    """
+
+    name: str
+    angles: np.ndarray = field(repr=False)
+
+    def __post_init__(self) -> None:
+        angles = np.array(self.angles, dtype=np.float64)
+        if angles.ndim != 1 or len(angles) < 2:
+            raise InputError(f"a schedule needs the angles of at least steps 0 and 1, got shape {angles.shape}")
+        if angles[0] != 0.0 or not np.all(np.diff(angles) > 0.0) or angles[-1] > NOISE_END:
+            raise InputError(
+                f"a schedule's angles ascend strictly from 0 to at most pi/2, got {angles[0]:.6g} ... {angles[-1]:.6g}"
+            )
+        angles.setflags(write=False)
+        object.__setattr__(self, "angles", angles)
+
+    @classmethod
+    def from_beta(cls, beta: Sequence[float] | np.ndarray, name: str = "custom") -> Schedule:
+        """The schedule of a table beta_1..beta_T, each in (0, 1): alpha_bar is multiplied up in log space."""
+        table = np.asarray(beta, dtype=np.float64)
+        if table.ndim != 1 or not len(table) or not np.all((table > 0.0) & (table < 1.0)):
+            raise InputError("a beta table is one-dimensional with every value in (0, 1)")
+        log_alpha_bar = np.cumsum(np.log1p(-table))
+        # arctan2 of both roots keeps the angle's full precision where alpha_bar is close to 0 and to 1
+        angles = np.arctan2(np.sqrt(-np.expm1(log_alpha_bar)), np.exp(0.5 * log_alpha_bar))
+        return cls(name, np.concatenate([[0.0], angles]))
+
+    @property
+    def steps(self) -> int:
+        """T, the number of training steps."""
+        return len(self.angles) - 1
+
+    @property
+    def end(self) -> float:
+        """The largest angle, that of t = T; exactly pi/2 for schedules that reach pure noise."""
+        return float(self.angles[-1])
+
+    @cached_property
+    def alpha_bar(self) -> np.ndarray:
+        """alpha_bar_t by t, shape (T + 1,); alpha_bar_0 = 1."""
+        return np.cos(self.angles) ** 2
+
+    @cached_property
+    def beta(self) -> np.ndarray:
+        """beta_t by t, shape (T + 1,); there is no step 0, so beta_0 = 0."""
+        a, b = self.angles[:-1], self.angles[1:]
+        return np.concatenate([[0.0], np.sin(b - a) * np.sin(b + a) / np.cos(a) ** 2])
+
+    @overload
+    def angle(self, t: float) -> float: ...
+    @overload
+    def angle(self, t: Tensor) -> Tensor: ...
+    @overload
+    def angle(self, t: np.ndarray | Sequence[float]) -> np.ndarray: ...
+    def angle(self, t: Any) -> Any:
+        """The angle at time t in [0, T], float64; a number, an array or a tensor, as given.
+
+        Raises:
+            InputError: if a time lies outside [0, T].
+        """
+        return self._interpolate(t, np.arange(self.steps + 1.0), self.angles, f"times lie in 0..{self.steps}")
+
+    @overload
+    def time(self, angle: float) -> float: ...
+    @overload
+    def time(self, angle: Tensor) -> Tensor: ...
+    @overload
+    def time(self, angle: np.ndarray | Sequence[float]) -> np.ndarray: ...
+    def time(self, angle: Any) -> Any:
+        """The time t at which the schedule has this angle, float64: the inverse of `angle`.
+
+        Raises:
+            InputError: if an angle lies outside [0, `end`].
+        """
+        return self._interpolate(
+            angle, self.angles, np.arange(self.steps + 1.0), f"the angles of '{self.name}' lie in 0..{self.end:.9g}"
+        )
+
+    def _interpolate(self, at: Any, xs: np.ndarray, ys: np.ndarray, domain: str) -> Any:
+        points = at.detach().cpu().double().numpy() if isinstance(at, Tensor) else np.asarray(at, dtype=np.float64)
+        slack = 1e-12 * xs[-1]  # what rounding may add to an angle that was computed and not looked up
+        if not np.all((points >= -slack) & (points <= xs[-1] + slack)):
+            raise InputError(f"{domain}, got {points if points.ndim == 0 else f'{points.min()}..{points.max()}'}")
+        values = np.interp(points, xs, ys)
+        if isinstance(at, Tensor):
+            return torch.as_tensor(values, dtype=torch.float64)
+        return float(values) if points.ndim == 0 else values
+
+
+def _arc(steps: int) -> np.ndarray:
+    return np.append(np.arange(steps) / steps * NOISE_END, NOISE_END)  # Eq. 9
+
+
+def _jsd(steps: int) -> np.ndarray:
+    # beta_t = 1/(T - t + 1), so that alpha_bar_t = 1 - t/T; the paper prints the list backwards
+    t = np.arange(steps + 1) / steps
+    return np.append(alpha_bar_to_angle(1.0 - t)[:-1], NOISE_END)
+
+
+def _linear(steps: int) -> np.ndarray:
+    # Ho et al. 2020, T = 1000; other lengths keep the same continuous process
+    return np.linspace(1e-4, 0.02, steps) * (1000.0 / steps)
+
+
+def _quadratic(steps: int) -> np.ndarray:
+    return np.linspace(1e-4**0.5, 0.02**0.5, steps) ** 2
+
+
+def _sigmoid(steps: int) -> np.ndarray:
+    return 1.0 / (1.0 + np.exp(-np.linspace(-6.0, 6.0, steps))) * (0.02 - 1e-4) + 1e-4
+
+
+def _cosine(steps: int) -> np.ndarray:
+    # Nichol & Dhariwal 2021, Eq. 17; a ratio of squared cosines is again a product of sines (no cancellation)
+    u = (np.arange(steps + 1) / steps + 0.008) / 1.008 * NOISE_END
+    return np.sin(u[1:] - u[:-1]) * np.sin(u[1:] + u[:-1]) / np.cos(u[:-1]) ** 2
+
+
+def _beta_star(steps: int) -> np.ndarray:
+    return Schedule("arc", _arc(steps)).beta[1:]  # the paper's "DDIM + beta*"
+
+
+_ANGLES: dict[str, Callable[[int], np.ndarray]] = {"arc": _arc, "jsd": _jsd}
+_BETAS: dict[str, Callable[[int], np.ndarray]] = {
+    "beta-star": _beta_star,
+    "linear": _linear,
+    "quadratic": _quadratic,
+    "cosine": _cosine,
+    "sigmoid": _sigmoid,
+}
+LARGEST_BETA = 0.999
+"""Where tables that are given by beta are clipped (Nichol & Dhariwal 2021), so that they end just under pi/2."""
+
+SCHEDULES: tuple[str, ...] = (*_ANGLES, *_BETAS)
+"""The names that `schedule` knows."""
+
+
+def schedule(name: str = "arc", steps: int = 1000) -> Schedule:
+    """A schedule by name.
+
+    Args:
+        name: `arc` (Eq. 9), `jsd`, `beta-star`, `linear` (Ho et al. 2020), `quadratic`, `cosine` (Nichol & Dhariwal
+            2021) or `sigmoid`. `arc` and `jsd` end at exactly pi/2, the others just under it.
+        steps: T, the number of training steps, at least 1. `linear` scales beta by 1000/T; `quadratic` and `sigmoid`
+            are defined for T near 1000 and keep their beta whatever T is.
+
+    Raises:
+        InputError: for an unknown name or fewer than one step.
+    """
+    if not isinstance(steps, int | np.integer) or steps < 1:
+        raise InputError(f"a schedule needs a whole number of steps, at least 1, got {steps!r}")
+    if name in _ANGLES:
+        return Schedule(name, _ANGLES[name](int(steps)))
+    if name in _BETAS:
+        return Schedule.from_beta(np.minimum(_BETAS[name](int(steps)), LARGEST_BETA), name)
+    raise unknown_name("schedule", name, SCHEDULES)
