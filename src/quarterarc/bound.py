@@ -45,7 +45,7 @@ def discretised_log_likelihood(image: Tensor, mean: Tensor, log_variance: Tensor
     low, high = torch.where(mirrored, -high, low), torch.where(mirrored, -low, high)
     # the infinite end contributes nothing, and must not reach the gradient: 0 times infinity is not a number
     open_below = torch.isinf(low)
-    log_high = torch.special.log_ndtr(high.clamp(max=torch.finfo(high.dtype).max))
+    log_high = torch.special.log_ndtr(high)
     ratio = torch.special.log_ndtr(torch.where(open_below, high - 1.0, low)) - log_high
     return log_high + torch.where(open_below, torch.zeros_like(ratio), torch.log(-torch.expm1(ratio)))
 

@@ -6,7 +6,7 @@
     both             |image_hat - image|^2 + |noise_hat - noise|^2                section 3.2
     both+gradient    the same + gamma |v_hat - v|^2, per unit angle               Eq. 12
     mean             |mu_hat - mu_tilde|^2, the mean of one training step         Ho et al. Eq. 8
-    vlb              one term of the variational bound, times T
+    vlb              one term of the variational bound, times T, in bits a dimension
     hybrid           noise + 0.001 vlb, whose mean is detached                    Nichol & Dhariwal 2021, Eq. 16
 
 Squares are means over pixels. Exactly: |image error|^2 + |noise error|^2 = |v error|^2 + |residual|^2, so that with
@@ -15,6 +15,7 @@ Squares are means over pixels. Exactly: |image error|^2 + |noise error|^2 = |v e
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -147,7 +148,7 @@ class Objective:
         return Losses(total, image_error.detach(), noise_error.detach(), gradient_error.detach(), residual)
 
     def _bound(self, estimate: Estimate, image: Tensor, x: Tensor, times: Tensor, schedule: Schedule) -> Tensor:
-        weight = float(schedule.steps)
+        weight = schedule.steps / math.log(2.0)  # so that its mean over t is the bound in bits a dimension
         if self.name == "hybrid":
             weight *= HYBRID_WEIGHT
             estimate = replace(estimate, image=estimate.image.detach(), noise=estimate.noise.detach())
