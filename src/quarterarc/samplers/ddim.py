@@ -31,6 +31,8 @@ class DDIM(LinearSampler):
             raise InputError(f"churn lies in 0..1, got {self.churn!r}")
 
     def weights(self, b: float, a: float) -> Weights:
-        fresh = self.churn * math.sqrt(float(variance(b, a))) if self.churn else 0.0
-        # a product of sum and difference: sin^2 a - fresh^2 never rounds below 0
-        return Weights(0.0, math.cos(a), math.sqrt((math.sin(a) - fresh) * (math.sin(a) + fresh)), fresh)
+        fresh = self.churn * math.sqrt(float(variance(b, a)))
+        # sqrt(sin^2 a - fresh^2) without the difference, which rounds below 0 near pi/2: there it is
+        # sin a sqrt(1 - churn^2 + churn^2 tan^2 a / tan^2 b), because sin^2 b - beta = cos^2 b tan^2 a
+        kept = math.hypot(math.sqrt((1.0 - self.churn) * (1.0 + self.churn)), self.churn * math.tan(a) / math.tan(b))
+        return Weights(0.0, math.cos(a), math.sin(a) * kept, fresh)
