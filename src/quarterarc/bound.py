@@ -28,7 +28,7 @@ HALF_BIN = 1.0 / 255.0
 def gaussian_kl(mean_q: Tensor, log_variance_q: Tensor, mean_p: Tensor, log_variance_p: Tensor) -> Tensor:
     """KL(N(mean_q, variance_q) || N(mean_p, variance_p)) in nats, element by element; arguments broadcast."""
     difference = log_variance_q - log_variance_p
-    return 0.5 * (difference.exp() - 1.0 - difference + (mean_q - mean_p) ** 2 * (-log_variance_p).exp())
+    return 0.5 * (difference.expm1() - difference + (mean_q - mean_p) ** 2 * (-log_variance_p).exp())
 
 
 def discretised_log_likelihood(image: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
@@ -43,11 +43,13 @@ def discretised_log_likelihood(image: Tensor, mean: Tensor, log_variance: Tensor
     # Phi(high) - Phi(low) = Phi(-low) - Phi(-high): above the mean, mirror, so that both logarithms stay accurate
     mirrored = low + high > 0.0
     low, high = torch.where(mirrored, -high, low), torch.where(mirrored, -low, high)
-    # the infinite end contributes nothing, and must not reach the gradient: 0 times infinity is not a number
+    # an open end contributes nothing, and must not reach the gradient: 0 times infinity is not a number. So nothing
+    # infinite is computed there, neither its CDF nor the logarithm of a difference that rounds to 0.
     open_below = torch.isinf(low)
     log_high = torch.special.log_ndtr(high)
-    ratio = torch.special.log_ndtr(torch.where(open_below, high - 1.0, low)) - log_high
-    return log_high + torch.where(open_below, torch.zeros_like(ratio), torch.log(-torch.expm1(ratio)))
+    log_ratio = torch.special.log_ndtr(low.masked_fill(open_below, 0.0)) - log_high
+    share = torch.log(-torch.expm1(log_ratio.masked_fill(open_below, -1.0)))
+    return log_high + share.masked_fill(open_below, 0.0)
 
 
 def log_variance(estimate: Estimate, b: Angle, a: Angle, schedule: Schedule, kind: str, like: Tensor) -> Tensor:
