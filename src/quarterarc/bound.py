@@ -55,22 +55,30 @@ def discretised_log_likelihood(image: Tensor, mean: Tensor, log_variance: Tensor
 def log_variance(estimate: Estimate, b: Angle, a: Angle, schedule: Schedule, kind: str, like: Tensor) -> Tensor:
     """The log variance of p(x_a | x_b) for training steps b -> a of a schedule, broadcasting over `like`.
 
-    The posterior variance of t = 1 is 0, so that "small" there takes that of t = 2; `kind` is "small", "large" or
-    "learned" as for `quarterarc.samplers.DDPM`.
+    `kind` is "small", "large" or "learned" as for `quarterarc.samplers.DDPM`. The posterior variance of t = 1 is 0;
+    both fixed variances there are that of t = 2, as in the code of Ho et al. and of Nichol & Dhariwal: beta_1 would
+    cost the decoder dearly. The learned one lies between that and beta_1.
     """
-    log_large = step_variance(b, a).log()
-    if kind == "large":
-        return spread(log_large, like)
-    at_two = variance(schedule.angle(min(2.0, schedule.steps)), schedule.angle(1.0))
-    log_small = torch.where(float64(a) > 0.0, variance(b, a), at_two).log()
+    small, large = variance(b, a), step_variance(b, a)
+    last, decoder = float64(a) == 0.0, _decoder_variance(schedule)
+    log_small = torch.where(last, decoder, small).log()
     if kind == "small":
         return spread(log_small, like)
+    if kind == "large":
+        return spread(torch.where(last, decoder, large).log(), like)
     if kind != "learned":
         raise InputError(f"the variance is 'small', 'large' or 'learned', got '{kind}'")
     if estimate.variance_fraction is None:
         raise InputError("the variance 'learned' needs a head that learned one, such as 'noise+variance'")
     fraction = estimate.variance_fraction
-    return fraction * spread(log_large, like) + (1.0 - fraction) * spread(log_small, like)
+    return fraction * spread(large.log(), like) + (1.0 - fraction) * spread(log_small, like)
+
+
+def _decoder_variance(schedule: Schedule) -> Tensor:
+    """The posterior variance of t = 2, which stands in for that of t = 1; beta_1 where there is no t = 2."""
+    if schedule.steps == 1:
+        return step_variance(schedule.end, 0.0)
+    return variance(schedule.angle(2.0), schedule.angle(1.0))
 
 
 def step_term(
