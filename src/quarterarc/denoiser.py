@@ -63,6 +63,13 @@ class Denoiser:
         """0; for a head that is not defined there the angle of the first training step."""
         return 0.0 if self.head.at_image else self.schedule.angle(1.0)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        if isinstance(self.network, nn.Module):
+            return next(self.network.parameters()).device
+        return torch.device("cpu")
+
     def __call__(self, x: Tensor, angle: Angle, labels: Tensor | None = None) -> Estimate:
         """Estimate image and noise.
 

@@ -18,7 +18,7 @@ from .errors import InputError
 from .estimate import Denoise, Estimate
 from .samplers import Draw, Sampler, State
 from .samplers import sampler as named_sampler
-from .streams import normal, stream
+from .streams import Purpose, normal, stream
 
 __all__ = ["DEFAULT_SAMPLER", "DEFAULT_STEPS", "Result", "sample", "trajectory"]
 
@@ -135,7 +135,7 @@ def _run(denoise: Denoise, noise: Tensor, sampler: Sampler, angles: Sequence[flo
 def _draw(seeds: Sequence[int] | None) -> Draw:
     if seeds is None:
         return torch.randn_like
-    streams = [stream(seed, 1) for seed in seeds]  # path 1: the noise of the steps; path 0 is the first noise
+    streams = [stream(seed, Purpose.STEPS) for seed in seeds]
     return lambda like: normal(streams, like.shape[1:], like.dtype).to(like.device)
 
 

@@ -1,13 +1,14 @@
 """Random streams by name: what an image or an example draws depends on its own numbers alone.
 
 A stream is a numpy `Generator` on Philox, a counter-based generator made for many independent streams, keyed by a
-seed and a path of whole numbers. Nothing is shared, so nothing depends on batch size, order or process count, and
-nothing has to be saved to resume.
+seed, a purpose and further whole numbers. Nothing is shared, so nothing depends on batch size, order or process count,
+and nothing has to be saved to resume.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import IntEnum
 
 import numpy as np
 import torch
@@ -15,19 +16,43 @@ from torch import Tensor
 
 from .errors import InputError
 
-__all__ = ["normal", "stream"]
+__all__ = ["Purpose", "normal", "stream"]
 
 
-def stream(seed: int, *path: int) -> np.random.Generator:
-    """The stream of this seed and path; a different path is an independent stream.
+class Purpose(IntEnum):
+    """What a stream is for; streams of different purpose are independent. The numbers are part of every result."""
+
+    NOISE = 0
+    """Where the trajectory of the image with this seed begins."""
+    STEPS = 1
+    """What a stochastic sampler adds to the image with this seed."""
+    EXAMPLE = 2
+    """What one training example draws: seed, then optimiser step and place in the global batch."""
+    DROPOUT = 3
+    """Dropout masks: seed, then optimiser step and process."""
+    WEIGHTS = 4
+    """The first weights of a network."""
+
+
+def stream(seed: int, purpose: Purpose, *path: int) -> np.random.Generator:
+    """The stream of this seed, purpose and path; a different path is an independent stream.
 
     Raises:
         InputError: if the seed or a number of the path is negative or not whole.
     """
+    return np.random.Generator(np.random.Philox(_sequence(seed, purpose, *path)))
+
+
+def torch_seed(seed: int, purpose: Purpose, *path: int) -> int:
+    """A seed for torch's own generators, where torch itself has to draw (first weights, dropout)."""
+    return int(_sequence(seed, purpose, *path).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _sequence(seed: int, *path: int) -> np.random.SeedSequence:
     for number in (seed, *path):
         if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < 0:
             raise InputError(f"seeds are whole numbers from 0, got {number!r}")
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=path)))
+    return np.random.SeedSequence(int(seed), spawn_key=tuple(int(number) for number in path))
 
 
 def normal(streams: Sequence[np.random.Generator], shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:

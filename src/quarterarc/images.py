@@ -1,0 +1,69 @@
+"""Pictures: 8-bit images to PNG files and back, and grids of them for people to look at."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .errors import InputError
+
+__all__ = ["grid_of", "read_png", "write_png"]
+
+_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+
+
+def to_picture(pixels: Tensor) -> Image.Image:
+    """A Pillow image of uint8 pixels, shape (C, H, W) with C 1 (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGBA)."""
+    if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[0] not in _MODES:
+        raise InputError(f"a picture is uint8 of shape (1..4, H, W), got {pixels.dtype} {tuple(pixels.shape)}")
+    array = pixels.cpu().permute(1, 2, 0).contiguous().numpy()
+    return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array, _MODES[pixels.shape[0]])
+
+
+def write_png(path: Path, pixels: Tensor) -> None:
+    """Write uint8 pixels, shape (C, H, W), as a PNG that appears under its name only when it is whole."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        to_picture(pixels).save(beside, format="PNG")
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def read_png(path: Path) -> Tensor:
+    """The uint8 pixels, shape (C, H, W), of a PNG that `write_png` wrote."""
+    with Image.open(path) as picture:
+        array = np.asarray(picture)
+    return torch.from_numpy(array[:, :, None] if array.ndim == 2 else array).permute(2, 0, 1).clone()
+
+
+def grid_of(pixels: Tensor, columns: int | None = None, size: int = 64, gap: int = 2) -> Tensor:
+    """Images side by side on white, small ones enlarged by a whole factor so that their pixels can be seen.
+
+    Args:
+        pixels: uint8, shape (B, C, H, W).
+        columns: how many a row; about twice as many as rows if not given.
+        size: images are enlarged while they stay within this many pixels.
+        gap: white pixels between images.
+
+    Returns:
+        uint8 pixels, shape (C, height, width).
+    """
+    count, channels, height, width = pixels.shape
+    columns = columns or max(1, math.ceil(math.sqrt(2 * count)))
+    factor = max(1, size // max(height, width))
+    pixels = pixels.cpu().repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+    height, width = height * factor, width * factor
+    rows = math.ceil(count / columns)
+    canvas = torch.full((channels, rows * (height + gap) + gap, columns * (width + gap) + gap), 255, dtype=torch.uint8)
+    for place, picture in enumerate(pixels):
+        row, column = divmod(place, columns)
+        top, left = gap + row * (height + gap), gap + column * (width + gap)
+        canvas[:, top : top + height, left : left + width] = picture
+    return canvas
