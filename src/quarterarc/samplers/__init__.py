@@ -12,6 +12,7 @@ from .base import Draw, LinearSampler, Sampler, State, Weights
 from .cold import Cold, ColdImproved, ColdNaive
 from .ddim import DDIM
 from .ddpm import DDPM
+from .forms import FORMS
 from .gradient import EULER, HEUN, MIDPOINT, RK4, Gradient, Tableau
 from .rotation import Rotation
 
@@ -19,6 +20,7 @@ __all__ = [
     "DDIM",
     "DDPM",
     "EULER",
+    "FORMS",
     "HEUN",
     "MIDPOINT",
     "RK4",

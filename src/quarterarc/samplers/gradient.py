@@ -1,4 +1,4 @@
-"""Runge-Kutta on the arc's ODE, dx/dangle = v(x, angle) (Zhang et al. 2023, section 3.3)."""
+"""Runge-Kutta on the probability flow, dx/dangle = v(x, angle) (Zhang et al. 2023, section 3.3), in any form."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from itertools import pairwise
 
 from torch import Tensor
 
+from ..arc import NOISE_END
 from ..denoiser import angle_range
-from ..errors import InputError
+from ..errors import InputError, unknown_name
 from .base import Denoise, Draw, State
+from .forms import FORMS, Form
 
 __all__ = ["EULER", "HEUN", "MIDPOINT", "RK4", "Gradient", "Tableau"]
 
@@ -26,7 +28,8 @@ class Tableau:
         weights: of the slopes in the step, summing to 1.
 
     Raises:
-        InputError: if the shapes do not fit an explicit method or the weights do not sum to 1.
+        InputError: if the shapes do not fit an explicit method, a stage after the first does not lie later in the step,
+            or the weights do not sum to 1.
     """
 
     order: int
@@ -36,6 +39,8 @@ class Tableau:
     def __post_init__(self) -> None:
         if [len(row) for row in self.matrix] != list(range(len(self.weights))):
             raise InputError("row i of an explicit tableau has i entries, one for each stage before it")
+        if any(node <= 0.0 for node in self.nodes[1:]):
+            raise InputError(f"a tableau's stages after the first have nodes above 0, got {self.nodes}")
         if not math.isclose(math.fsum(self.weights), 1.0, abs_tol=1e-15):
             raise InputError(f"a tableau's weights sum to 1, got {math.fsum(self.weights)!r}")
 
@@ -53,16 +58,27 @@ RK4 = Tableau(4, ((), (1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1
 
 @dataclass(frozen=True)
 class Gradient:
-    """An explicit Runge-Kutta method on dx/dangle = v.
+    """An explicit Runge-Kutta method on one of the flow's forms, d(x / scale) = estimate d(clock).
 
-    A stage at an angle below what the denoiser is defined at (a network that estimates the image alone says nothing
-    of the noise at 0) is asked at its smallest angle instead.
+    In the velocity form a stage at an angle below what the denoiser is defined at (a network that estimates the image
+    alone says nothing of the noise at 0) is asked at its smallest angle instead. In the noise and image forms the step
+    to 0 is Euler's: Heun in the noise form is then EDM's deterministic sampler (Karras et al. 2022, Algorithm 1), and
+    n steps of an s-stage method cost s (n - 1) + 1 evaluations.
 
     Attributes:
         tableau: the method.
+        form: one of `quarterarc.samplers.FORMS`.
+
+    Raises:
+        InputError: for an unknown form, or a grid from pi/2 in the noise form, whose clock is infinite there.
     """
 
     tableau: Tableau
+    form: str = "velocity"
+
+    def __post_init__(self) -> None:
+        if self.form not in FORMS:
+            raise unknown_name("form", self.form, FORMS)
 
     @property
     def evaluations(self) -> int:
@@ -71,20 +87,28 @@ class Gradient:
 
     def __call__(self, denoise: Denoise, x: Tensor, angles: Sequence[float], draw: Draw) -> Iterator[State]:
         """The states at every angle of the grid; a state's estimate is that of the first stage."""
+        form = FORMS[self.form]
+        if angles[0] >= NOISE_END and not form.at_noise:
+            raise InputError(f"the {form.name} form is not defined at pi/2: start below it, or use form='velocity'")
         smallest, _ = angle_range(denoise)
         for b, a in pairwise(angles):
             estimate = denoise(x, b)
             yield State(x, b, estimate)
-            slopes = [estimate.velocity(b)]
-            for row, node in zip(self.tableau.matrix[1:], self.tableau.nodes[1:], strict=True):
-                angle = max(b + node * (a - b), smallest)
-                slopes.append(denoise(_advance(x, a - b, row, slopes), angle).velocity(angle))
-            x = _advance(x, a - b, self.tableau.weights, slopes)
+            tableau = self.tableau if a > 0.0 or form.at_image else EULER
+            slopes = [form.read(estimate, b)]
+            for row, node in zip(tableau.matrix[1:], tableau.nodes[1:], strict=True):
+                at = form.angle((1.0 - node) * form.clock(b) + node * form.clock(a))
+                angle = max(at, smallest)
+                slopes.append(form.read(denoise(_advance(x, form, b, at, row, slopes), angle), angle))
+            x = _advance(x, form, b, a, tableau.weights, slopes)
         yield State(x, angles[-1], None)
 
 
-def _advance(x: Tensor, by: float, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
+def _advance(x: Tensor, form: Form, b: float, a: float, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
+    """The step from b to a with the estimate held at the weighted mean of the slopes."""
+    share, by = form.scale(a) / form.scale(b), form.weight(b, a) / math.fsum(weights)
+    moved = x if share == 1.0 else share * x
     for weight, slope in zip(weights, slopes, strict=True):
         if weight != 0.0:
-            x = x + by * weight * slope
-    return x
+            moved = moved + by * weight * slope
+    return moved
