@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .arc import NOISE_END, Angle, cos_sin
+from .arc import NOISE_END, ROUNDING, Angle, cos_sin
 from .errors import InputError
 from .estimate import Denoise, Estimate
 from .heads import Head, check_channels
@@ -26,6 +26,22 @@ __all__ = ["Clipped", "Counted", "Denoiser", "Guided", "angle_range"]
 def angle_range(denoise: Denoise) -> tuple[float, float]:
     """The smallest and the largest angle at which a denoiser's two estimates are defined; 0 and pi/2 unless it says."""
     return getattr(denoise, "smallest_angle", 0.0), getattr(denoise, "largest_angle", NOISE_END)
+
+
+def check_angle(angle: Angle, defined: tuple[float, float], what: str) -> None:
+    """Raise an InputError if an angle lies outside those at which `what` is defined."""
+    if isinstance(angle, Tensor):
+        if angle.device.type != "cpu":
+            return  # reading it would stall the device
+        low, high = float(angle.min()), float(angle.max())
+    else:
+        low = high = angle
+    slack = 1e-9
+    if low < defined[0] - slack or high > defined[1] + slack:
+        raise InputError(
+            f"{what} is defined at angles {defined[0]:.6g}..{defined[1]:.6g}, got {low:.6g}"
+            f"{f'..{high:.6g}' if high > low else ''}: use a grid that stays inside"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +56,8 @@ class Denoiser:
         shape: (C, H, W) of the images it was trained on, where known.
         classes: how many labels it knows; the label `classes` itself then means "no label".
         precision: dtype to autocast the network to (torch.bfloat16); estimates are float32 or wider all the same.
-        time_shift: added to the time, -1 for networks that number DDPM's steps from 0.
+        time_scale: what a training step adds to the time, 1000/T unless given; 1 for networks that count steps.
+        time_shift: added to the time, -1 for networks that number DDPM's steps from 0. No network is asked below 0.
     """
 
     network: Callable[..., Tensor]
@@ -50,6 +67,7 @@ class Denoiser:
     classes: int | None = None
     precision: torch.dtype | None = None
     time_shift: float = 0.0
+    time_scale: float | None = None
 
     @property
     def largest_angle(self) -> float:
@@ -84,7 +102,8 @@ class Denoiser:
         Raises:
             InputError: if the angle lies outside the range, or the network's channels do not fit the head.
         """
-        self._check(angle)
+        what = f"the head '{self.head.name}' on the schedule '{self.schedule.name}'"
+        check_angle(angle, (self.smallest_angle, self.largest_angle), what)
         if isinstance(self.network, nn.Module):
             dtype = next(self.network.parameters()).dtype
         else:
@@ -97,23 +116,9 @@ class Denoiser:
         return self.head.read(output.to(x.dtype), x, angle)
 
     def _time(self, angle: Angle) -> Tensor:
-        time = self.schedule.time(angle) * (1000.0 / self.schedule.steps) + self.time_shift
-        return torch.as_tensor(time, dtype=torch.float32)
-
-    def _check(self, angle: Angle) -> None:
-        if isinstance(angle, Tensor):
-            if angle.device.type != "cpu":
-                return  # reading it would stall the device
-            low, high = float(angle.min()), float(angle.max())
-        else:
-            low = high = angle
-        slack = 1e-9
-        if low < self.smallest_angle - slack or high > self.largest_angle + slack:
-            raise InputError(
-                f"the head '{self.head.name}' on the schedule '{self.schedule.name}' is defined at angles "
-                f"{self.smallest_angle:.6g}..{self.largest_angle:.6g}, got {low:.6g}"
-                f"{f'..{high:.6g}' if high > low else ''}: use a grid that stays inside"
-            )
+        scale = 1000.0 / self.schedule.steps if self.time_scale is None else self.time_scale
+        time = self.schedule.time(angle) * scale + self.time_shift
+        return torch.as_tensor(time, dtype=torch.float32).clamp(min=0.0)
 
     def to(self, device: torch.device | str) -> Denoiser:
         """The same denoiser with its network on another device."""
