@@ -23,6 +23,7 @@ from .errors import InputError
 
 __all__ = [
     "NOISE_END",
+    "ROUNDING",
     "Angle",
     "alpha_bar",
     "alpha_bar_to_angle",
@@ -40,6 +41,9 @@ Numbers = TypeVar("Numbers", float, np.ndarray)
 
 NOISE_END = math.pi / 2
 """The angle of pure noise; 0 is the angle of the clean image."""
+
+ROUNDING = 1e-7
+"""How far beyond an end an angle may lie and still mean the end: pi/2 as a float32 is 4.4e-8 too large."""
 
 
 def mix(image: Tensor, noise: Tensor, angle: Angle) -> Tensor:
@@ -133,10 +137,12 @@ def sigma_to_angle(sigma: Numbers) -> Numbers:
 
 
 def log_snr(angle: Numbers) -> Numbers:
-    """The log signal-to-noise ratio, log(cos^2 / sin^2): +inf at the image, -inf at the noise."""
-    return 2.0 * (np.log(np.cos(angle)) - np.log(np.sin(angle)))
+    """The log signal-to-noise ratio, log(cos^2 / sin^2): +inf at the image, -75 at the float64 closest to pi/2."""
+    with np.errstate(divide="ignore"):  # infinity is the answer at 0
+        return 2.0 * (np.log(np.cos(angle)) - np.log(np.sin(angle)))
 
 
 def log_snr_to_angle(log_snr: Numbers) -> Numbers:
-    """The angle at which log(cos^2 / sin^2) is `log_snr`."""
-    return np.arctan(np.exp(-0.5 * log_snr))
+    """The angle at which log(cos^2 / sin^2) is `log_snr`, in [-inf, inf]."""
+    with np.errstate(over="ignore"):  # the arc tangent of infinity is pi/2
+        return np.arctan(np.exp(-0.5 * log_snr))

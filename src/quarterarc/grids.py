@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from .arc import NOISE_END, log_snr, log_snr_to_angle, sigma, sigma_to_angle
+from .arc import NOISE_END, ROUNDING, log_snr, log_snr_to_angle, sigma, sigma_to_angle
 from .errors import InputError, unknown_name
 from .schedules import Schedule
 from .schedules import schedule as named_schedule
@@ -62,8 +62,9 @@ def explicit(angles: Sequence[float] | np.ndarray) -> np.ndarray:
         raise InputError(
             f"a grid descends strictly from noise to image, got {table[at]:.6g} before {table[at + 1]:.6g} (place {at})"
         )
-    if table[0] > NOISE_END or table[-1] < 0.0:
+    if table[0] > NOISE_END + ROUNDING or table[-1] < 0.0:
         raise InputError(f"a grid stays within 0..pi/2, got {table[0]:.6g}..{table[-1]:.6g}")
+    table[0] = min(table[0], NOISE_END)
     return table
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import grids
-from .arc import NOISE_END
+from .arc import NOISE_END, ROUNDING
 from .denoiser import Counted, angle_range, call
 from .errors import InputError
 from .estimate import Denoise, Estimate
@@ -120,7 +120,7 @@ def resolve_grid(
     angles = grids.explicit(grid)
     if steps is not None and steps != len(angles) - 1:
         raise InputError(f"the grid's {len(angles)} angles make {len(angles) - 1} steps, but steps={steps} was given")
-    if angles[0] > largest + 1e-9:
+    if angles[0] > largest + ROUNDING:
         raise InputError(
             f"the grid starts at angle {angles[0]:.6g} but the denoiser is defined up to {largest:.6g}: start there"
         )

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .arc import NOISE_END, alpha_bar_to_angle
+from .arc import NOISE_END, ROUNDING, alpha_bar_to_angle
 from .errors import InputError, unknown_name
 
 __all__ = ["SCHEDULES", "Schedule", "schedule"]
@@ -116,7 +116,7 @@ class Schedule:
 
     def _interpolate(self, at: Any, xs: np.ndarray, ys: np.ndarray, domain: str) -> Any:
         points = at.detach().cpu().double().numpy() if isinstance(at, Tensor) else np.asarray(at, dtype=np.float64)
-        slack = 1e-12 * xs[-1]  # what rounding may add to an angle that was computed and not looked up
+        slack = ROUNDING * xs[-1]
         if not np.all((points >= -slack) & (points <= xs[-1] + slack)):
             raise InputError(f"{domain}, got {points if points.ndim == 0 else f'{points.min()}..{points.max()}'}")
         values = np.interp(points, xs, ys)
