@@ -36,8 +36,7 @@ def check_angle(angle: Angle, defined: tuple[float, float], what: str) -> None:
         low, high = float(angle.min()), float(angle.max())
     else:
         low = high = angle
-    slack = 1e-9
-    if low < defined[0] - slack or high > defined[1] + slack:
+    if low < defined[0] - ROUNDING or high > defined[1] + ROUNDING:
         raise InputError(
             f"{what} is defined at angles {defined[0]:.6g}..{defined[1]:.6g}, got {low:.6g}"
             f"{f'..{high:.6g}' if high > low else ''}: use a grid that stays inside"
@@ -84,9 +83,8 @@ class Denoiser:
     @property
     def device(self) -> torch.device:
         """Where the network is."""
-        if isinstance(self.network, nn.Module):
-            return next(self.network.parameters()).device
-        return torch.device("cpu")
+        weight = self._weight()
+        return torch.device("cpu") if weight is None else weight.device
 
     def __call__(self, x: Tensor, angle: Angle, labels: Tensor | None = None) -> Estimate:
         """Estimate image and noise.
@@ -104,16 +102,18 @@ class Denoiser:
         """
         what = f"the head '{self.head.name}' on the schedule '{self.schedule.name}'"
         check_angle(angle, (self.smallest_angle, self.largest_angle), what)
-        if isinstance(self.network, nn.Module):
-            dtype = next(self.network.parameters()).dtype
-        else:
-            dtype = x.dtype
+        weight = self._weight()
+        dtype = x.dtype if weight is None else weight.dtype
         time = self._time(angle).to(x.device)
         cast = torch.autocast(x.device.type, self.precision) if self.precision else nullcontext()
         with cast:
             output = self.network(x.to(dtype), time, labels)
         check_channels(output, x, self.head)
         return self.head.read(output.to(x.dtype), x, angle)
+
+    def _weight(self) -> Tensor | None:
+        """One of the network's weights, which shows their dtype and device; None for a function, or without any."""
+        return next(self.network.parameters(), None) if isinstance(self.network, nn.Module) else None
 
     def _time(self, angle: Angle) -> Tensor:
         scale = 1000.0 / self.schedule.steps if self.time_scale is None else self.time_scale
@@ -145,7 +145,8 @@ class Clipped(_Wrapper):
         inner: the denoiser.
         low, high: the range, that of the images by default.
         rederive: also give up the noise estimate for the one that agrees with the clipped image,
-            (x - cos image)/sin. Without it the two estimates disagree wherever clipping did anything.
+            (x - cos image)/sin. Without it the two estimates disagree wherever clipping did anything. At angle 0,
+            where x says nothing of the noise, the inner estimate of it stays.
     """
 
     inner: Denoise
@@ -159,7 +160,8 @@ class Clipped(_Wrapper):
         if not self.rederive:
             return replace(estimate, image=image)
         c, s = cos_sin(angle, x)
-        return replace(estimate, image=image, noise=(x - c * image) / s)
+        at_image = torch.as_tensor(s == 0.0, device=x.device)
+        return replace(estimate, image=image, noise=torch.where(at_image, estimate.noise, (x - c * image) / s))
 
 
 @dataclass(frozen=True)
@@ -180,7 +182,7 @@ class Guided(_Wrapper):
         classes = getattr(self.inner, "classes", None)
         if labels is None or classes is None:
             raise InputError("guidance needs labels and a denoiser that was trained with classes")
-        twice = torch.cat([angle, angle]) if isinstance(angle, Tensor) and angle.ndim else angle
+        twice = torch.cat([angle, angle]) if isinstance(angle, Tensor) and angle.numel() > 1 else angle
         estimate = self.inner(torch.cat([x, x]), twice, torch.cat([labels, torch.full_like(labels, classes)]))
         fraction = estimate.variance_fraction
         return Estimate(
