@@ -47,7 +47,8 @@ class GaussianData:
             )
         if s.shape == (d, d) and d > 1 and not torch.allclose(s, s.T):
             raise InputError("the covariance matrix is not symmetric")
-        if float(self._spectrum[0].min()) < -1e-9 * float(self._spectrum[0].abs().max()):
+        values = self._decomposed[0]
+        if float(values.min()) < -1e-9 * float(values.abs().max()):
             raise InputError("the covariance has a negative eigenvalue, so it is no covariance")
 
     @property
@@ -57,6 +58,12 @@ class GaussianData:
 
     @cached_property
     def _spectrum(self) -> tuple[Tensor, Tensor | None]:
+        """The decomposition, with eigenvalues that rounding left below 0 at 0."""
+        values, vectors = self._decomposed
+        return values.clamp(min=0.0), vectors
+
+    @cached_property
+    def _decomposed(self) -> tuple[Tensor, Tensor | None]:
         """Eigenvalues of S, shape (D,), and its eigenvectors as columns; None where S is diagonal. Float64."""
         s = torch.as_tensor(self.covariance, dtype=torch.float64, device=self.mean.device)
         d = self.mean.numel()
@@ -86,6 +93,8 @@ class GaussianData:
         c, s, q = self._variances(angle)
         mean = self.mean.to(x)
         centred = x - cos_sin(angle, x)[0] * mean
+        # q = 0 only at angle 0 for what never varies: there the image is the mean, and x says nothing of the noise
+        q = q.where(q > 0.0, 1.0)
         image = mean + self._apply(c * self._spectrum[0].to(c.device) / q, centred)
         return Estimate(image, self._apply(s / q, centred))
 
@@ -99,7 +108,7 @@ class GaussianData:
     def draw(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         """Images of this world, shape (count, C, H, W)."""
         z = torch.randn(count, *self.mean.shape, generator=generator, dtype=self.mean.dtype).to(self.mean.device)
-        return self.mean + self._apply(self._spectrum[0].clamp(min=0).sqrt(), z)
+        return self.mean + self._apply(self._spectrum[0].sqrt(), z)
 
 
 @dataclass(frozen=True, eq=False)
