@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .arc import NOISE_END, ROUNDING, alpha_bar_to_angle
+from .arc import NOISE_END, ROUNDING, alpha_bar_to_angle, float64
 from .errors import InputError, unknown_name
 
 __all__ = ["SCHEDULES", "Schedule", "schedule"]
@@ -121,7 +121,7 @@ class Schedule:
             raise InputError(f"{domain}, got {points if points.ndim == 0 else f'{points.min()}..{points.max()}'}")
         values = np.interp(points, xs, ys)
         if isinstance(at, Tensor):
-            return torch.as_tensor(values, dtype=torch.float64)
+            return torch.as_tensor(values, dtype=float64(at).dtype, device=at.device)
         return float(values) if points.ndim == 0 else values
 
 
