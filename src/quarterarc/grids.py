@@ -21,7 +21,9 @@ LARGEST_SIGMA, SMALLEST_SIGMA = 80.0, 0.002
 RHO = 7.0
 
 
-def grid(name: str, steps: int, start: float = NOISE_END, schedule: Schedule | None = None) -> np.ndarray:
+def grid(
+    name: str, steps: int, start: float = NOISE_END, schedule: Schedule | None = None, smallest: float = 0.0
+) -> np.ndarray:
     """The angles of a grid, shape (steps + 1,), strictly descending from `start` to exactly 0.
 
     Args:
@@ -32,6 +34,7 @@ def grid(name: str, steps: int, start: float = NOISE_END, schedule: Schedule | N
         steps: how many steps, at least 1.
         start: the first angle, in (0, pi/2].
         schedule: what `time` and `quadratic` are uniform in; `arc` with 1000 steps if not given.
+        smallest: where `log-snr` and `rho` stop before 0, for a denoiser that is defined from there.
 
     Raises:
         InputError: for an unknown name, fewer than one step, more steps than the schedule has times, or a start
@@ -43,7 +46,7 @@ def grid(name: str, steps: int, start: float = NOISE_END, schedule: Schedule | N
         raise InputError(f"sampling takes a whole number of steps, at least 1, got {steps!r}")
     if not 0.0 < start <= NOISE_END:
         raise InputError(f"a grid starts in (0, pi/2], got {start!r}")
-    angles = _GRIDS[name](int(steps), float(start), schedule or named_schedule())
+    angles = _GRIDS[name](int(steps), float(start), float(smallest), schedule or named_schedule())
     angles[0], angles[-1] = start, 0.0
     return explicit(angles)
 
@@ -72,15 +75,15 @@ def _falling(steps: int) -> np.ndarray:
     return 1.0 - np.arange(steps + 1) / steps
 
 
-def _angle(steps: int, start: float, schedule: Schedule) -> np.ndarray:
+def _angle(steps: int, start: float, smallest: float, schedule: Schedule) -> np.ndarray:
     return start * _falling(steps)
 
 
-def _time(steps: int, start: float, schedule: Schedule) -> np.ndarray:
+def _time(steps: int, start: float, smallest: float, schedule: Schedule) -> np.ndarray:
     return _at_times(_falling(steps), start, schedule)
 
 
-def _quadratic(steps: int, start: float, schedule: Schedule) -> np.ndarray:
+def _quadratic(steps: int, start: float, smallest: float, schedule: Schedule) -> np.ndarray:
     return _at_times(_falling(steps) ** 2, start, schedule)
 
 
@@ -103,19 +106,20 @@ def _at_times(fractions: np.ndarray, start: float, schedule: Schedule) -> np.nda
     return schedule.angle(times)
 
 
-def _log_snr(steps: int, start: float, schedule: Schedule) -> np.ndarray:
+def _log_snr(steps: int, start: float, smallest: float, schedule: Schedule) -> np.ndarray:
     noisiest = log_snr(min(start, sigma_to_angle(LARGEST_SIGMA)))
-    cleanest = -2.0 * np.log(SMALLEST_SIGMA)
+    cleanest = log_snr(max(smallest, sigma_to_angle(SMALLEST_SIGMA)))
     return np.append(log_snr_to_angle(np.linspace(noisiest, cleanest, steps)), 0.0)
 
 
-def _rho(steps: int, start: float, schedule: Schedule) -> np.ndarray:
+def _rho(steps: int, start: float, smallest: float, schedule: Schedule) -> np.ndarray:
     noisiest = min(float(sigma(start)), LARGEST_SIGMA) if start < NOISE_END else LARGEST_SIGMA
-    roots = np.linspace(noisiest ** (1 / RHO), SMALLEST_SIGMA ** (1 / RHO), steps)
+    cleanest = max(float(sigma(smallest)), SMALLEST_SIGMA)
+    roots = np.linspace(noisiest ** (1 / RHO), cleanest ** (1 / RHO), steps)
     return np.append(sigma_to_angle(roots**RHO), 0.0)
 
 
-_GRIDS: dict[str, Callable[[int, float, Schedule], np.ndarray]] = {
+_GRIDS: dict[str, Callable[[int, float, float, Schedule], np.ndarray]] = {
     "angle": _angle,
     "time": _time,
     "quadratic": _quadratic,
