@@ -1,4 +1,4 @@
-"""Many images from seeds: image k of seed s is the same whatever the batch size, the order or the number of processes."""
+"""Many images from seeds: an image depends on its own seed, not on batch size, order or number of processes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from .errors import InputError
 from .estimate import Denoise
 from .samplers import Sampler
-from .sampling import DEFAULT_SAMPLER, Result, sample
+from .sampling import Result, sample
 from .streams import Purpose, normal, stream
 
 __all__ = ["batches", "generate", "noise"]
@@ -38,9 +38,9 @@ def noise(
 def batches(
     denoise: Denoise,
     seeds: Sequence[int],
-    sampler: str | Sampler = DEFAULT_SAMPLER,
+    sampler: str | Sampler | None = None,
     steps: int | None = None,
-    grid: str | Sequence[float] | np.ndarray = "angle",
+    grid: str | Sequence[float] | np.ndarray | None = None,
     *,
     batch_size: int = 64,
     labels: Sequence[int] | None = None,
@@ -66,9 +66,9 @@ def batches(
 def generate(
     denoise: Denoise,
     seeds: Sequence[int],
-    sampler: str | Sampler = DEFAULT_SAMPLER,
+    sampler: str | Sampler | None = None,
     steps: int | None = None,
-    grid: str | Sequence[float] | np.ndarray = "angle",
+    grid: str | Sequence[float] | np.ndarray | None = None,
     *,
     batch_size: int = 64,
     labels: Sequence[int] | None = None,
@@ -89,8 +89,10 @@ def generate(
         shape: (C, H, W) of an image.
 
     Raises:
-        InputError: for an unknown shape, a batch size below 1, labels that are not one a seed, and what `sample` refuses.
+        InputError: for an unknown shape, a batch size below 1, labels not one a seed, and what `sample` refuses.
     """
     made = batches(denoise, seeds, sampler, steps, grid, batch_size=batch_size, labels=labels, shape=shape, **options)
     parts = [result.images.cpu() for _, result in made]
-    return torch.cat(parts) if parts else torch.empty(0, *(shape or getattr(denoise, "shape", ())))
+    if not parts:
+        raise InputError("there are no seeds: give one for each image")
+    return torch.cat(parts)

@@ -156,7 +156,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise InputError(
-            f"{path} is not readable as safetensors ({error}): weights are read from that format only, never from a pickle"
+            f"{path} is not readable as safetensors ({error}): weights are read from that format only, no pickle"
         ) from None
 
 

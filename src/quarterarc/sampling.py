@@ -20,11 +20,12 @@ from .samplers import Draw, Sampler, State
 from .samplers import sampler as named_sampler
 from .streams import Purpose, normal, stream
 
-__all__ = ["DEFAULT_SAMPLER", "DEFAULT_STEPS", "Result", "sample", "trajectory"]
+__all__ = ["DEFAULT_GRID", "DEFAULT_SAMPLER", "DEFAULT_STEPS", "Plan", "Result", "plan", "sample", "trajectory"]
 
 logger = logging.getLogger("quarterarc")
 
 DEFAULT_SAMPLER = "heun"
+DEFAULT_GRID = "angle"
 DEFAULT_STEPS = 10
 
 
@@ -44,12 +45,66 @@ class Result:
     angles: np.ndarray
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What sampling is about to do: names looked up, defaults filled in, the grid checked.
+
+    Attributes:
+        sampler: the sampler.
+        name: its name, or its class's.
+        options: its options.
+        grid: the grid's name, or "explicit".
+        angles: float64, from the first angle to 0.
+    """
+
+    sampler: Sampler
+    name: str
+    options: dict[str, Any]
+    grid: str
+    angles: np.ndarray
+
+    @property
+    def steps(self) -> int:
+        """How many steps."""
+        return len(self.angles) - 1
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON types: enough to do it again."""
+        return {
+            "sampler": self.name,
+            "options": self.options,
+            "grid": self.grid,
+            "steps": self.steps,
+            "angles": [float(angle) for angle in self.angles],
+        }
+
+
+def plan(
+    denoise: Denoise,
+    sampler: str | Sampler | None = None,
+    steps: int | None = None,
+    grid: str | Sequence[float] | np.ndarray | None = None,
+    **options: Any,
+) -> Plan:
+    """Resolve what `sample` takes; arguments and errors as there."""
+    sampler = DEFAULT_SAMPLER if sampler is None else sampler
+    if isinstance(sampler, str):
+        name, sampler = sampler, named_sampler(sampler, **options)
+    elif options:
+        raise InputError(f"options ({', '.join(options)}) go with a sampler's name; give them to the sampler itself")
+    else:
+        name = type(sampler).__name__
+    grid = DEFAULT_GRID if grid is None else grid
+    angles = resolve_grid(denoise, grid, steps)
+    return Plan(sampler, name, options, grid if isinstance(grid, str) else "explicit", angles)
+
+
 def sample(
     denoise: Denoise,
     noise: Tensor,
-    sampler: str | Sampler = DEFAULT_SAMPLER,
+    sampler: str | Sampler | None = None,
     steps: int | None = None,
-    grid: str | Sequence[float] | np.ndarray = "angle",
+    grid: str | Sequence[float] | np.ndarray | None = None,
     *,
     labels: Tensor | None = None,
     seeds: Sequence[int] | None = None,
@@ -60,9 +115,10 @@ def sample(
     Args:
         denoise: a `Denoiser`, or any callable `(x, angle) -> Estimate`.
         noise: standard normal noise, shape (B, C, H, W); dtype and device are kept.
-        sampler: one of `quarterarc.samplers.SAMPLERS`, or a sampler.
+        sampler: one of `quarterarc.samplers.SAMPLERS`, or a sampler; `DEFAULT_SAMPLER` if not given.
         steps: how many steps, 10 if not given. What they cost is `Result.nfe`.
-        grid: one of `quarterarc.grids.GRIDS`, from the denoiser's largest angle to 0, or the angles themselves.
+        grid: one of `quarterarc.grids.GRIDS`, from the denoiser's largest angle to 0, or the angles themselves;
+            uniform in angle if not given.
         labels: classes, shape (B,), for a denoiser that takes any.
         seeds: one an image: the noise that a stochastic sampler adds is then that image's own, whatever the batch.
             Without them it comes from torch's global generator.
@@ -72,20 +128,20 @@ def sample(
         InputError: for an unknown name or option, steps below 1 or at odds with the grid, seeds or labels that are
             not one an image, or a grid outside the denoiser's angles.
     """
+    chosen = plan(denoise, sampler, steps, grid, **options)
     counted = Counted(denoise)
-    angles = resolve_grid(denoise, grid, steps)
     x = noise
-    for state in trajectory(counted, noise, sampler, None, angles, labels=labels, seeds=seeds, **options):
+    for state in trajectory(counted, noise, chosen.sampler, grid=chosen.angles, labels=labels, seeds=seeds):
         x = state.x
-    return Result(x, counted.nfe, angles)
+    return Result(x, counted.nfe, chosen.angles)
 
 
 def trajectory(
     denoise: Denoise,
     noise: Tensor,
-    sampler: str | Sampler = DEFAULT_SAMPLER,
+    sampler: str | Sampler | None = None,
     steps: int | None = None,
-    grid: str | Sequence[float] | np.ndarray = "angle",
+    grid: str | Sequence[float] | np.ndarray | None = None,
     *,
     labels: Tensor | None = None,
     seeds: Sequence[int] | None = None,
@@ -100,36 +156,24 @@ def trajectory(
             raise InputError(f"there are {len(noise)} images but {len(values)} {name}: give one an image")
     if not noise.is_floating_point():
         raise InputError(f"noise is a floating point tensor, got {noise.dtype}")
-    if isinstance(sampler, str):
-        sampler = named_sampler(sampler, **options)
-    elif options:
-        raise InputError(f"options ({', '.join(options)}) go with a sampler's name; give them to the sampler itself")
-    angles = resolve_grid(denoise, grid, steps)
-    return _run(_Labelled(denoise, labels), noise, sampler, [float(angle) for angle in angles], _draw(seeds))
+    chosen = plan(denoise, sampler, steps, grid, **options)
+    angles = [float(angle) for angle in chosen.angles]
+    return _run(_Labelled(denoise, labels), noise, chosen.sampler, angles, _draw(seeds))
 
 
-def resolve_grid(
-    denoise: Denoise, grid: str | Sequence[float] | np.ndarray = "angle", steps: int | None = None
-) -> np.ndarray:
+def resolve_grid(denoise: Denoise, grid: str | Sequence[float] | np.ndarray, steps: int | None = None) -> np.ndarray:
     """The angles that a grid means for this denoiser, checked against the angles at which it is defined."""
-    smallest, largest = angle_range(denoise)
+    _, largest = angle_range(denoise)
     if isinstance(grid, str):
         if largest < NOISE_END:
             logger.info("the denoiser is defined up to angle %.6g, so the grid starts there and not at pi/2", largest)
-        schedule = getattr(denoise, "schedule", None)
-        angles = grids.grid(grid, DEFAULT_STEPS if steps is None else steps, largest, schedule, smallest)
-    else:
-        angles = grids.explicit(grid)
+        return grids.grid(grid, DEFAULT_STEPS if steps is None else steps, largest, getattr(denoise, "schedule", None))
+    angles = grids.explicit(grid)
     if steps is not None and steps != len(angles) - 1:
         raise InputError(f"the grid's {len(angles)} angles make {len(angles) - 1} steps, but steps={steps} was given")
     if angles[0] > largest + ROUNDING:
         raise InputError(
             f"the grid starts at angle {angles[0]:.6g} but the denoiser is defined up to {largest:.6g}: start there"
-        )
-    if angles[-2] < smallest - ROUNDING:
-        raise InputError(
-            f"the grid asks at angle {angles[-2]:.6g} but the denoiser is defined from {smallest:.6g}: "
-            "take fewer steps, or the grid 'time'"
         )
     return angles
 

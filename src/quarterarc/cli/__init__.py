@@ -1,0 +1,59 @@
+"""The command line: `quarterarc COMMAND`. A command is a module here with `add_arguments` and `run`.
+
+Only the chosen command's module is imported, and it imports torch only when it runs, so that help is immediate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from .. import __version__
+from ..errors import InputError
+
+__all__ = ["COMMANDS", "main"]
+
+COMMANDS = {
+    "demo": "train on handwritten digits, sample, and write a report: a few minutes on a laptop",
+    "train": "train a model by a recipe, on your own images or a known data set",
+    "sample": "make images from seeds with a trained model",
+    "bench": "measure against peers: the network, samplers, evaluation",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status: 0, or 2 after a one-line error."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    parser = argparse.ArgumentParser(
+        prog="quarterarc", description="Diffusion models of images on the quarter arc between image and noise."
+    )
+    parser.add_argument("--version", action="version", version=f"quarterarc {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    chosen = next((argument for argument in arguments if not argument.startswith("-")), None)
+    for name, summary in COMMANDS.items():
+        sub = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+        if name == chosen:
+            module = import_module(f".{name}", __name__)
+            module.add_arguments(sub)
+            sub.set_defaults(run=module.run)
+    parsed = parser.parse_args(arguments)
+    try:
+        return int(parsed.run(parsed) or 0)
+    except InputError as error:
+        return _complain(str(error))
+    except BrokenPipeError:  # whoever read our output has gone; that is no error of ours
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        return _complain(f"{error.strerror}: {error.filename}" if error.strerror and error.filename else str(error))
+    except KeyboardInterrupt:
+        print("quarterarc: interrupted", file=sys.stderr)
+        return 130
+
+
+def _complain(message: str) -> int:
+    print(f"quarterarc: error: {' '.join(message.split())}", file=sys.stderr)
+    return 2

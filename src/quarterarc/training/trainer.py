@@ -1,0 +1,419 @@
+"""Training: from a recipe and images to checkpoints.
+
+Everything random in optimiser step k is derived from (seed, k, place in the global batch), so a run that was killed and
+resumed ends bit for bit where an uninterrupted one does (on the CPU), and two processes see what one would.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+from ..arc import mix
+from ..data import ImageData, indices, open_data
+from ..data.pixels import apply_flips, to_float, to_uint8
+from ..denoiser import Denoiser
+from ..errors import InputError
+from ..files import make_folder, replace_file
+from ..generation import generate
+from ..heads import head as named_head
+from ..images import grid_of, write_png
+from ..losses import Losses, Objective
+from ..networks import UNet
+from ..runs import checkpoints, describe_denoiser, locked
+from ..schedules import schedule as named_schedule
+from ..streams import Purpose, normal, stream, torch_seed
+from . import ema
+from .checkpoint import restore, save
+from .recipe import Recipe, differences, read_recipe
+
+__all__ = ["Diverged", "Interrupted", "train"]
+
+LOGGED = ("loss", "image", "noise", "gradient", "residual")
+MAY_CHANGE = ("training.steps", "training.log_every", "training.checkpoint_every", "training.keep",
+              "training.sample_every", "training.sample_count")  # fmt: skip
+"""What a resumed run may set anew without becoming another run."""
+
+
+class Diverged(InputError):
+    """The loss or its gradient is no longer a finite number."""
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop; it did, after saving.
+
+    Attributes:
+        signal: which one.
+        checkpoint: what was saved.
+    """
+
+    def __init__(self, number: int, checkpoint: Path) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}; saved {checkpoint}: go on with --resume")
+        self.signal = number
+        self.checkpoint = checkpoint
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A part of a step's global batch, on the device: images and noise (B, C, H, W), times and labels (B,)."""
+
+    image: Tensor
+    noise: Tensor
+    times: Tensor
+    labels: Tensor | None
+
+
+def train(recipe: Recipe | None, out: str | Path, *, resume: bool = False, progress: bool = True) -> Path:
+    """Train by a recipe and return the newest checkpoint.
+
+    Args:
+        recipe: what to do; None to take the run's own when resuming.
+        out: the run folder.
+        resume: go on from the newest complete checkpoint, or from the start if there is none yet. Only the number of
+            steps and how often to write may differ from the recipe of the run.
+        progress: show a progress bar, if there is a terminal.
+
+    Raises:
+        InputError: for a folder that is in use, holds a run already, or cannot be written to; data that cannot be
+            used; a batch that does not divide over the processes.
+        Diverged: if a loss is not finite; no checkpoint is written after that.
+        Interrupted: after SIGINT or SIGTERM, once the checkpoint is saved.
+    """
+    run = make_folder(Path(out))
+    accelerator = Accelerator(mixed_precision="no")  # the denoiser itself runs under autocast, as it does in sampling
+    holds = locked(run) if accelerator.is_main_process else nullcontext()
+    with holds:
+        recipe = _resolve(recipe, run, resume)
+        if accelerator.is_main_process:
+            with replace_file(run / "recipe.yaml") as beside:
+                beside.write_text(recipe.to_yaml(), encoding="utf-8")
+        accelerator.wait_for_everyone()
+        return Trainer(recipe, run, accelerator, progress).run_to_end()
+
+
+def _resolve(recipe: Recipe | None, run: Path, resume: bool) -> Recipe:
+    """The recipe of this run, from what was asked for and what the folder holds."""
+    saved = read_recipe(str(run / "recipe.yaml")) if (run / "recipe.yaml").is_file() else None
+    if not resume:
+        if recipe is None:
+            raise InputError("training needs a recipe; only --resume goes on without one")
+        if saved is not None and checkpoints(run):
+            raise InputError(f"{run} already holds a run, up to {checkpoints(run)[-1].name}: "
+                             "--resume goes on with it, another --out starts a new one")  # fmt: skip
+        return recipe
+    if recipe is None:
+        if saved is None:
+            raise InputError(f"{run} holds no run to resume: give a recipe")
+        return saved
+    if saved is not None and checkpoints(run):
+        changed = sorted(name for name, _, _ in differences(saved, recipe) if name not in MAY_CHANGE)
+        if changed:
+            raise InputError(f"{run} was trained by another recipe (it differs in {', '.join(changed)}): "
+                             "resume with the same one, or give another --out")  # fmt: skip
+    return recipe
+
+
+class Trainer:
+    """One run: its network, its data, and the step it is at."""
+
+    def __init__(self, recipe: Recipe, run: Path, accelerator: Accelerator, progress: bool = True) -> None:
+        self.recipe, self.run, self.accelerator = recipe, run, accelerator
+        self.progress = progress and accelerator.is_main_process
+        settings = recipe.training
+        parts = accelerator.num_processes * settings.accumulate
+        if settings.batch % parts:
+            raise InputError(
+                f"training.batch={settings.batch} is the global batch: it must divide by "
+                f"{accelerator.num_processes} processes times training.accumulate={settings.accumulate}"
+            )
+        self.part = settings.batch // parts
+        self.data: ImageData = open_data(
+            recipe.data, accelerator.device, progress=None if self.progress else False, seed=settings.seed
+        )
+        network, self.denoise = self._build()
+        self.network = network
+        self.average = deepcopy(network).eval().requires_grad_(False)
+        self.objective = Objective(**recipe.objective.model_dump())
+        chosen = recipe.optimizer
+        self.optimizer = torch.optim.AdamW(
+            network.parameters(), chosen.learning_rate, chosen.betas, chosen.eps, chosen.weight_decay, fused=True
+        )
+        self.step = 0
+        self._resume()
+        if settings.compile:
+            network.compile()
+        self.parallel: Any = accelerator.prepare_model(network)
+        self.denoise_training = Denoiser(
+            self.parallel, self.denoise.schedule, self.denoise.head, precision=self.denoise.precision
+        )
+        # the largest time at which the head's estimates are defined: T, or T - 1 for a noise head that ends at pi/2
+        self.last_time = math.floor(self.denoise.schedule.time(self.denoise.largest_angle) + 1e-6)
+        self.stop_signal = 0
+
+    # --- the run ---------------------------------------------------------------------------------------------------
+
+    def run_to_end(self) -> Path:
+        """Step until the recipe's last step, writing what it asks for on the way; the newest checkpoint."""
+        settings = self.recipe.training
+        log = _Log(self.run, self.step) if self.accelerator.is_main_process else None
+        bar = tqdm(total=settings.steps, initial=self.step, unit="step", desc=self.recipe.name, smoothing=0.05,
+                   disable=None if self.progress else True, dynamic_ncols=True)  # fmt: skip
+        sums, counted, started = torch.zeros(len(LOGGED), device=self.accelerator.device), 0, time.perf_counter()
+        checkpoint = self._save() if not self.step and settings.steps == 0 else None
+        with bar, ThreadPoolExecutor(1) as ahead, self._signals():
+            waiting = ahead.submit(self._parts, self.step)
+            while self.step < settings.steps:
+                parts = waiting.result()
+                if self.step + 1 < settings.steps:
+                    waiting = ahead.submit(self._parts, self.step + 1)  # drawn while this step computes
+                losses, norm = self._step(parts)
+                sums, counted = sums + losses, counted + 1
+                done = self.step == settings.steps
+                stop = self._asked_to_stop()
+                bar.update()
+                if self.step % settings.log_every == 0 or done:
+                    means = self.accelerator.reduce(sums / counted, "mean").tolist()
+                    rate = counted * settings.batch / (time.perf_counter() - started)
+                    if log:
+                        log.write(self.step, settings.batch, dict(zip(LOGGED, means, strict=True)), float(norm),
+                                  self.optimizer.param_groups[0]["lr"], rate)  # fmt: skip
+                    bar.set_postfix(loss=f"{means[0]:.4f}", images_per_s=f"{rate:.0f}")
+                    sums, counted, started = torch.zeros_like(sums), 0, time.perf_counter()
+                if self.step % settings.sample_every == 0 or done:
+                    self._preview()
+                if self.step % settings.checkpoint_every == 0 or done or stop:
+                    checkpoint = self._save()
+                if stop and not done:
+                    raise Interrupted(stop, checkpoint or self.run)
+        if log:
+            log.close()
+        return checkpoint or checkpoints(self.run)[-1]
+
+    def _step(self, parts: Sequence[Batch]) -> tuple[Tensor, Tensor]:
+        """One optimiser step over this process's parts of the global batch: the losses, and the gradient's norm."""
+        settings, chosen = self.recipe.training, self.recipe.optimizer
+        torch.manual_seed(torch_seed(settings.seed, Purpose.DROPOUT, self.step, self.accelerator.process_index))
+        self.parallel.train()
+        logged = torch.zeros(len(LOGGED), device=self.accelerator.device)
+        for place, batch in enumerate(parts):
+            last = place == len(parts) - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.parallel):
+                losses = self._losses(batch)
+                self.accelerator.backward(losses.total.mean() / len(parts))
+            means = (losses.total, losses.image, losses.noise, losses.gradient, losses.residual)
+            logged += torch.stack([each.detach().mean() for each in means]) / len(parts)
+        for group in self.optimizer.param_groups:
+            group["lr"] = chosen.learning_rate * self._rate(self.step)
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), chosen.clip)
+        if not math.isfinite(float(norm)):
+            self._diverged(float(logged[0]))
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        ema.update(
+            self.average.parameters(),
+            self.network.parameters(),
+            ema.decay_at(self.step, self.recipe.ema.decay, self.recipe.ema.warmup),
+        )
+        self.step += 1
+        return logged, norm
+
+    def _losses(self, batch: Batch) -> Losses:
+        schedule = self.denoise.schedule
+        angle = schedule.angle(batch.times)
+        x = mix(batch.image, batch.noise, angle)
+        estimate = self.denoise_training(x, angle, batch.labels)
+        return self.objective(estimate, batch.image, batch.noise, x, batch.times, schedule)
+
+    def _rate(self, step: int) -> float:
+        """What the learning rate is multiplied by: a linear warm-up, then constant or half a cosine to 0."""
+        chosen = self.recipe.optimizer
+        if step < chosen.warmup:
+            return (step + 1) / chosen.warmup
+        if chosen.decay == "constant":
+            return 1.0
+        span = max(1, self.recipe.training.steps - chosen.warmup)
+        return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (step - chosen.warmup) / span)))
+
+    # --- the data --------------------------------------------------------------------------------------------------
+
+    def _numbers(self, step: int, part: int) -> range:
+        """The numbers, counted over the whole run, of this process's examples in one part of a step."""
+        settings = self.recipe.training
+        share = settings.batch // self.accelerator.num_processes
+        first = step * settings.batch + self.accelerator.process_index * share + part * self.part
+        return range(first, first + self.part)
+
+    def _places(self, numbers: Sequence[int]) -> list[int]:
+        """Which images these examples are: a new order every epoch; a stream has its own order."""
+        if self.data.count is None:
+            return list(numbers)
+        return indices(numbers, self.recipe.training.seed, self.data.count).tolist()
+
+    def _parts(self, step: int) -> list[Batch]:
+        return [self._batch(step, self._numbers(step, part)) for part in range(self.recipe.training.accumulate)]
+
+    def _batch(self, step: int, numbers: range) -> Batch:
+        settings, device = self.recipe.training, self.accelerator.device
+        raw = self.data.batch(self._places(numbers))
+        first = step * settings.batch
+        streams = [stream(settings.seed, Purpose.EXAMPLE, step, number - first) for number in numbers]
+        # the order of an example's draws is fixed, so that switching flips on leaves its time and noise alone
+        flips, dropped = torch.tensor([each.random(2) for each in streams]).unbind(1)
+        times = torch.tensor([each.integers(1, self.last_time + 1) for each in streams], dtype=torch.float64)
+        noise = normal(streams, (self.data.channels, self.data.height, self.data.width))
+        image = to_float(raw.images.to(device, non_blocking=True))
+        if self.recipe.data.flip:
+            image = apply_flips(image, flips < 0.5)
+        labels = raw.labels
+        if labels is not None:
+            assert self.data.classes is not None
+            labels = torch.where(dropped.to(device) < settings.drop_labels, self.data.classes, labels)
+        return Batch(image, noise.to(device, non_blocking=True), times, labels)
+
+    # --- what it is made of, and what it writes --------------------------------------------------------------------
+
+    def _build(self) -> tuple[UNet, Denoiser]:
+        recipe, data = self.recipe, self.data
+        table = named_schedule(recipe.schedule.name, recipe.schedule.steps)
+        head = named_head(recipe.head, table)
+        classes = data.classes if recipe.data.labels else None
+        torch.manual_seed(torch_seed(recipe.training.seed, Purpose.WEIGHTS))
+        network = build_network(recipe, data.channels, head.channels(data.channels), classes)
+        network = network.to(self.accelerator.device)
+        precision = torch.bfloat16 if recipe.training.precision == "bf16" else None
+        shape = (data.channels, data.height, data.width)
+        return network, Denoiser(network, table, head, shape, classes, precision)
+
+    def _resume(self) -> None:
+        found = checkpoints(self.run)
+        if not found:
+            return
+        config = restore(found[-1], self.network, self.average, self.optimizer)
+        if config["data"] != self.data.fingerprint:
+            raise InputError(
+                f"{self.run} was trained on other data (fingerprint {config['data']}), not on {self.data.description}: "
+                "resume on the same images, or give another --out"
+            )
+        self.step = config["step"]
+
+    def _save(self) -> Path | None:
+        self.accelerator.wait_for_everyone()
+        if not self.accelerator.is_main_process:
+            return None
+        config = {
+            "step": self.step,
+            "data": self.data.fingerprint,
+            "denoiser": describe_denoiser(self.denoise, self.network),
+            "recipe": self.recipe.model_dump(mode="json"),
+        }
+        return save(self.run, config, self.network, self.average, self.optimizer, self.recipe.training.keep)
+
+    def _preview(self) -> None:
+        """A grid of images from fixed seeds, so that a person can follow the run."""
+        if not self.accelerator.is_main_process:
+            return
+        settings, classes = self.recipe.training, self.denoise.classes
+        denoise = Denoiser(self.average, self.denoise.schedule, self.denoise.head, self.denoise.shape, classes,
+                           self.denoise.precision)  # fmt: skip
+        seeds = range(settings.sample_count)
+        labels = None if classes is None else [seed % classes for seed in seeds]
+        images = generate(denoise, seeds, labels=labels, batch_size=min(64, self.part * settings.accumulate))
+        folder = self.run / "samples"
+        folder.mkdir(exist_ok=True)
+        write_png(folder / f"step-{self.step:08d}.png", grid_of(to_uint8(images)))
+
+    def _diverged(self, loss: float) -> None:
+        places = [self._places(self._numbers(self.step, part)) for part in range(self.recipe.training.accumulate)]
+        found = checkpoints(self.run)
+        last = f"the last good checkpoint is {found[-1]}" if found else "no checkpoint has been written yet"
+        raise Diverged(
+            f"the gradient is not finite at step {self.step} (loss {loss:.6g}), on the images with indices "
+            f"{[index for part in places for index in part]}: {last}; lower optimizer.learning_rate, or look at "
+            "these images"
+        )
+
+    # --- being asked to stop ---------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Take note of SIGINT and SIGTERM, to act on between steps; a second SIGINT stops at once."""
+
+        def note(number: int, frame: object) -> None:
+            if self.stop_signal and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self.stop_signal = number
+
+        try:
+            before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not in the main thread: whoever called takes care of signals
+            before = {}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _asked_to_stop(self) -> int:
+        """The signal that any process got, or 0; all processes learn of it after the same step."""
+        if self.accelerator.num_processes == 1:
+            return self.stop_signal
+        asked = torch.tensor([float(self.stop_signal)], device=self.accelerator.device)
+        return int(self.accelerator.gather(asked).max())
+
+
+def build_network(recipe: Recipe, in_channels: int, out_channels: int, classes: int | None) -> UNet:
+    """The recipe's U-Net; attention where the side of the image has shrunk to one of the given resolutions."""
+    raise NotImplementedError
+
+
+class _Log:
+    """metrics.jsonl and, if it is installed, TensorBoard; lines after the step that a run resumes from are dropped."""
+
+    def __init__(self, run: Path, step: int) -> None:
+        path = run / "metrics.jsonl"
+        if path.exists():
+            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+            with replace_file(path) as beside:
+                beside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        self.file = path.open("a", encoding="utf-8")
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:  # the extra quarterarc[tensorboard] is not installed
+            self.board = None
+        else:
+            self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def write(self, step: int, batch: int, means: dict[str, float], norm: float, rate: float, speed: float) -> None:
+        line = {"step": step, "images": step * batch, **means, "gradient_norm": norm, "learning_rate": rate}
+        self.file.write(json.dumps({**line, "images_per_second": round(speed, 1)}) + "\n")
+        self.file.flush()
+        if self.board:
+            for name, value in line.items():
+                if name not in ("step", "images"):
+                    self.board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self.file.close()
+        if self.board:
+            self.board.close()
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf  # cut short by a kill: to be written again
