@@ -62,7 +62,7 @@ class Weights:
 
 
 class LinearSampler(ABC):
-    """A sampler whose step asks once and is linear in what it is told: DDPM, DDIM, Cold, Euler and rotation.
+    """A sampler whose step asks once and is linear in what it is told: DDPM, DDIM, Cold and rotation.
 
     The step keeps to the arc where x cos b + image = cos a and (x sin b + noise)^2 + fresh^2 = sin^2 a.
     """

@@ -60,10 +60,11 @@ RK4 = Tableau(4, ((), (1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1
 class Gradient:
     """An explicit Runge-Kutta method on one of the flow's forms, d(x / scale) = estimate d(clock).
 
-    In the velocity form a stage at an angle below what the denoiser is defined at (a network that estimates the image
-    alone says nothing of the noise at 0) is asked at its smallest angle instead. In the noise and image forms the step
-    to 0 is Euler's: Heun in the noise form is then EDM's deterministic sampler (Karras et al. 2022, Algorithm 1), and
-    n steps of an s-stage method cost s (n - 1) + 1 evaluations.
+    A network that estimates the image alone says nothing of the noise at 0, and close to 0 its error is divided by the
+    sine. In the velocity form a step with a stage below the denoiser's smallest angle is therefore the midpoint rule's,
+    asked in the middle of the step. In the noise and image forms the step to 0 is Euler's: Heun in the noise form is
+    then EDM's deterministic sampler (Karras et al. 2022, Algorithm 1), and n steps of an s-stage method cost
+    s (n - 1) + 1 evaluations.
 
     Attributes:
         tableau: the method.
@@ -94,7 +95,7 @@ class Gradient:
         for b, a in pairwise(angles):
             estimate = denoise(x, b)
             yield State(x, b, estimate)
-            tableau = self.tableau if a > 0.0 or form.at_image else EULER
+            tableau = self._tableau(form, b, a, smallest)
             slopes = [form.read(estimate, b)]
             for row, node in zip(tableau.matrix[1:], tableau.nodes[1:], strict=True):
                 at = form.angle((1.0 - node) * form.clock(b) + node * form.clock(a))
@@ -102,6 +103,14 @@ class Gradient:
                 slopes.append(form.read(denoise(_advance(x, form, b, at, row, slopes), angle), angle))
             x = _advance(x, form, b, a, tableau.weights, slopes)
         yield State(x, angles[-1], None)
+
+    def _tableau(self, form: Form, b: float, a: float, smallest: float) -> Tableau:
+        """The method of the step from b to a."""
+        if a == 0.0 and not form.at_image:
+            return EULER
+        last = max(self.tableau.nodes)
+        lowest = form.angle((1.0 - last) * form.clock(b) + last * form.clock(a))
+        return MIDPOINT if last > 0.0 and lowest < smallest else self.tableau
 
 
 def _advance(x: Tensor, form: Form, b: float, a: float, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
