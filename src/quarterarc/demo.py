@@ -1,0 +1,181 @@
+"""The demo: train on handwritten digits, sample, and leave a report that a person enjoys reading."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import __version__
+from .data import open_data
+from .data.pixels import to_uint8
+from .denoiser import Denoiser
+from .files import write_json
+from .generation import generate, noise
+from .images import grid_of, write_png
+from .report import Series, data_url, line_chart, write_page
+from .runs import hash_of, load
+from .sampling import plan, sample, trajectory
+from .training.recipe import Recipe
+from .training.trainer import train
+
+__all__ = ["run_demo"]
+
+SHOWN = 64
+ROWS = 8
+COMPARED = (("ddpm", 10), ("ddim", 10), ("euler", 10), ("rotation", 10), ("heun", 5), ("rk4", 50))
+"""Samplers and their steps: five at 10 evaluations, and one at 200 as where the trajectories lead."""
+
+
+def run_demo(recipe: Recipe, out: Path) -> dict[str, Any]:
+    """Train by `recipe` in `out` (or go on, if it was begun), then write the pictures, metrics.json and report.html.
+
+    Returns:
+        What metrics.json holds.
+    """
+    checkpoint = train(recipe, out, resume=True)
+    denoise = load(checkpoint)
+    log = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    chosen = plan(denoise)
+
+    started = time.perf_counter()
+    images = generate(denoise, range(SHOWN), batch_size=SHOWN)
+    seconds = time.perf_counter() - started
+    write_png(out / "samples.png", grid_of(to_uint8(images), columns=16))
+    angles = _write_progress(denoise, out / "progress.png")
+    rows = _compare(denoise, out)
+    data = open_data(recipe.data, progress=False)
+    write_png(out / "real.png", grid_of(data.batch(range(SHOWN)).images, columns=16))
+
+    assert isinstance(denoise.network, torch.nn.Module)
+    metrics = {
+        "quarterarc": __version__,
+        "checkpoint": checkpoint.name,
+        "checkpoint_sha256": hash_of(checkpoint),
+        "parameters": sum(weight.numel() for weight in denoise.network.parameters()),
+        "training": {**log[-1], "seconds": round(_training_seconds(log), 1)},
+        "sampling": {
+            **chosen.describe(),
+            "nfe": _nfe(denoise),
+            "images_per_second": round(SHOWN / seconds, 1),
+            "device": str(denoise.device),
+        },
+        "compared": [{key: row[key] for key in ("sampler", "steps", "nfe", "distance")} for row in rows],
+    }
+    write_json(out / "metrics.json", metrics)
+    _write_report(out, metrics, log, rows, angles, data.count)
+    return metrics
+
+
+def _nfe(denoise: Denoiser) -> int:
+    return sample(denoise, noise(range(1), denoise.shape or ())).nfe
+
+
+def _training_seconds(log: list[dict[str, Any]]) -> float:
+    steps = [(line["images"], line["images_per_second"]) for line in log]
+    before = [0, *(images for images, _ in steps)]
+    return sum((images - start) / rate for (images, rate), start in zip(steps, before, strict=False))
+
+
+def _write_progress(denoise: Denoiser, path: Path) -> list[float]:
+    """Image estimates along the trajectories of the first seeds, and their ends; the angles of the columns."""
+    seeds = range(ROWS)
+    states = list(trajectory(denoise, noise(seeds, denoise.shape or ()), seeds=seeds))
+    columns = [state.x if state.estimate is None else state.estimate.image for state in states]
+    by_row = torch.stack(columns, dim=1).flatten(0, 1)  # (rows * columns, C, H, W), row by row
+    write_png(path, grid_of(to_uint8(by_row), columns=len(columns)))
+    return [state.angle for state in states]
+
+
+def _compare(denoise: Denoiser, out: Path) -> list[dict[str, Any]]:
+    """The same noise by several samplers, and how far each ends from the last one, the most accurate."""
+    seeds = range(ROWS)
+    start = noise(seeds, denoise.shape or ())
+    made = {name: sample(denoise, start, name, steps, seeds=seeds) for name, steps in COMPARED}
+    reference = made[COMPARED[-1][0]].images
+    rows = []
+    for name, steps in COMPARED:
+        picture = out / f"compare-{name}.png"
+        write_png(picture, grid_of(to_uint8(made[name].images), columns=ROWS, size=32))
+        row = {"sampler": name, "steps": steps, "nfe": made[name].nfe, "picture": picture}
+        rows.append({**row, "distance": round(_distance(made[name].images, reference), 4)})
+    return rows
+
+
+def _distance(images: Tensor, reference: Tensor) -> float:
+    """Median over images of the root mean square difference."""
+    return float((images - reference).flatten(1).pow(2).mean(1).sqrt().median())
+
+
+def _write_report(
+    out: Path, metrics: dict[str, Any], log: list[dict[str, Any]], rows: list[dict[str, Any]], angles: list[float],
+    images: int | None,
+) -> None:  # fmt: skip
+    steps = [line["step"] for line in log]
+    curves = [("gradient", "tangent"), ("image", "image"), ("noise", "noise"), ("residual", "residual")]
+    sampling, training = metrics["sampling"], metrics["training"]
+    write_page(
+        out / "report.html",
+        "demo.html",
+        title="From noise to digits along a quarter circle",
+        parameters=f"{metrics['parameters']:,}",
+        images_seen=f"{training['images']:,}",
+        images=f"{images:,}",
+        training_time=_duration(training["seconds"]),
+        nfe=sampling["nfe"],
+        sampler=sampling["sampler"],
+        images_per_second=f"{sampling['images_per_second']:.0f}",
+        device=sampling["device"],
+        loss=f"{training['loss']:.3f}",
+        residual=f"{training['residual']:.4f}",
+        last_seed=SHOWN - 1,
+        samples_png=data_url(out / "samples.png"),
+        progress_png=data_url(out / "progress.png"),
+        progress_angles=", ".join(f"{math.degrees(angle):.0f}°" for angle in angles[:-1]),
+        real_png=data_url(out / "real.png"),
+        arc_svg=arc_picture(),
+        loss_svg=line_chart(
+            [Series(name, steps, [line[key] for line in log]) for key, name in curves],
+            "Mean squared errors", "optimiser step", "error", log_y=True,
+        ),
+        rows=[{**row, "picture": data_url(row["picture"])} for row in rows],
+        run=out,
+        version=metrics["quarterarc"],
+        checkpoint=metrics["checkpoint_sha256"][:12],
+    )  # fmt: skip
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def arc_picture() -> str:
+    """The quarter circle with image, noise, a point and its tangent, as SVG."""
+    radius, x0, y0 = 180.0, 70.0, 215.0
+    angle = math.radians(38)
+    px, py = x0 + radius * math.cos(angle), y0 - radius * math.sin(angle)
+    tx, ty = px - 70 * math.sin(angle), py - 70 * math.cos(angle)
+    return f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 420 250" fill="none" stroke="currentColor"
+  font-family="system-ui, sans-serif" font-size="13" style="max-width: 26rem">
+<defs><marker id="tip" viewBox="0 0 10 10" refX="8" refY="5" markerWidth="7" markerHeight="7" orient="auto">
+<path d="M0 0L10 5L0 10z" fill="#e1793b" stroke="none"/></marker></defs>
+<path d="M{x0} {y0 - radius}V{y0}H{x0 + radius}" opacity="0.35"/>
+<path d="M{x0 + radius} {y0}A{radius} {radius} 0 0 0 {x0} {y0 - radius}" stroke="#3867d6" stroke-width="3"/>
+<path d="M{x0} {y0}L{px:.1f} {py:.1f}" opacity="0.5"/>
+<path d="M{px:.1f} {py:.1f}L{tx:.1f} {ty:.1f}" stroke="#e1793b" stroke-width="2.5" marker-end="url(#tip)"/>
+<path d="M{x0 + 46} {y0}A46 46 0 0 0 {x0 + 46 * math.cos(angle):.1f} {y0 - 46 * math.sin(angle):.1f}"/>
+<g fill="currentColor" stroke="none">
+<circle cx="{px:.1f}" cy="{py:.1f}" r="5"/><circle cx="{x0 + radius}" cy="{y0}" r="4"/>
+<circle cx="{x0}" cy="{y0 - radius}" r="4"/>
+<text x="{x0 + radius + 10}" y="{y0 + 4}">image (angle 0)</text>
+<text x="{x0 - 50}" y="{y0 - radius - 12}">noise (angle π/2)</text>
+<text x="{x0 + 54}" y="{y0 - 14}">angle</text>
+<text x="{px + 10:.1f}" y="{py - 2:.1f}">x = cos · image + sin · noise</text>
+<text x="{tx - 4:.1f}" y="{ty - 8:.1f}">tangent = cos · noise − sin · image</text>
+</g></svg>"""

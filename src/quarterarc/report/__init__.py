@@ -1,0 +1,6 @@
+"""Reports: self-contained HTML pages with pictures and charts inside."""
+
+from .charts import Series, line_chart
+from .page import data_url, write_page
+
+__all__ = ["Series", "data_url", "line_chart", "write_page"]

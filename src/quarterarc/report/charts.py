@@ -1,0 +1,156 @@
+"""Line charts as SVG text: no dependency, sharp at any size, and they follow the page's light or dark colours."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+__all__ = ["Series", "line_chart"]
+
+COLOURS = ("#3867d6", "#e1793b", "#2f9e6e", "#a55eea", "#d64562", "#8d6e3f", "#1fa2b8", "#7f8c8d")
+WIDTH, HEIGHT = 640, 340
+LEFT, RIGHT, TOP, BOTTOM = 62, 14, 34, 46
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line: points, and optionally how far each spreads up and down (the same in both directions).
+
+    Attributes:
+        name: what the legend says.
+        x, y: the points; one that is not finite (or not positive, on a logarithmic axis) is left out.
+        spread: half the height of the band around each point.
+    """
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    spread: Sequence[float] | None = None
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """From values to pixels."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool
+
+    def __call__(self, value: float) -> float:
+        if self.log:
+            value = math.log10(value)
+        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
+
+    def ticks(self) -> list[float]:
+        """Round values within the axis, four to nine of them."""
+        if self.log:
+            decades = range(math.floor(self.low), math.ceil(self.high) + 1)
+            factors = (1,) if len(decades) > 4 else (1, 2, 5)
+            values = [factor * 10.0**decade for decade in decades for factor in factors]
+            return [value for value in values if self.low - 1e-9 <= math.log10(value) <= self.high + 1e-9]
+        rough = (self.high - self.low) / 5
+        unit = 10.0 ** math.floor(math.log10(rough))
+        step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= rough)
+        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
+        return [place * step for place in range(first, last + 1)]
+
+
+def line_chart(
+    series: Sequence[Series],
+    title: str,
+    x_label: str,
+    y_label: str,
+    *,
+    log_x: bool = False,
+    log_y: bool = False,
+) -> str:
+    """A line chart as an `<svg>` element.
+
+    Text and axes take the colour of the page (`currentColor`), so the chart fits a light and a dark one.
+    """
+    points = [
+        [
+            (x, y, spread)
+            for x, y, spread in zip(line.x, line.y, line.spread or [0.0] * len(line.x), strict=True)
+            if math.isfinite(x) and math.isfinite(y) and (x > 0 or not log_x) and (y > 0 or not log_y)
+        ]
+        for line in series
+    ]
+    everything = [point for line in points for point in line]
+    if not everything:
+        everything = [(1.0, 1.0, 0.0)]
+    x_axis = _axis([x for x, _, _ in everything], LEFT, WIDTH - RIGHT, log_x)
+    lows = [y - spread if y > spread or not log_y else y for _, y, spread in everything]
+    y_axis = _axis(lows + [y + spread for _, y, spread in everything], HEIGHT - BOTTOM, TOP, log_y)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'font-family="system-ui, sans-serif" font-size="12" fill="currentColor" class="chart">',
+        f"<title>{escape(title)}</title>",
+        f'<text x="{LEFT}" y="18" font-size="14" font-weight="600">{escape(title)}</text>',
+        *_frame(x_axis, y_axis, x_label, y_label),
+    ]
+    for place, (line, here) in enumerate(zip(series, points, strict=True)):
+        parts += _line(line.name, here, x_axis, y_axis, COLOURS[place % len(COLOURS)])
+    parts += _legend([line.name for line in series])
+    return "\n".join([*parts, "</svg>"])
+
+
+def _axis(values: Sequence[float], start: float, end: float, log: bool) -> _Axis:
+    low, high = min(values), max(values)
+    if log:
+        low, high = math.log10(low), math.log10(high)
+    if high - low < 1e-12:
+        low, high = low - 0.5, high + 0.5
+    margin = 0.04 * (high - low)
+    return _Axis(low - margin, high + margin, start, end, log)
+
+
+def _frame(x_axis: _Axis, y_axis: _Axis, x_label: str, y_label: str) -> list[str]:
+    parts = []
+    for value in x_axis.ticks():
+        x = x_axis(value)
+        parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}" stroke="currentColor" '
+                     f'opacity="0.12"/>')  # fmt: skip
+        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{value:.4g}</text>')
+    for value in y_axis.ticks():
+        y = y_axis(value)
+        parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="currentColor" '
+                     f'opacity="0.12"/>')  # fmt: skip
+        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.4g}</text>')
+    middle = (TOP + HEIGHT - BOTTOM) / 2
+    parts.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 10}" text-anchor="middle">'
+                 f"{escape(x_label)}</text>")  # fmt: skip
+    parts.append(f'<text transform="translate(14 {middle}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>')
+    return parts
+
+
+def _line(name: str, points: Sequence[tuple[float, float, float]], x: _Axis, y: _Axis, colour: str) -> list[str]:
+    if not points:
+        return []
+    parts = []
+    if any(spread for _, _, spread in points):
+        upper = [f"{x(px):.1f},{y(py + spread):.1f}" for px, py, spread in points]
+        lower = [f"{x(px):.1f},{y(py - spread if py > spread or not y.log else py):.1f}" for px, py, spread in points]
+        parts.append(f'<polygon points="{" ".join(upper + lower[::-1])}" fill="{colour}" opacity="0.18"/>')
+    path = " ".join(f"{x(px):.1f},{y(py):.1f}" for px, py, _ in points)
+    parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2" stroke-linejoin="round"/>')
+    if len(points) <= 24:
+        for px, py, _ in points:
+            parts.append(f'<circle cx="{x(px):.1f}" cy="{y(py):.1f}" r="3" fill="{colour}"><title>{escape(name)}: '
+                         f"{px:.4g}, {py:.4g}</title></circle>")  # fmt: skip
+    return parts
+
+
+def _legend(names: Sequence[str]) -> list[str]:
+    parts = []
+    for place, name in enumerate(names):
+        y = TOP + 14 + 16 * place
+        right = WIDTH - RIGHT - 8
+        colour = COLOURS[place % len(COLOURS)]
+        parts.append(f'<rect x="{right - 10}" y="{y - 9}" width="10" height="10" rx="2" fill="{colour}"/>')
+        parts.append(f'<text x="{right - 16}" y="{y}" text-anchor="end">{escape(name)}</text>')
+    return parts

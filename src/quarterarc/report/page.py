@@ -1,0 +1,32 @@
+"""A page: a Jinja template of this folder, filled in and written as one file that needs no other."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from ..files import replace_file
+
+__all__ = ["data_url", "write_page"]
+
+
+def data_url(picture: Path) -> str:
+    """A PNG file as a URL that holds the picture itself."""
+    return "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode("ascii")
+
+
+def write_page(path: Path, template: str, **values: Any) -> None:
+    """Fill in a template; text is escaped, SVG (text that begins with `<svg`) is put in as it is."""
+    environment = Environment(
+        loader=PackageLoader("quarterarc.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    safe = {
+        name: Markup(value) if isinstance(value, str) and value.startswith("<svg") else value
+        for name, value in values.items()
+    }
+    with replace_file(path) as beside:
+        beside.write_text(environment.get_template(template).render(safe), encoding="utf-8")
