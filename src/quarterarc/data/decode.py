@@ -1,0 +1,162 @@
+"""One encoded image to the uint8 pixels that the network sees. Pillow and NumPy only; safe to call from many threads.
+
+What is decided here, once, for every source:
+
+- Formats: PNG, JPEG, WebP, BMP, TIFF, recognised by content. Of several frames or pages the first counts.
+- Whole images only: a truncated or damaged file is an error, never a half-gray image.
+- Orientation: EXIF orientation is applied. Unreadable EXIF counts as none.
+- 16-bit gray becomes round(value / 257), 12-bit TIFF round(value * 255 / 4095). Of 16-bit colour Pillow delivers the
+  high byte, which is the same to within one level. 32-bit integers and floats have no stated range and are refused.
+- Palettes become the colours they stand for; CMYK goes to RGB by Pillow's formula. ICC profiles are not applied.
+- Without an alpha channel (1 or 3 channels) transparency is shown over white; with one, opaque images get alpha 255.
+- Resizing is Pillow's, antialiased, with premultiplied alpha. JPEG's reduced-size decoding would alter it: not used.
+"""
+
+from __future__ import annotations
+
+import io
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from quarterarc.data.spec import DataSpec
+from quarterarc.errors import InputError
+
+__all__ = ["ENDINGS", "FORMATS", "BadImage", "Encoded", "Pixels", "read_file", "read_pixels"]
+
+Encoded: TypeAlias = bytes | Image.Image
+"""An image as a source hands it over: the bytes of an image file, or an image that is open already."""
+Pixels: TypeAlias = NDArray[np.uint8]
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+
+_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+_FILTERS = {
+    "area": Image.Resampling.BOX,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+_ORIENTATION = 0x0112  # the EXIF tag
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # TIFF
+
+
+class BadImage(InputError):
+    """One image of a source cannot be used; `skip_bad` leaves it out."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"cannot use {name}: {reason}; repair or remove it, or skip such images (skip_bad)")
+
+
+def read_file(path: str | Path, name: str) -> bytes:
+    """The bytes of a file; `BadImage` where the system refuses."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise BadImage(name, error.strerror or str(error)) from error
+
+
+def read_pixels(encoded: Encoded, spec: DataSpec, name: str) -> Pixels:
+    """Decode one image as `spec` states: uint8 (height, width, channels).
+
+    Raises:
+        BadImage: with `name` and the reason, if it is no image, is truncated or damaged, is smaller than the crop box,
+            has pixels without a stated range, or is so large that it looks like a decompression bomb.
+    """
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        raise InputError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, which hides truncated images; leave it False")
+    try:
+        image = _open(encoded) if isinstance(encoded, bytes) else encoded
+        image.load()
+        image = _to_mode(_crop(_upright(_to_8_bits(image)), spec), spec.channels)
+        if image.size != (spec.width, spec.height):
+            image = image.resize((spec.width, spec.height), _FILTERS[spec.resize])
+    except UnidentifiedImageError:
+        raise BadImage(name, f"it is not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image") from None
+    except Exception as error:  # Pillow's readers raise nearly anything on damaged files
+        raise BadImage(name, " ".join(str(error).split()) or type(error).__name__) from error
+    return np.asarray(image).reshape(spec.height, spec.width, spec.channels)
+
+
+def _open(data: bytes) -> Image.Image:
+    if not data:
+        raise ValueError("it is empty")
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    # A download cut short and filled up with zeros decodes to gray without complaint: its last scan has no end.
+    if image.format in ("JPEG", "MPO") and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
+        raise ValueError("image file is truncated (no end marker)")
+    return image
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Gray of more than 8 bits, scaled to 8; everything else as it is."""
+    if not image.mode.startswith(("I", "F")):
+        return image
+    # A PNG in mode I has 16 bits (older Pillow); any other 32-bit number could mean anything.
+    if image.mode in ("I", "F") and image.format != "PNG":
+        raise ValueError(f"its 32-bit pixels (mode {image.mode}) have no stated range; save it with 8 or 16 bits")
+    tags: Any = getattr(image, "tag_v2", {})
+    top = (1 << tags.get(_BITS_PER_SAMPLE, (16,))[0]) - 1
+    values = np.asarray(image).astype(np.int64)
+    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        values = top - values
+    gray = Image.fromarray(((values * 255 + top // 2) // top).astype(np.uint8))
+    clear = image.info.get("transparency")  # the one gray value that is transparent
+    if isinstance(clear, int):
+        gray.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+    return gray
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    orientation = 1
+    with suppress(Exception):  # damaged metadata does not make bad pixels
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    turn = _UPRIGHT.get(orientation)
+    return image if turn is None else image.transpose(turn)
+
+
+def _crop(image: Image.Image, spec: DataSpec) -> Image.Image:
+    if spec.crop == "none":
+        return image
+    if spec.crop == "center":
+        top, left, height, width = _centred_box(image.height, image.width, spec)
+    else:
+        top, left, height, width = spec.crop
+    if top + height > image.height or left + width > image.width:
+        raise ValueError(
+            f"it is {image.height}x{image.width} (height x width), smaller than the crop box, which needs "
+            f"{top + height}x{left + width}"
+        )
+    return image.crop((left, top, left + width, top + height))
+
+
+def _centred_box(height: int, width: int, spec: DataSpec) -> tuple[int, int, int, int]:
+    """The largest centred box of the target's aspect ratio, in whole pixels: (top, left, height, width)."""
+    scale = min(height / spec.height, width / spec.width)
+    box_height = min(height, max(1, round(spec.height * scale)))
+    box_width = min(width, max(1, round(spec.width * scale)))
+    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
+
+
+def _to_mode(image: Image.Image, channels: int) -> Image.Image:
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        if channels in (1, 3):
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    elif image.mode not in ("1", "L", "RGB"):
+        image = image.convert("RGB")
+    return image if image.mode == _MODES[channels] else image.convert(_MODES[channels])

@@ -1,0 +1,29 @@
+"""8-bit pixels to the range a network works in, [-1, 1], and back."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["apply_flips", "to_float", "to_uint8"]
+
+
+def to_float(pixels: Tensor) -> Tensor:
+    """uint8 pixels of any shape -> float32 in [-1, 1], by x / 127.5 - 1: level 0 is -1, level 255 is 1."""
+    return pixels.to(torch.float32) / 127.5 - 1
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Floating images of any shape -> uint8: clamped to [-1, 1], then (x + 1) * 127.5 rounded to the nearest level.
+
+    The exact inverse of `to_float` on all 256 levels. A value halfway between two levels, such as 0, goes to the even
+    one (128). Half precisions are widened to float32 first, because bfloat16 cannot tell neighbouring levels apart.
+    """
+    if images.dtype.itemsize < 4:
+        images = images.float()
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def apply_flips(batch: Tensor, flip_mask: Tensor) -> Tensor:
+    """Mirror left to right those images of `batch` (B, C, H, W) whose entry in `flip_mask` (B,) is true."""
+    return torch.where(flip_mask.to(batch.device, torch.bool)[:, None, None, None], batch.flip(-1), batch)
