@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data_samples import encode, patch, photographs, png, tiff
 from PIL import Image, ImageFile
 
+from data_samples import encode, patch, photographs, png, tiff
 from quarterarc.data.decode import BadImage, read_pixels
 from quarterarc.data.spec import DataSpec
 from quarterarc.errors import InputError
@@ -47,27 +47,27 @@ def luma(rgb: np.ndarray) -> np.ndarray:
         ("WEBP", {"lossless": True}),
     ],
 )
-def test_lossless_formats_give_the_very_pixels(form, options):
+def test_lossless_formats_give_the_very_pixels(form: Any, options: Any) -> None:
     image = patch(1, 40, 56)
     assert (read(encode(image, form, **options)) == image).all()
 
 
 @pytest.mark.parametrize(("form", "options"), [("JPEG", {}), ("JPEG", {"progressive": True}), ("WEBP", {})])
-def test_lossy_formats_come_close(form, options):
+def test_lossy_formats_come_close(form: Any, options: Any) -> None:
     image = patch(1, 40, 56)
     error = read(encode(image, form, quality=95, **options)).astype(int) - image
     # Quality 95 with halved colour resolution: a mean error of some levels; a swapped channel would give some forty.
     assert np.abs(error).mean() < 5
 
 
-def test_the_first_frame_counts():
+def test_the_first_frame_counts() -> None:
     image = patch(1)
     more = [Image.fromarray(patch(2))]
     for form in ("TIFF", "PNG"):
         assert (read(encode(image, form, save_all=True, append_images=more)) == image).all()
 
 
-def test_other_formats_are_not_images():
+def test_other_formats_are_not_images() -> None:
     with pytest.raises(BadImage, match="the image: it is not a PNG, JPEG, WEBP, BMP or TIFF image"):
         read(encode(patch(0), "GIF"), size=32)
 
@@ -75,7 +75,7 @@ def test_other_formats_are_not_images():
 # --- modes -------------------------------------------------------------------------------------------------------
 
 
-def test_gray_and_colour():
+def test_gray_and_colour() -> None:
     image = patch(0)
     gray = luma(image)
     assert np.abs(read(encode(image), channels=1)[..., 0] - gray).max() <= 0.51  # rounded: half a level and a bit
@@ -86,7 +86,7 @@ def test_gray_and_colour():
     assert (read(encode(image), channels=4) == np.dstack([image, np.full_like(stored, 255)])).all()
 
 
-def test_palette_equals_rgb():
+def test_palette_equals_rgb() -> None:
     paletted = Image.fromarray(patch(0)).quantize(16)
     expected = np.asarray(paletted.convert("RGB"))
     for form in ("PNG", "BMP", "TIFF"):
@@ -97,7 +97,7 @@ def test_palette_equals_rgb():
     assert (read(encode(paletted), channels=1) == read(encode(expected), channels=1)).all()
 
 
-def test_palette_with_transparency_equals_rgba():
+def test_palette_with_transparency_equals_rgba() -> None:
     paletted = Image.fromarray(patch(0)).quantize(16)
     alpha_of = bytes(range(0, 256, 17))
     data = encode(paletted, transparency=alpha_of)
@@ -106,7 +106,7 @@ def test_palette_with_transparency_equals_rgba():
     assert (read(data) == read(encode(rgba))).all()
 
 
-def test_transparent_colours_of_gray_and_rgb():
+def test_transparent_colours_of_gray_and_rgb() -> None:
     image = patch(0)
     clear = tuple(int(value) for value in image[3, 5])
     alpha = read(encode(image, transparency=clear), channels=4)[..., 3]
@@ -117,7 +117,7 @@ def test_transparent_colours_of_gray_and_rgb():
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_alpha_is_shown_over_white(channels):
+def test_alpha_is_shown_over_white(channels: Any) -> None:
     image, alpha = patch(0), patch(1)[..., 0]
     alpha[0, :2] = 0, 255
     over = image * (alpha[..., None] / 255) + 255 * (1 - alpha[..., None] / 255)
@@ -128,7 +128,7 @@ def test_alpha_is_shown_over_white(channels):
     assert (read(encode(np.dstack([image, alpha])), channels=4) == np.dstack([image, alpha])).all()
 
 
-def test_gray_with_alpha():
+def test_gray_with_alpha() -> None:
     gray, alpha = patch(0)[..., 0], patch(1)[..., 0]
     data = encode(Image.merge("LA", (Image.fromarray(gray), Image.fromarray(alpha))))
     assert (read(data, channels=2) == np.dstack([gray, alpha])).all()
@@ -137,7 +137,7 @@ def test_gray_with_alpha():
     assert np.abs(read(data, channels=1)[..., 0] - over).max() <= 1
 
 
-def test_one_bit_and_other_low_depths():
+def test_one_bit_and_other_low_depths() -> None:
     bits = (patch(0)[..., 0] > 128).astype(np.uint8) * 255
     for form, options in (("PNG", {}), ("TIFF", {"compression": "group4"}), ("BMP", {})):
         data = encode(Image.fromarray(bits).convert("1"), form, **options)
@@ -145,7 +145,7 @@ def test_one_bit_and_other_low_depths():
         assert (read(data, channels=3) == bits[..., None]).all()
 
 
-def test_cmyk():
+def test_cmyk() -> None:
     image = Image.fromarray(patch(0))
     data = encode(image.convert("CMYK"), "TIFF")
     assert Image.open(io.BytesIO(data)).mode == "CMYK"
@@ -153,7 +153,7 @@ def test_cmyk():
     assert np.abs(read(encode(image.convert("CMYK"), "JPEG", quality=100)).astype(int) - np.asarray(image)).mean() < 3
 
 
-def test_16_bit_gray_is_scaled_not_clipped():
+def test_16_bit_gray_is_scaled_not_clipped() -> None:
     for data in (
         png(RAMP, 0),
         encode(RAMP, "TIFF"),
@@ -165,13 +165,13 @@ def test_16_bit_gray_is_scaled_not_clipped():
     assert (read(png(RAMP, 0), channels=3) == RAMP_8[..., None]).all()
 
 
-def test_16_bit_gray_with_a_transparent_value():
+def test_16_bit_gray_with_a_transparent_value() -> None:
     pixels = read(png(RAMP, 0, clear=struct.pack(">H", 1000)), channels=2)
     assert (pixels[..., 0] == RAMP_8).all()
     assert ((pixels[..., 1] == 0) == (RAMP == 1000)).all()
 
 
-def test_16_bit_colour():
+def test_16_bit_colour() -> None:
     rgba = np.stack([RAMP, RAMP[::-1], RAMP.T, RAMP[:, ::-1]], -1)
     for samples, color_type in ((rgba[..., :3], 2), (rgba, 6)):
         pixels = read(png(samples, color_type), channels=samples.shape[-1])
@@ -179,7 +179,7 @@ def test_16_bit_colour():
     assert (read(png((RAMP >> 8 << 8) + (RAMP >> 8), 0), channels=1)[..., 0] == RAMP >> 8).all()
 
 
-def test_12_bit_tiff():
+def test_12_bit_tiff() -> None:
     values = np.arange(4096).reshape(64, 64)
     pairs = values.reshape(-1, 2)
     packed = np.stack([pairs[:, 0] >> 4, (pairs[:, 0] & 15) << 4 | pairs[:, 1] >> 8, pairs[:, 1] & 255], -1)
@@ -188,7 +188,7 @@ def test_12_bit_tiff():
 
 
 @pytest.mark.parametrize(("dtype", "bits", "sample_format"), [("<i4", 32, 2), ("<f4", 32, 3), ("<i2", 16, 2)])
-def test_pixels_without_a_range_are_refused(dtype, bits, sample_format):
+def test_pixels_without_a_range_are_refused(dtype: Any, bits: Any, sample_format: Any) -> None:
     data = tiff(np.zeros((4, 4), dtype).tobytes(), 4, 4, bits, sample_format=sample_format)
     with pytest.raises(BadImage, match="no stated range; save it with 8 or 16 bits"):
         read(data, channels=1)
@@ -210,7 +210,7 @@ UPRIGHT = {  # EXIF 2.3, tag 0x0112: which stored pixels are the visible top row
 
 @pytest.mark.parametrize("orientation", UPRIGHT)
 @pytest.mark.parametrize("form", ["PNG", "TIFF", "WEBP"])
-def test_exif_orientation(orientation, form):
+def test_exif_orientation(orientation: Any, form: Any) -> None:
     stored = patch(0, 20, 30)
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -223,7 +223,7 @@ def test_exif_orientation(orientation, form):
     assert (cropped == upright[2:6, 3:9]).all()
 
 
-def test_exif_of_a_jpeg_and_unreadable_exif():
+def test_exif_of_a_jpeg_and_unreadable_exif() -> None:
     stored = patch(0, 16, 32)
     exif = Image.Exif()
     exif[0x0112] = 3
@@ -232,13 +232,13 @@ def test_exif_of_a_jpeg_and_unreadable_exif():
     assert (read(encode(stored, "JPEG", exif=b"Exif\0\0rubbish")) == plain).all()
 
 
-def test_crop_box_is_exact():
+def test_crop_box_is_exact() -> None:
     image = patch(0, 40, 56)
     assert (read(encode(image), size=(10, 20), crop=(7, 9, 10, 20)) == image[7:17, 9:29]).all()
     assert (read(encode(image), size=(40, 56), crop=(0, 0, 40, 56)) == image).all()
 
 
-def test_celeba_crop_of_ddim():
+def test_celeba_crop_of_ddim() -> None:
     aligned = patch(0, 218, 178)
     pixels = read(encode(aligned), size=64, crop=(57, 25, 128, 128))
     halved = aligned[57:185, 25:153].reshape(64, 2, 64, 2, 3).mean((1, 3))
@@ -256,22 +256,27 @@ def test_celeba_crop_of_ddim():
         ((1, 50), (1, 2), (0, 24, 1, 2)),
     ],
 )
-def test_centred_crop(shape, size, box):
+def test_centred_crop(shape: Any, size: Any, box: Any) -> None:
     image = patch(0, *shape)
     top, left, height, width = box
     expected = read(encode(image[top : top + height, left : left + width]), size=size)
     assert (read(encode(image), size=size, crop="center") == expected).all()
 
 
-def test_without_a_crop_the_image_is_stretched():
+def test_without_a_crop_the_image_is_stretched() -> None:
     image = patch(0, 32, 64)
     expected = image.reshape(32, 32, 2, 3).mean(2)
     assert np.abs(read(encode(image), size=32) - expected).max() <= 0.5
 
 
 @pytest.mark.parametrize("resize", ["area", "bilinear", "bicubic", "lanczos"])
-def test_resizing_is_the_stated_filter_and_antialiased(resize):
-    filters = {"area": Image.BOX, "bilinear": Image.BILINEAR, "bicubic": Image.BICUBIC, "lanczos": Image.LANCZOS}
+def test_resizing_is_the_stated_filter_and_antialiased(resize: Any) -> None:
+    filters = {
+        "area": Image.Resampling.BOX,
+        "bilinear": Image.Resampling.BILINEAR,
+        "bicubic": Image.Resampling.BICUBIC,
+        "lanczos": Image.Resampling.LANCZOS,
+    }
     photo = photographs()[0]
     expected = np.asarray(Image.fromarray(photo).resize((48, 32), filters[resize]))
     assert (read(encode(photo, "BMP"), size=(32, 48), resize=resize) == expected).all()
@@ -280,15 +285,15 @@ def test_resizing_is_the_stated_filter_and_antialiased(resize):
     assert np.abs(middle.astype(int) - 127.5).max() <= 2.5  # lanczos keeps a ripple of two levels
 
 
-def test_jpeg_is_shrunk_at_full_precision():
+def test_jpeg_is_shrunk_at_full_precision() -> None:
     photo = photographs()[0]
     data = encode(photo, "JPEG", quality=95)
     full = np.asarray(Image.open(io.BytesIO(data)))
-    expected = np.asarray(Image.fromarray(full).resize((40, 40), Image.BOX))
+    expected = np.asarray(Image.fromarray(full).resize((40, 40), Image.Resampling.BOX))
     assert (read(data, size=40) == expected).all()
 
 
-def test_resizing_premultiplies_alpha():
+def test_resizing_premultiplies_alpha() -> None:
     image = np.zeros((2, 2, 4), np.uint8)
     image[:, 0] = 255, 0, 0, 255
     image[:, 1] = 0, 255, 0, 0  # invisible green must not leak
@@ -312,7 +317,7 @@ def test_resizing_premultiplies_alpha():
     ],
 )
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF", "ignore:Truncated File")
-def test_a_truncated_file_is_refused_or_complete(form, options):
+def test_a_truncated_file_is_refused_or_complete(form: Any, options: Any) -> None:
     """Wherever it is cut: either an error, or (where only padding or an end mark is lost) every pixel is right."""
     data = encode(patch(0, 24, 24), form, **options)
     whole = read(data)
@@ -328,7 +333,7 @@ def test_a_truncated_file_is_refused_or_complete(form, options):
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}])
-def test_a_jpeg_filled_up_with_zeros_is_truncated(options):
+def test_a_jpeg_filled_up_with_zeros_is_truncated(options: Any) -> None:
     data = encode(patch(0, 128, 128), "JPEG", **options)
     for length in (len(data) - 2, len(data) - 400):  # both within the last scan
         with pytest.raises(BadImage, match="truncated"):
@@ -336,7 +341,7 @@ def test_a_jpeg_filled_up_with_zeros_is_truncated(options):
     assert (read(data + bytes(100)) == read(data)).all()  # padding after a whole image is harmless
 
 
-def test_what_is_said_of_bad_images():
+def test_what_is_said_of_bad_images() -> None:
     for data, reason in ((b"", "it is empty"), (b"hello", "it is not a PNG"), (encode(patch(0))[:200], "truncated")):
         with pytest.raises(BadImage, match=reason) as caught:
             read(data, size=8)
@@ -346,12 +351,12 @@ def test_what_is_said_of_bad_images():
         assert "0x" not in message
 
 
-def test_an_image_smaller_than_the_crop_box():
+def test_an_image_smaller_than_the_crop_box() -> None:
     with pytest.raises(BadImage, match=r"is 20x30 \(height x width\), smaller than the crop box, which needs 185x153"):
         read(encode(patch(0, 20, 30)), size=64, crop=(57, 25, 128, 128))
 
 
-def test_a_decompression_bomb():
+def test_a_decompression_bomb() -> None:
     lines = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 0, 0, 0, 0)
     bomb = encode(patch(0)[..., 0])
     header = bomb.index(b"IHDR")
@@ -360,7 +365,7 @@ def test_a_decompression_bomb():
         read(bomb, size=8)
 
 
-def test_a_global_switch_does_not_let_truncated_images_in(monkeypatch):
+def test_a_global_switch_does_not_let_truncated_images_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     with pytest.raises(InputError, match="LOAD_TRUNCATED_IMAGES"):
         read(encode(patch(0))[:800], size=32)

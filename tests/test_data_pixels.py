@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -13,31 +14,31 @@ from quarterarc.data.pixels import apply_flips, to_float, to_uint8
 LEVELS = torch.arange(256, dtype=torch.uint8)
 
 
-def test_ends_and_middle_of_the_range():
+def test_ends_and_middle_of_the_range() -> None:
     assert to_float(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [-1.0, 1.0]
     assert to_float(LEVELS).dtype == torch.float32
     torch.testing.assert_close(to_float(LEVELS).double(), LEVELS.double() * 2 / 255 - 1, rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_round_trip_of_all_levels(dtype):
+def test_round_trip_of_all_levels(dtype: Any) -> None:
     assert torch.equal(to_uint8(to_float(LEVELS).to(dtype)), LEVELS)
 
 
-def test_half_precision_is_widened_before_scaling():
-    # float16 spaces values near 1 by 2**-11, far finer than the levels' 1/127.5; arithmetic in it would still lose levels.
+def test_half_precision_is_widened_before_scaling() -> None:
+    # float16 spaces values near 1 by 2**-11, finer than the levels' 1/127.5, but arithmetic in it would lose levels.
     assert torch.equal(to_uint8(to_float(LEVELS).half()), LEVELS)
     # bfloat16 itself merges levels; what is left of one after the cast is off by at most its spacing of 2**-8 at 1.
     error = to_uint8(to_float(LEVELS).bfloat16()).int() - LEVELS.int()
     assert error.abs().max() <= 1
 
 
-def test_clamped_and_rounded_to_the_nearest_level():
+def test_clamped_and_rounded_to_the_nearest_level() -> None:
     given = torch.tensor([-7.0, -1.0, 1.0, 7.0, 100.4 / 127.5 - 1, 100.6 / 127.5 - 1, 0.0])
     assert to_uint8(given).tolist() == [0, 0, 255, 255, 100, 101, 128]
 
 
-def test_only_the_masked_images_are_mirrored():
+def test_only_the_masked_images_are_mirrored() -> None:
     batch = torch.arange(3 * 2 * 2 * 5, dtype=torch.uint8).reshape(3, 2, 2, 5)
     flipped = apply_flips(batch, torch.tensor([True, False, True]))
     assert torch.equal(flipped[1], batch[1])
@@ -46,7 +47,7 @@ def test_only_the_masked_images_are_mirrored():
     assert flipped.dtype == torch.uint8
 
 
-def test_the_spec_is_light_to_import():
+def test_the_spec_is_light_to_import() -> None:
     code = (
         "import sys; from quarterarc.data import DataSpec; print(sorted({'torch', 'PIL', 'numpy'} & set(sys.modules)))"
     )

@@ -1,0 +1,228 @@
+"""Images that come one after the other over the network: hub datasets that are streamed, not downloaded.
+
+Example number k of a stream is defined by the seed and k alone, so that runs resume and processes share work without
+any state. The rows of epoch e (the dataset's shards in an order drawn from seed + e) are cut into blocks of 1,024, and
+each block is shuffled with a permutation drawn from (seed, e, block); the epochs follow one another. `batch` therefore
+accepts any numbers, but only rising ones are fast: every process passes over all rows, without decoding those it is
+not asked for, and a number from an earlier block starts the stream anew. To resume, rows are passed over the same way:
+the first epoch, which tells how long an epoch is, and what the present one has behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from quarterarc.data.decode import BadImage, Pixels, read_pixels
+from quarterarc.data.images import Numbers, RawBatch, in_order
+from quarterarc.data.order import permutation
+from quarterarc.data.sources import digest
+from quarterarc.data.spec import DataSpec
+from quarterarc.data.tables import Columns, choose_columns, encoded
+from quarterarc.errors import InputError
+
+__all__ = ["BLOCK", "StreamedImages", "stream_dataset"]
+
+BLOCK = 1024  # rows shuffled together: about 100 MB of encoded 256x256 images
+Row = Mapping[str, Any]
+
+
+class _Block(NamedTuple):
+    first: int  # the example number of its first image
+    epoch: int
+    start: int  # rows of the epoch before it
+    rows: list[Row]
+    order: NDArray[np.int64]  # place in the block -> row
+
+
+class StreamedImages:
+    """Images of an endless stream; `count` is None. See the module for what an example number means.
+
+    An unreadable image is replaced, under `skip_bad`, by the next readable one of its block.
+
+    Args:
+        spec: what an image is made into.
+        rows: the rows of an epoch, from the start, in a fixed order.
+        columns: where in a row the image and the label are.
+        what: the stream, for messages.
+        device: where the batches go.
+        seed: of the shuffling.
+    """
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        rows: Callable[[int], Iterable[Row]],
+        columns: Columns,
+        what: str,
+        device: torch.device,
+        seed: int = 0,
+    ) -> None:
+        self._spec, self._rows, self._columns, self._what = spec, rows, columns, what
+        self._device, self._seed = device, seed
+        self._length: int | None = None  # rows of an epoch, once one has been read to its end
+        self._blocks: Iterator[_Block] | None = None
+        self._block: _Block | None = None
+        self._next: Future[_Block] | None = None
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="stream")
+        self._bad: set[tuple[int, int]] = set()
+        self.count: int | None = None
+        self.channels: int = spec.channels
+        self.height, self.width = spec.height, spec.width
+        self.classes = columns.classes if spec.labels else None
+        self.fingerprint = digest(what, columns, spec.limit)
+        self.description = f"{what}: a stream of images, fingerprint {self.fingerprint}"
+
+    @property
+    def skipped(self) -> int:
+        """How many different rows have been replaced so far in this process, each counted once an epoch."""
+        return len(self._bad)
+
+    def batch(self, numbers: Numbers) -> RawBatch:
+        """The images with these numbers (B,), in this order; fast if they are not below those of earlier calls.
+
+        Raises:
+            BadImage: naming an image that cannot be read (under `skip_bad`: if its whole block cannot).
+            InputError: if the stream is empty, or breaks off.
+        """
+        wanted = np.asarray(numbers, dtype=np.int64).reshape(-1)
+        if wanted.size and wanted.min() < 0:
+            raise IndexError(f"image number {wanted.min()} is negative")
+        images = np.empty((len(wanted), self.channels, self.height, self.width), np.uint8)
+        labels = np.zeros(len(wanted), np.int64)
+        names: dict[int, str] = {}
+
+        def places() -> Iterator[tuple[int, _Block, int]]:
+            for place in np.argsort(wanted, kind="stable"):
+                block = self._block_of(int(wanted[place]))
+                yield int(place), block, int(wanted[place]) - block.first
+
+        for place, pixels, label, name in in_order(self._read, places()):
+            images[place], labels[place], names[int(wanted[place])] = pixels.transpose(2, 0, 1), label, name
+        return RawBatch(
+            torch.from_numpy(images).to(self._device),
+            torch.from_numpy(labels).to(self._device) if self._spec.labels else None,
+            wanted,
+            names.__getitem__,
+        )
+
+    def prefetch(self, numbers: Numbers) -> None:
+        """Nothing to do: the next block is always being read."""
+
+    def _read(self, task: tuple[int, _Block, int]) -> tuple[int, Pixels, int, str]:
+        """Decode one image, or the next readable one of its block."""
+        place, block, offset = task
+        for step in range(len(block.rows)):
+            index = int(block.order[(offset + step) % len(block.rows)])
+            row, name = block.rows[index], f"{self._what} row {block.start + index} of epoch {block.epoch}"
+            try:
+                pixels = read_pixels(encoded(row.get(self._columns.image), name), self._spec, name)
+            except BadImage as error:
+                if not self._spec.skip_bad:
+                    raise
+                self._bad.add((block.epoch, block.start + index))
+                last = error
+            else:
+                return place, pixels, self._label(row, name), name
+        raise last
+
+    def _label(self, row: Row, name: str) -> int:
+        if not self._spec.labels:
+            return 0
+        label = row.get(self._columns.label or "")
+        if label is None or not 0 <= label < (self.classes or 0):
+            raise InputError(f"{name}: column '{self._columns.label}' holds {label}; expected 0..{self.classes}-1")
+        return int(label)
+
+    def _block_of(self, number: int) -> _Block:
+        if self._blocks is None or (self._block is not None and number < self._block.first):
+            self._blocks, self._block, self._next = self._blocks_from(number), None, None
+        while self._block is None or number >= self._block.first + len(self._block.rows):
+            # One thread steps the generator, so the next block is read while this one is decoded.
+            advance = partial(next, self._blocks)
+            coming = self._next or self._reader.submit(advance)
+            try:
+                self._block = coming.result()
+            except Exception as error:
+                self._blocks = self._block = self._next = None
+                if isinstance(error, InputError):
+                    raise
+                reason = " ".join(str(error).split()) or type(error).__name__
+                raise InputError(f"{self._what} broke off: {reason}; resume when it can be reached again") from error
+            self._next = self._reader.submit(advance)
+        return self._block
+
+    def _blocks_from(self, number: int) -> Iterator[_Block]:
+        """The blocks of the stream from the one that holds `number`, for ever."""
+        while True:
+            epoch, ahead = divmod(number, self._length) if self._length else (0, number)
+            rows = iter(self._rows(epoch))
+            start = sum(1 for _ in islice(rows, ahead // BLOCK * BLOCK))
+            while block := list(islice(rows, BLOCK)):
+                order = permutation(self._seed, epoch, start // BLOCK, count=len(block))
+                first = epoch * (self._length or 0) + start
+                yield _Block(first, epoch, start, block, order)
+                start += len(block)
+            if start == 0 or start != (self._length or start):
+                raise InputError(
+                    f"{self._what} ended after {start} rows" + (f", not {self._length}" if self._length else "")
+                )
+            self._length = start
+            number = max(number, (epoch + 1) * start)
+
+
+def stream_dataset(spec: DataSpec, dataset: Any, what: str, device: torch.device, seed: int) -> StreamedImages:
+    """Stream an iterable dataset of `datasets`."""
+    import datasets
+
+    features = dataset.features
+    if features is None:  # a dataset that does not declare its columns: its first row does
+        first: Row = next(iter(dataset), {})
+        kinds, classes = {name: _kind_of_cell(cell) for name, cell in first.items()}, {}
+    else:
+        kinds = {name: _kind_of_feature(feature) for name, feature in features.items()}
+        classes = {
+            name: feature.num_classes for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)
+        }
+    columns = choose_columns(spec, kinds, classes, what)
+    if spec.labels and columns.classes is None:
+        raise InputError(
+            f"{what}: column '{columns.label}' does not declare how many classes it has, which a stream must; "
+            "download the dataset instead (memory: memory) or train without labels"
+        )
+    if kinds[columns.image] == "image" and features is not None:
+        dataset = dataset.cast_column(columns.image, datasets.Image(decode=False))
+    if spec.limit:
+        dataset = dataset.take(spec.limit)  # before the shuffling, so that every epoch has the same rows
+
+    def rows(epoch: int) -> Iterable[Row]:
+        return dataset.shuffle(seed=seed + epoch, buffer_size=1)
+
+    return StreamedImages(spec, rows, columns, what, device, seed)
+
+
+def _kind_of_feature(feature: Any) -> str:
+    """The kind of a declared column, in the words of `choose_columns`."""
+    import datasets
+
+    if isinstance(feature, datasets.Image):
+        return "image"
+    if isinstance(feature, datasets.ClassLabel):
+        return "integer"
+    dtype = str(getattr(feature, "dtype", type(feature).__name__))
+    if dtype in ("binary", "large_binary"):
+        return "encoded"
+    return "integer" if dtype.startswith(("int", "uint", "bool")) else dtype
+
+
+def _kind_of_cell(cell: Any) -> str:
+    if isinstance(cell, bytes | Mapping) or hasattr(cell, "getexif"):
+        return "encoded"
+    return "integer" if isinstance(cell, int) else type(cell).__name__
