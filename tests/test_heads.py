@@ -1,0 +1,259 @@
+"""Heads: an output made from the true image and noise reads back as exactly these."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from quarterarc import arc
+from quarterarc.denoiser import Denoiser
+from quarterarc.errors import InputError
+from quarterarc.estimate import Estimate
+from quarterarc.heads import HEADS, Both, Gated, Head, Image, LearnedVariance, Mean, Noise, head
+from quarterarc.schedules import Schedule, schedule
+
+SCHEDULE = schedule("arc", 50)
+PLAIN = [name for name in HEADS if "+" not in name]
+ANGLES = [SCHEDULE.angle(1.0), 0.3, math.pi / 4, 1.3, SCHEDULE.angle(49.0)]
+ENDS = {"image": 0.0, "noise": math.pi / 2}
+
+
+def data(dtype: torch.dtype = torch.float64, count: int = 3) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    image, noise = torch.randn(2, count, 2, 3, 4, generator=generator, dtype=torch.float64)
+    return image.to(dtype), noise.to(dtype)
+
+
+def posterior_mean(image: Tensor, x: Tensor, t: int, table: Schedule) -> Tensor:
+    """Ho et al. 2020, Eq. 7, in their own letters."""
+    alpha_bar, before, beta = float(table.alpha_bar[t]), float(table.alpha_bar[t - 1]), float(table.beta[t])
+    alpha = alpha_bar / before  # not 1 - beta, which rounds where beta is close to 1
+    return math.sqrt(before) * beta / (1 - alpha_bar) * image + math.sqrt(alpha) * (1 - before) / (1 - alpha_bar) * x
+
+
+def oracle(name: str, image: Tensor, noise: Tensor, angle: float, gate: float = 0.7) -> Tensor:
+    """What a perfect network puts out for this head."""
+    gates = torch.full_like(image[:, :1], gate)
+    if name == "mean":
+        a = SCHEDULE.angle(SCHEDULE.time(angle) - 1.0)
+        # an independent route: the mean of a Gaussian x_a = cos a image + sin a z given x_b = ratio x_a + ...
+        ratio, prior = math.cos(angle) / math.cos(a), math.sin(a) ** 2
+        gain = ratio * prior / (ratio**2 * prior + 1 - ratio**2)
+        return math.cos(a) * image + gain * (arc.mix(image, noise, angle) - math.cos(angle) * image)
+    return {
+        "noise": noise,
+        "image": image,
+        "velocity": math.cos(angle) * noise - math.sin(angle) * image,
+        "both": torch.cat([image, noise], 1),
+        "gated": torch.cat([image, noise, gates], 1),
+    }[name]
+
+
+@pytest.mark.parametrize("angle", ANGLES)
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_perfect_output_reads_back_as_image_and_noise(name: str, angle: float) -> None:
+    image, noise = data()
+    x = arc.mix(image, noise, angle)
+    estimate = head(name, SCHEDULE).read(oracle(name, image, noise, angle), x, angle)
+    # the division by the smaller of sine and cosine, 0.03 at the outer angles, and of the mean by its weight of the
+    # image, no smaller than the square of that
+    tolerance = 1e-12
+    torch.testing.assert_close(estimate.image, image, rtol=0, atol=tolerance)
+    torch.testing.assert_close(estimate.noise, noise, rtol=0, atol=tolerance)
+    assert estimate.variance_fraction is None
+
+
+@pytest.mark.parametrize("t", [1, 2, 25, 49, 50])
+@pytest.mark.parametrize("of", ["arc", "linear", "cosine"])
+def test_the_mean_head_inverts_the_posterior_mean_of_its_schedule(of: str, t: int) -> None:
+    table = schedule(of, 50)
+    image, noise = data()
+    angle = table.angle(float(t))
+    x = arc.mix(image, noise, angle)
+    estimate = head("mean", table).read(posterior_mean(image, x, t, table), x, angle)
+    torch.testing.assert_close(estimate.image, image, rtol=0, atol=1e-9)  # (1 - alpha_bar) cancels in the expected mean
+    assert estimate.residual(x, angle).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("name", [name for name in PLAIN if name != "both"])
+def test_heads_of_one_estimate_agree_with_x_whatever_the_network_says(name: str) -> None:
+    image, noise = data()
+    reader, generator = head(name, SCHEDULE), torch.Generator().manual_seed(0)
+    for angle in ANGLES:
+        output = torch.randn(3, reader.channels(2), 3, 4, generator=generator, dtype=torch.float64)
+        x = arc.mix(image, noise, angle)
+        residual = reader.read(output, x, angle).residual(x, angle)
+        assert residual.abs().max() < 1e-12  # x - x after a division by no less than 0.03
+
+
+def test_both_keeps_two_estimates_and_their_residual() -> None:
+    image, noise = data()
+    x = arc.mix(image, noise, 0.8)
+    estimate = Both().read(torch.cat([image + 0.1, noise], 1), x, 0.8)
+    torch.testing.assert_close(estimate.image, image + 0.1, rtol=0, atol=0)
+    torch.testing.assert_close(estimate.noise, noise, rtol=0, atol=0)
+    missed = torch.full_like(x, -0.1 * math.cos(0.8))
+    torch.testing.assert_close(estimate.residual(x, 0.8), missed, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("name", PLAIN)
+def test_both_ends_are_finite_and_right_wherever_the_head_is_defined(name: str, end: str, dtype: torch.dtype) -> None:
+    reader = head(name, SCHEDULE)
+    if not (reader.at_image if end == "image" else reader.at_noise):
+        return
+    image, noise = data(dtype)
+    # a few roundings of numbers up to 3; the mean of the last step holds only 0.03 of the image
+    angle, rounding = ENDS[end], (1000 if name == "mean" else 30) * torch.finfo(dtype).eps
+    x = arc.mix(image, noise, angle)
+    for at in (angle, torch.full((3,), angle, dtype=torch.float64)):
+        estimate = reader.read(oracle(name, image, noise, angle), x, at)
+        assert estimate.image.dtype == dtype
+        # where x is the image it fixes the image, and says nothing of the noise but what the network does
+        torch.testing.assert_close(estimate.image, image, rtol=0, atol=rounding)
+        torch.testing.assert_close(estimate.noise, noise, rtol=0, atol=rounding)
+
+
+def test_which_heads_are_defined_at_which_end() -> None:
+    heads = {name: head(name, SCHEDULE) for name in HEADS}
+    assert {name for name, each in heads.items() if not each.at_noise} == {"noise", "noise+variance"}
+    undefined = {"image", "mean", "image+variance", "mean+variance"}
+    assert {name for name, each in heads.items() if not each.at_image} == undefined
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("gate", [-1e4, -20.0, 20.0, 1e4])
+@pytest.mark.parametrize("angle", [0.0, 1e-6, 1e-3, 0.8, math.pi / 2 - 1e-3, math.pi / 2 - 1e-6, math.pi / 2])
+def test_saturated_gates_stay_finite_and_so_do_their_gradients(angle: float, gate: float, dtype: torch.dtype) -> None:
+    image, noise = data(dtype)
+    x = arc.mix(image, noise, angle)
+    output = oracle("gated", image, noise, angle, gate).requires_grad_()
+    estimate = Gated().read(output, x, angle)
+    # 3e-7 of one gate is left, so that rounding in one estimate is multiplied by 1/3e-7 / (2 angle) at worst, which
+    # its own factor of the angle takes back: errors stay near the square root of 3e6 roundings
+    tolerance = 3e3 * torch.finfo(dtype).eps
+    torch.testing.assert_close(estimate.image, image, rtol=0, atol=tolerance)
+    torch.testing.assert_close(estimate.noise, noise, rtol=0, atol=tolerance)
+    (estimate.image**2 + estimate.noise**2).sum().backward()
+    assert output.grad is not None
+    assert output.grad.isfinite().all()
+
+
+def test_an_open_gate_is_the_velocity_of_both() -> None:
+    generator = torch.Generator().manual_seed(0)
+    output = torch.randn(3, 4, 3, 4, generator=generator, dtype=torch.float64)
+    x = torch.randn(3, 2, 3, 4, generator=generator, dtype=torch.float64)
+    gated = torch.cat([output, torch.zeros_like(x[:, :1])], 1)
+    for angle in (0.0, *ANGLES, math.pi / 2):
+        expected = Both().read(output, x, angle).velocity(angle)
+        torch.testing.assert_close(Gated().read(gated, x, angle).velocity(angle), expected, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("gate", [-3.0, 0.0, 1.5])
+def test_a_gate_is_a_mean_of_the_two_velocities(gate: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    output = torch.randn(3, 4, 3, 4, generator=generator, dtype=torch.float64)
+    x = torch.randn(3, 2, 3, 4, generator=generator, dtype=torch.float64)
+    gated = torch.cat([output, torch.full_like(x[:, :1], gate)], 1)
+    for angle in ANGLES:
+        by_image = Image().read(output[:, :2], x, angle).velocity(angle)
+        by_noise = Noise().read(output[:, 2:], x, angle).velocity(angle)
+        weight = math.sin(angle) ** 2 / (math.sin(angle) ** 2 + math.exp(-gate) * math.cos(angle) ** 2)
+        expected = weight * by_image + (1 - weight) * by_noise
+        torch.testing.assert_close(Gated().read(gated, x, angle).velocity(angle), expected, rtol=0, atol=1e-12)
+
+
+def test_the_velocity_of_both_leans_on_the_well_conditioned_estimate() -> None:
+    # v_hat = sin^2 (velocity of the image estimate alone) + cos^2 (velocity of the noise estimate alone)
+    generator = torch.Generator().manual_seed(0)
+    image, noise, x = torch.randn(3, 3, 2, 3, 4, generator=generator, dtype=torch.float64)
+    for angle in ANGLES:
+        by_image = Image().read(image, x, angle).velocity(angle)
+        by_noise = Noise().read(noise, x, angle).velocity(angle)
+        expected = math.sin(angle) ** 2 * by_image + math.cos(angle) ** 2 * by_noise
+        torch.testing.assert_close(Estimate(image, noise).velocity(angle), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_channels_and_learned_variance(name: str) -> None:
+    plain, _, learned = name.partition("+")
+    reader = head(name, SCHEDULE)
+    assert reader.name == name
+    own = {"both": 6, "gated": 7}.get(plain, 3)
+    assert reader.channels(3) == own + (3 if learned else 0)
+    if not learned:
+        return
+    assert isinstance(reader, LearnedVariance)
+    image, noise = data()
+    x = arc.mix(image, noise, 0.8)
+    said = torch.rand(x.shape, dtype=torch.float64) * 2 - 1
+    estimate = reader.read(torch.cat([oracle(plain, image, noise, 0.8), said], 1), x, 0.8)
+    torch.testing.assert_close(estimate.image, image, rtol=0, atol=1e-12)
+    torch.testing.assert_close(estimate.noise, noise, rtol=0, atol=1e-12)
+    assert estimate.variance_fraction is not None
+    # -1 is the posterior variance, fraction 0; 1 is beta, fraction 1
+    torch.testing.assert_close(estimate.variance_fraction * 2 - 1, said, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_one_angle_an_image_is_one_image_at_a_time(name: str) -> None:
+    reader = head(name, SCHEDULE)
+    generator = torch.Generator().manual_seed(0)
+    output = torch.randn(4, reader.channels(2), 3, 3, generator=generator, dtype=torch.float64)
+    x = torch.randn(4, 2, 3, 3, generator=generator, dtype=torch.float64)
+    angles = torch.tensor(SCHEDULE.angle([1.0, 7.5, 30.0, 49.0]))
+    together = reader.read(output, x, angles)
+    for k in range(4):
+        alone = reader.read(output[k : k + 1], x[k : k + 1], float(angles[k]))
+        for all_of_them, one in ((together.image, alone.image), (together.noise, alone.noise)):
+            torch.testing.assert_close(all_of_them[k : k + 1], one, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", HEADS)
+def test_gradients_are_finite_and_the_dtype_is_kept(name: str, dtype: torch.dtype) -> None:
+    reader = head(name, SCHEDULE)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4, 2, 3, 3, generator=generator).to(dtype)
+    output = torch.randn(4, reader.channels(2), 3, 3, generator=generator).to(dtype).requires_grad_()
+    estimate = reader.read(output, x, torch.tensor(SCHEDULE.angle([1.0, 7.5, 30.0, 49.0])))
+    assert estimate.image.dtype == estimate.noise.dtype == dtype
+    total = (estimate.image**2 + estimate.noise**2).sum()
+    if estimate.variance_fraction is not None:
+        total = total + (estimate.variance_fraction**2).sum()
+    total.backward()
+    assert output.grad is not None
+    assert output.grad.isfinite().all()
+    assert (output.grad != 0).any(dim=(0, 2, 3)).all()  # every channel means something
+
+
+def test_the_mean_head_steps_back_one_training_step() -> None:
+    mean = Mean(SCHEDULE)
+    assert float(mean.before(SCHEDULE.angle(7.0))) == pytest.approx(SCHEDULE.angle(6.0), abs=1e-15)
+    assert float(mean.before(SCHEDULE.angle(7.5))) == pytest.approx(SCHEDULE.angle(6.5), abs=1e-15)
+    assert float(mean.before(SCHEDULE.angle(0.5))) == 0.0
+
+
+def test_unknown_heads_list_the_known() -> None:
+    for name in ("nose", "noise+varience", "+variance"):
+        with pytest.raises(InputError, match="unknown head") as caught:
+            head(name, SCHEDULE)
+        assert "gated+variance" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_network_of_other_channels_is_refused(name: str) -> None:
+    reader: Head = head(name, SCHEDULE)
+    channels = reader.channels(2) + 1
+
+    def network(x: Tensor, time: Tensor, labels: Tensor | None) -> Tensor:
+        return x.new_zeros(len(x), channels, *x.shape[2:])
+
+    with pytest.raises(
+        InputError, match=f"reads {channels - 1} channels for images of 2, the network put out {channels}"
+    ):
+        Denoiser(network, SCHEDULE, reader)(torch.zeros(1, 2, 3, 3), 0.5)
