@@ -1,0 +1,276 @@
+"""Denoisers: what the network is asked, where, and what wrappers make of its answer."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from quarterarc import arc
+from quarterarc.closed_form import GaussianData
+from quarterarc.denoiser import Clipped, Counted, Denoiser, Guided, angle_range, call
+from quarterarc.errors import InputError
+from quarterarc.estimate import Estimate
+from quarterarc.heads import HEADS, head
+from quarterarc.schedules import SCHEDULES, schedule
+
+ARC = schedule("arc", 500)
+SHAPE = (2, 3, 3)
+WORLD = GaussianData(torch.linspace(-1, 1, 18, dtype=torch.float64).reshape(SHAPE), 0.3)
+
+
+def points(count: int = 3) -> Tensor:
+    return torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+class Recorder:
+    """A network that keeps what it was asked, and puts out a constant."""
+
+    def __init__(self, channels: int = 2) -> None:
+        self.channels = channels
+        self.asked: list[tuple[Tensor, Tensor, Tensor | None]] = []
+
+    def __call__(self, x: Tensor, time: Tensor, labels: Tensor | None) -> Tensor:
+        self.asked.append((x, time, labels))
+        return torch.full((len(x), self.channels, *x.shape[2:]), 0.25, dtype=x.dtype)
+
+
+class Convolution(nn.Module):
+    """A network with weights, which shows the dtype that it computed in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(2, 2, 1)
+        self.saw: list[tuple[torch.dtype, torch.dtype]] = []
+
+    def forward(self, x: Tensor, time: Tensor, labels: Tensor | None) -> Tensor:
+        y: Tensor = self.layer(x)
+        self.saw.append((x.dtype, y.dtype))
+        return y
+
+
+@pytest.mark.parametrize("t", [0, 1, 7.5, 250, 499, 500])
+def test_the_network_is_asked_for_the_time_of_the_angle_on_a_scale_of_1000(t: float) -> None:
+    network, x = Recorder(), points()
+    denoise = Denoiser(network, ARC, head("velocity", ARC))
+    labels = torch.tensor([3, 1, 2])
+    denoise(x, ARC.angle(t), labels)
+    asked, time, given = network.asked[0]
+    assert asked is x or torch.equal(asked, x)
+    assert time.dtype == torch.float32
+    assert time.shape == ()
+    assert float(time) == pytest.approx(t * 2, abs=1e-4)  # 1000 in float32
+    assert given is labels
+    several = torch.tensor([0.0, ARC.angle(t), math.pi / 2], dtype=torch.float64)
+    denoise(x, several)
+    torch.testing.assert_close(network.asked[1][1], torch.tensor([0, t * 2, 1000.0]), rtol=1e-6, atol=1e-4)
+    assert network.asked[1][2] is None
+
+
+def test_networks_that_count_otherwise() -> None:
+    network, x = Recorder(), points()
+    from_zero = Denoiser(network, schedule("linear"), head("noise", ARC), time_shift=-1.0)
+    from_zero(x, schedule("linear").angle(1.0))
+    from_zero(x, schedule("linear").angle(1000.0))
+    from_zero(x, 0.0)  # below the first step it is asked for the first
+    replace(from_zero, schedule=schedule("linear", 500), time_scale=1.0)(x, schedule("linear", 500).angle(500.0))
+    times = [float(time) for _, time, _ in network.asked]
+    assert times == pytest.approx([0.0, 999.0, 0.0, 499.0], abs=1e-3)
+
+
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("of", SCHEDULES)
+def test_a_denoiser_knows_the_angles_at_which_its_head_is_defined(of: str, name: str) -> None:
+    table = schedule(of, 100)
+    reader = head(name, table)
+    network = Recorder(reader.channels(2))
+    denoise = Denoiser(network, table, reader)
+    noise_head, image_head = name.startswith("noise"), name.split("+")[0] in ("image", "mean")
+    expected = table.angles[99] if noise_head and of in ("arc", "jsd") else table.end
+    assert denoise.largest_angle == expected
+    assert denoise.smallest_angle == (table.angles[1] if image_head else 0.0)
+    assert angle_range(denoise) == (denoise.smallest_angle, denoise.largest_angle)
+    for angle in angle_range(denoise):
+        estimate = denoise(points(), angle)
+        assert estimate.image.isfinite().all()
+        assert estimate.noise.isfinite().all()
+    outside = [1.6, -0.01]
+    if noise_head and of in ("arc", "jsd"):
+        outside.append(math.pi / 2)
+    if image_head:
+        outside.append(table.angles[1] / 2)
+    for angle in outside:
+        for given in (angle, torch.tensor([0.5, 0.5, angle], dtype=torch.float64)):
+            with pytest.raises(InputError, match=re.escape(f"'{reader.name}' on the schedule '{of}' is defined")):
+                denoise(points(), given)
+
+
+def test_a_bare_function_is_defined_on_the_whole_arc_unless_it_says_otherwise() -> None:
+    assert angle_range(lambda x, angle: WORLD(x, angle)) == (0.0, math.pi / 2)
+    assert angle_range(WORLD) == (0.0, math.pi / 2)
+
+
+def test_pi_over_two_in_float32_is_the_end_of_the_arc() -> None:
+    denoise = Denoiser(Recorder(), ARC, head("velocity", ARC))
+    assert denoise(points(), torch.full((3,), math.pi / 2)).image.isfinite().all()
+
+
+def test_the_network_computes_in_its_own_dtype_and_the_estimate_has_that_of_x() -> None:
+    network = Convolution()
+    denoise = Denoiser(network, ARC, head("velocity", ARC))
+    estimate = denoise(points(), 0.5)
+    assert network.saw[-1] == (torch.float32, torch.float32)
+    assert estimate.image.dtype == estimate.noise.dtype == torch.float64
+    cast = replace(denoise, precision=torch.bfloat16)(points().float(), 0.5)
+    assert network.saw[-1] == (torch.float32, torch.bfloat16)
+    assert cast.image.dtype == torch.float32
+    torch.testing.assert_close(cast.image.double(), estimate.image, rtol=0, atol=0.1)  # 8 bits of each product
+    network.double()
+    denoise(points().float(), 0.5)
+    assert network.saw[-1][0] == torch.float64
+    assert denoise.to("cpu").device == torch.device("cpu")
+
+
+def test_a_network_without_weights_computes_in_the_dtype_of_x() -> None:
+    class Zero(nn.Module):
+        def forward(self, x: Tensor, time: Tensor, labels: Tensor | None) -> Tensor:
+            return torch.zeros_like(x)
+
+    for network in (Zero(), lambda x, time, labels: torch.zeros_like(x)):
+        denoise = Denoiser(network, ARC, head("velocity", ARC))
+        assert denoise(points(), 0.5).image.dtype == torch.float64
+        assert denoise.to("cpu").device == torch.device("cpu")
+
+
+def exact(name: str) -> Denoiser:
+    """The Gaussian world as a network of this head."""
+
+    def network(x: Tensor, time: Tensor, labels: Tensor | None) -> Tensor:
+        angle = ARC.angle(time.double() / 2)
+        estimate = WORLD(x, angle)
+        return {
+            "noise": estimate.noise,
+            "image": estimate.image,
+            "velocity": estimate.velocity(angle),
+            "both": torch.cat([estimate.image, estimate.noise], 1),
+        }[name]
+
+    return Denoiser(network, ARC, head(name, ARC), shape=SHAPE, classes=7)
+
+
+@pytest.mark.parametrize("name", ["noise", "image", "velocity", "both"])
+def test_one_world_told_by_any_head_is_one_estimate(name: str) -> None:
+    x, angles = points(), torch.tensor(ARC.angle([1.0, 150.0, 499.0]))
+    told, world = exact(name)(x, angles), WORLD(x, angles)
+    # times reach the network in float32: 1000 to 6e-5, an angle to 1e-7, and the outer angles divide by 0.003
+    torch.testing.assert_close(told.image, world.image, rtol=0, atol=1e-4)
+    torch.testing.assert_close(told.noise, world.noise, rtol=0, atol=1e-4)
+
+
+def wild(x: Tensor, angle: arc.Angle) -> Estimate:
+    """Estimates that leave [-1, 1] and do not agree with x."""
+    return Estimate(3 * x, x.flip(0), variance_fraction=torch.ones_like(x))
+
+
+def test_clipping_that_rederives_the_noise_agrees_with_x() -> None:
+    x = points()
+    for angle in (0.2, 1.3, torch.tensor([0.2, 0.7, 1.3], dtype=torch.float64)):
+        estimate = Clipped(wild)(x, angle)
+        torch.testing.assert_close(estimate.image, (3 * x).clamp(-1, 1), rtol=0, atol=0)
+        assert estimate.residual(x, angle).abs().max() < 1e-14
+        torch.testing.assert_close(estimate.variance_fraction, torch.ones_like(x))
+
+
+def test_clipping_that_keeps_the_noise_leaves_a_residual() -> None:
+    x = points()
+    estimate = Clipped(wild, low=-0.5, high=0.25, rederive=False)(x, 0.7)
+    torch.testing.assert_close(estimate.image, (3 * x).clamp(-0.5, 0.25), rtol=0, atol=0)
+    torch.testing.assert_close(estimate.noise, x.flip(0), rtol=0, atol=0)
+
+
+def test_clipping_what_lies_within_changes_nothing() -> None:
+    x = points() / 10
+    estimate, clipped = WORLD(x, 0.5), Clipped(WORLD, low=-9, high=9)(x, 0.5)
+    torch.testing.assert_close(clipped.image, estimate.image, rtol=0, atol=0)
+    torch.testing.assert_close(clipped.noise, estimate.noise, rtol=0, atol=1e-14)
+
+
+def test_clipping_at_the_image_keeps_the_noise_estimate() -> None:
+    x = 3 * points()
+    for angle in (0.0, torch.tensor([0.0, 0.7, 0.0], dtype=torch.float64)):
+        estimate = Clipped(wild)(x, angle)
+        assert estimate.noise.isfinite().all()
+        torch.testing.assert_close(estimate.noise[0], x.flip(0)[0], rtol=0, atol=0)
+
+
+def labelled(x: Tensor, angle: arc.Angle, labels: Tensor | None = None) -> Estimate:
+    """Estimates that depend on x, angle and label of each image."""
+    assert labels is not None
+    own = labels.to(x).reshape(-1, 1, 1, 1) + 1
+    c, s = (arc.spread(torch.as_tensor(part), x) for part in arc.cos_sin(angle, x[:, :1, :1, :1].flatten()))
+    c, s = (part.reshape(-1, 1, 1, 1) for part in (c, s))
+    return Estimate(own * c * x, own**2 * s * x, variance_fraction=own.expand_as(x))
+
+
+labelled.classes = 7  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("angle", [0.6, torch.tensor(0.6), torch.tensor([0.6]), torch.tensor([0.2, 0.6, 1.2])])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 2.5])
+def test_guidance_leads_from_unconditional_to_conditional(angle: float | Tensor, scale: float) -> None:
+    x, labels = points(), torch.tensor([0, 3, 5])
+    angle = angle.double() if isinstance(angle, Tensor) else angle
+    conditional, unconditional = labelled(x, angle, labels), labelled(x, angle, torch.full((3,), 7))
+    estimate = Guided(labelled, scale)(x, angle, labels)
+    for name in ("image", "noise"):
+        with_label, without = getattr(conditional, name), getattr(unconditional, name)
+        torch.testing.assert_close(
+            getattr(estimate, name), without + scale * (with_label - without), rtol=0, atol=1e-12
+        )
+    torch.testing.assert_close(estimate.variance_fraction, conditional.variance_fraction)
+
+
+def test_guidance_needs_labels_and_classes() -> None:
+    x = points()
+    for guided, labels in ((Guided(labelled), None), (Guided(WORLD), torch.zeros(3).long())):
+        with pytest.raises(InputError, match="guidance needs labels and a denoiser that was trained with classes"):
+            guided(x, 0.5, labels)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "cost"),
+    [
+        (lambda inner: inner, 1),
+        (Clipped, 1),
+        (Guided, 2),
+        (lambda inner: Clipped(Guided(inner)), 2),
+        (lambda inner: Guided(Clipped(inner)), 2),
+    ],
+)
+def test_evaluations_are_counted_as_the_network_sees_them(wrap: Callable, cost: int) -> None:
+    counted = Counted(wrap(exact("velocity")))
+    for _ in range(3):
+        counted(points(), 0.5, torch.zeros(3).long())
+    assert counted.nfe == 3 * cost
+
+
+def test_wrappers_pass_on_what_the_denoiser_says() -> None:
+    inner = exact("noise")
+    for wrapped in (Clipped(inner), Guided(inner), Counted(inner), Counted(Clipped(Guided(inner)))):
+        assert angle_range(wrapped) == angle_range(inner)
+        assert wrapped.schedule is ARC
+        assert wrapped.shape == SHAPE
+        assert wrapped.classes == 7
+        with pytest.raises(AttributeError):
+            wrapped.nothing  # noqa: B018
+
+
+def test_labels_are_passed_only_where_there_are_any() -> None:
+    x = points()
+    torch.testing.assert_close(call(wild, x, 0.5, None).image, 3 * x)
+    assert call(labelled, x, 0.5, torch.zeros(3).long()).image.shape == x.shape
