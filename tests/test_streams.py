@@ -1,0 +1,87 @@
+"""Streams: a draw depends on its own numbers alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from quarterarc.errors import InputError
+from quarterarc.streams import Purpose, normal, stream, torch_seed
+
+
+def draw(seed: int, purpose: Purpose = Purpose.NOISE, *path: int) -> np.ndarray:
+    return stream(seed, purpose, *path).standard_normal(4)
+
+
+def test_the_same_numbers_are_the_same_stream_and_others_are_not() -> None:
+    np.testing.assert_array_equal(draw(3, Purpose.STEPS, 1), draw(3, Purpose.STEPS, 1))
+    keys = [
+        (seed, purpose, *path)
+        for seed in (0, 1, 2**31, 2**32, 2**40, 2**63)
+        for purpose in Purpose
+        for path in ((), (0,), (1,), (0, 0), (0, 1), (1, 0))
+    ]
+    firsts = {float(draw(*key)[0]) for key in keys}
+    assert len(firsts) == len(keys)
+    assert len({torch_seed(*key) for key in keys}) == len(keys)
+
+
+def test_numbers_are_part_of_every_result() -> None:
+    # a change here changes every image that anyone ever made from a seed
+    assert [int(each) for each in Purpose] == [0, 1, 2, 3, 4]
+    expected = np.random.Generator(np.random.Philox(np.random.SeedSequence(7, spawn_key=(0,))))
+    np.testing.assert_array_equal(draw(7), expected.standard_normal(4))
+
+
+def test_numpy_integers_are_whole_numbers() -> None:
+    np.testing.assert_array_equal(stream(np.int64(5), Purpose.NOISE).standard_normal(3), draw(5)[:3])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seed", [-1, 1.0, True, "1", None])
+def test_seeds_that_are_none_are_refused(seed: int) -> None:
+    with pytest.raises(InputError, match=f"seeds are whole numbers from 0, got {seed!r}"):
+        stream(seed, Purpose.NOISE)
+    with pytest.raises(InputError, match="seeds are whole numbers"):
+        stream(0, Purpose.EXAMPLE, seed)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_an_image_does_not_depend_on_its_batch(dtype: torch.dtype) -> None:
+    def make(*seeds: int) -> torch.Tensor:
+        return normal([stream(seed, Purpose.NOISE) for seed in seeds], (2, 3, 5), dtype)
+
+    together = make(4, 9, 2)
+    assert together.dtype == dtype
+    assert together.shape == (3, 2, 3, 5)
+    assert torch.equal(together, torch.cat([make(4), make(9), make(2)]))
+    assert torch.equal(make(2, 4)[1], together[0])
+
+
+def test_narrow_types_are_the_float32_draw_rounded() -> None:
+    single = normal([stream(1, Purpose.NOISE)], (1, 8, 8))
+    for dtype in (torch.float16, torch.bfloat16):
+        assert torch.equal(normal([stream(1, Purpose.NOISE)], (1, 8, 8), dtype), single.to(dtype))
+
+
+def test_a_stream_goes_on_where_it_stopped() -> None:
+    # the noise of the second step is the second draw, however the draws are cut
+    streams = [stream(seed, Purpose.STEPS) for seed in (0, 1)]
+    first, second = normal(streams, (1, 4, 4)), normal(streams, (1, 4, 4))
+    assert not torch.equal(first, second)
+    alone = [stream(1, Purpose.STEPS)]
+    normal(alone, (1, 4, 4))
+    assert torch.equal(normal(alone, (1, 4, 4))[0], second[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_draws_are_standard_normal(dtype: torch.dtype) -> None:
+    count = 200_000
+    drawn = normal([stream(seed, Purpose.NOISE) for seed in range(4)], (count // 4,), dtype).double()
+    flat = drawn.flatten()
+    # five standard errors of mean, variance, and the correlation of two seeds
+    assert abs(float(flat.mean())) < 5 / count**0.5
+    assert abs(float(flat.var()) - 1) < 5 * (2 / count) ** 0.5
+    assert abs(float((flat**4).mean()) - 3) < 5 * (96 / count) ** 0.5
+    correlation = torch.corrcoef(drawn) - torch.eye(4, dtype=torch.float64)
+    assert correlation.abs().max() < 5 / (count / 4) ** 0.5
