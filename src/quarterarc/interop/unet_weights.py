@@ -1,0 +1,306 @@
+"""U-Net weights from and to diffusers' `UNet2DModel`.
+
+The two networks compute the same function; only names differ, and three arrangements:
+
+- our residual blocks keep their projections of the time embedding in one matrix for the whole network,
+- the bias of a block's first convolution is part of that projection's bias,
+- queries, keys and values are one matrix.
+
+Reading needs a state dict and a configuration, not diffusers itself.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..networks import UNet
+from ..networks.unet import Attention, ResidualBlock
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DModel
+
+__all__ = ["diffusers_config", "from_diffusers", "to_diffusers", "unet_config"]
+
+# Fields of UNet2DModel's configuration that our network has, with UNet2DModel's defaults.
+_READ: dict[str, Any] = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "block_out_channels": (224, 448, 672, 896),
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    "layers_per_block": 2,
+    "downsample_padding": 1,
+    "dropout": 0.0,
+    "attention_head_dim": 8,
+    "norm_num_groups": 32,
+    "norm_eps": 1e-5,
+    "freq_shift": 0,
+    "flip_sin_to_cos": True,
+    "num_class_embeds": None,
+}
+
+# Fields that must have one of these values; the first is the default.
+_FIXED: dict[str, tuple[Any, ...]] = {
+    "_class_name": ("UNet2DModel",),
+    "act_fn": ("silu", "swish"),
+    "add_attention": (True,),
+    "center_input_sample": (False,),
+    "class_embed_type": (None,),
+    "downsample_type": ("conv",),
+    "mid_block_scale_factor": (1,),
+    "mid_block_type": ("UNetMidBlock2D",),
+    "resnet_time_scale_shift": ("default",),
+    "time_embedding_type": ("positional",),
+    "upsample_type": ("conv",),
+}
+
+# Fields that say nothing about the function, or whose value is checked against others.
+_CHECKED = {"sample_size", "num_train_timesteps", "attn_norm_num_groups", "time_embedding_dim"}
+
+# Their names for ours, as regular expressions, applied in this order.
+_NAMES = {
+    r"^time\.0": "time_embedding.linear_1",
+    r"^time\.2": "time_embedding.linear_2",
+    r"^labels": "class_embedding",
+    r"^input": "conv_in",
+    r"^norm": "conv_norm_out",
+    r"^output": "conv_out",
+    r"^down(\.\d+)\.resample": r"down\1.downsamplers.0",
+    r"^up(\.\d+)\.resample": r"up\1.upsamplers.0",
+    r"^(down|up)\.": r"\1_blocks.",
+    r"^middle": "mid_block",
+    r"\.blocks\.": ".resnets.",
+    r"\.shortcut": ".conv_shortcut",
+    r"(\.attentions\.\d+)\.norm": r"\1.group_norm",
+    r"(\.attentions\.\d+)\.out": r"\1.to_out.0",
+}
+_QKV = ("to_q", "to_k", "to_v")
+
+# Attention layers as checkpoints from before diffusers 0.12 name them.
+_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def from_diffusers(
+    model: nn.Module | Mapping[str, Tensor],
+    config: Mapping[str, Any] | None = None,
+    *,
+    classes: int | None = None,
+) -> UNet:
+    """Our network with the weights of a `UNet2DModel`; outputs agree to rounding.
+
+    `UNet2DModel` counts DDPM's steps from 0: what it calls timestep n is our time n + 1, and both networks want n.
+
+    Args:
+        model: a `UNet2DModel`, or its state dict, old attention names included.
+        config: its configuration, as in `config.json`; needed with a state dict alone.
+        classes: how many of a class-conditional model's embeddings are classes. By default all; then the label
+            "no label", which the model does not have, gets an embedding of zeros. One less than all where the
+            model's last embedding is the one for "no label".
+
+    Returns:
+        The network in evaluation mode, in the dtype and on the device of the weights.
+
+    Raises:
+        InputError: if the configuration has a field that our network cannot represent, or weights do not fit it.
+    """
+    if isinstance(model, nn.Module):
+        config = dict(model.config) if config is None else config  # type: ignore[arg-type]
+        model = model.state_dict()
+    if config is None:
+        raise InputError("a state dict alone does not say what network it is of: give its config too")
+    arguments = unet_config(config, classes=classes)
+    theirs = {_modern(name): tensor.detach() for name, tensor in model.items()}
+    try:
+        unet = UNet(**arguments).to(theirs["conv_in.weight"])
+        ours = _to_ours(unet, theirs)
+    except KeyError as missing:
+        raise InputError(f"the state dict has no {missing}: it does not fit its config") from None
+    if theirs:
+        raise InputError(f"the state dict has '{min(theirs)}', which its config does not: they do not fit")
+    if unet.labels is not None and classes is None:
+        ours["labels.weight"] = F.pad(ours["labels.weight"], (0, 0, 0, 1))
+    for name, tensor in unet.state_dict().items():
+        if tensor.shape != ours[name].shape:
+            raise InputError(
+                f"the state dict does not fit its config: '{name}' would have shape {tuple(ours[name].shape)} "
+                f"instead of {tuple(tensor.shape)}"
+            )
+    unet.load_state_dict(ours)
+    return unet.eval()
+
+
+def to_diffusers(unet: UNet) -> UNet2DModel:
+    """A diffusers `UNet2DModel` with the weights of our network; outputs agree to rounding.
+
+    Its timestep n is our time n + 1. Of a class-conditional network all embeddings are kept: the last one,
+    `num_class_embeds - 1`, is the one for "no label".
+
+    Returns:
+        The model in evaluation mode, in the dtype and on the device of the weights.
+
+    Raises:
+        InputError: if diffusers is not installed.
+    """
+    try:
+        from diffusers import UNet2DModel
+    except ImportError:
+        raise InputError("diffusers is not installed: pip install 'quarterarc[diffusers]'") from None
+    model = UNet2DModel(**diffusers_config(unet)).to(unet.input.weight)
+    model.load_state_dict(_to_theirs(unet))
+    return model.eval()
+
+
+def unet_config(config: Mapping[str, Any], *, classes: int | None = None) -> dict[str, Any]:
+    """The arguments of our `UNet` that say what a `UNet2DModel` configuration says.
+
+    Raises:
+        InputError: naming the field, if our network cannot represent it.
+    """
+    for name, allowed in _FIXED.items():
+        _require(name, config.get(name, allowed[0]), allowed)
+    for name in config.keys() - _READ.keys() - _FIXED.keys() - _CHECKED:
+        if not name.startswith("_"):
+            _require(name, config[name], (None, False))
+    read = {name: config.get(name, default) for name, default in _READ.items()}
+    widths = [int(width) for width in read["block_out_channels"]]
+    groups, embeddings = read["norm_num_groups"], read["num_class_embeds"]
+    _require("attn_norm_num_groups", config.get("attn_norm_num_groups"), (None, groups))
+    _require("time_embedding_dim", config.get("time_embedding_dim"), (None, 4 * widths[0]))
+    _require("downsample_padding", read["downsample_padding"], (0, 1))
+    if classes not in (None, embeddings, embeddings and embeddings - 1):
+        raise InputError(f"classes={classes} of a model with num_class_embeds {embeddings}: give that, or one less")
+    return {
+        "in_channels": read["in_channels"],
+        "out_channels": read["out_channels"],
+        "channels": widths[0],
+        "multipliers": [_quotient(width, widths[0]) for width in widths],
+        "blocks": read["layers_per_block"],
+        "attention": _attention(read["down_block_types"], read["up_block_types"], len(widths)),
+        "head_channels": read["attention_head_dim"],
+        "dropout": read["dropout"],
+        "classes": embeddings if classes is None else classes,
+        "groups": groups,
+        "epsilon": read["norm_eps"],
+        "symmetric": read["downsample_padding"] == 1,
+        "frequency_shift": read["freq_shift"],
+        "cosine_first": read["flip_sin_to_cos"],
+    }
+
+
+def diffusers_config(unet: UNet) -> dict[str, Any]:
+    """The arguments of the `UNet2DModel` that computes what our network does."""
+    config = unet.config
+    attends = [level in config["attention"] for level in range(len(config["multipliers"]))]
+    return {
+        "in_channels": config["in_channels"],
+        "out_channels": config["out_channels"],
+        "block_out_channels": tuple(int(config["channels"] * each) for each in config["multipliers"]),
+        "down_block_types": tuple("AttnDownBlock2D" if each else "DownBlock2D" for each in attends),
+        "up_block_types": tuple("AttnUpBlock2D" if each else "UpBlock2D" for each in reversed(attends)),
+        "layers_per_block": config["blocks"],
+        "downsample_padding": int(config["symmetric"]),
+        "dropout": config["dropout"],
+        "attention_head_dim": config["head_channels"],
+        "norm_num_groups": unet.norm.num_groups,
+        "norm_eps": config["epsilon"],
+        "freq_shift": config["frequency_shift"],
+        "flip_sin_to_cos": config["cosine_first"],
+        "num_class_embeds": None if unet.labels is None else unet.labels.num_embeddings,
+    }
+
+
+def _require(field: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    if value not in allowed:
+        known = " or ".join(repr(each) for each in dict.fromkeys(allowed))
+        raise InputError(f"the field '{field}' of the UNet2DModel config is {value!r}: only {known} can be converted")
+
+
+def _quotient(width: int, channels: int) -> float:
+    return width // channels if width % channels == 0 else width / channels
+
+
+def _attention(down: Sequence[str], up: Sequence[str], levels: int) -> list[int]:
+    """The levels with attention; both lists must name the same."""
+    for field, types, kinds in (
+        ("down_block_types", down, ("DownBlock2D", "AttnDownBlock2D")),
+        ("up_block_types", up, ("UpBlock2D", "AttnUpBlock2D")),
+    ):
+        if len(types) != levels:
+            raise InputError(
+                f"the field '{field}' of the UNet2DModel config has {len(types)} entries for {levels} levels"
+            )
+        for kind in types:
+            _require(field, kind, kinds)
+    attends = [kind.startswith("Attn") for kind in down]
+    if attends != [kind.startswith("Attn") for kind in reversed(up)]:
+        raise InputError(
+            "the field 'up_block_types' of the UNet2DModel config has attention at other levels than "
+            "'down_block_types': only the same can be converted"
+        )
+    return [level for level, each in enumerate(attends) if each]
+
+
+def _modern(name: str) -> str:
+    """The present name of a weight, with the attention layers as diffusers has called them since 0.12."""
+    *path, layer, kind = name.split(".") if name.count(".") > 1 else ("", name, "")
+    if "attentions" in path and layer in _OLD_ATTENTION:
+        return ".".join([*path, _OLD_ATTENTION[layer], kind])
+    return name
+
+
+def _their_name(name: str) -> str:
+    """What a `UNet2DModel` calls one of our modules."""
+    for ours, theirs in _NAMES.items():
+        name = re.sub(ours, theirs, name)
+    return name
+
+
+def _modules(unet: UNet, kind: type[nn.Module]) -> list[tuple[str, str]]:
+    """Our and their names of all modules of a kind, in the order in which the network runs them."""
+    return [(name, _their_name(name)) for name, module in unet.named_modules() if isinstance(module, kind)]
+
+
+def _same(unet: UNet) -> Iterator[tuple[str, str]]:
+    """Our and their names of the weights that are the same in both."""
+    names = unet.state_dict().keys()
+    changed = {"project.weight", "project.bias"}
+    for name in names - changed:
+        if ".qkv." not in name:
+            yield name, _their_name(name)
+
+
+def _to_ours(unet: UNet, theirs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Our state dict from theirs, which is emptied of what was used."""
+    ours = {our: theirs.pop(their) for our, their in _same(unet)}
+    for our, their in _modules(unet, Attention):
+        for kind in ("weight", "bias"):
+            ours[f"{our}.qkv.{kind}"] = torch.cat([theirs.pop(f"{their}.{each}.{kind}") for each in _QKV])
+    blocks = [their for _, their in _modules(unet, ResidualBlock)]
+    ours["project.weight"] = torch.cat([theirs.pop(f"{block}.time_emb_proj.weight") for block in blocks])
+    ours["project.bias"] = torch.cat(
+        [theirs.pop(f"{block}.time_emb_proj.bias") + theirs.pop(f"{block}.conv1.bias") for block in blocks]
+    )
+    return ours
+
+
+def _to_theirs(unet: UNet) -> dict[str, Tensor]:
+    """Their state dict from ours."""
+    ours = unet.state_dict()
+    theirs = {their: ours[our] for our, their in _same(unet)}
+    for our, their in _modules(unet, Attention):
+        for kind in ("weight", "bias"):
+            for each, part in zip(_QKV, ours[f"{our}.qkv.{kind}"].chunk(3), strict=True):
+                theirs[f"{their}.{each}.{kind}"] = part
+    weights, biases = (ours[f"project.{kind}"].split(unet.shifts) for kind in ("weight", "bias"))
+    for (_, block), weight, bias in zip(_modules(unet, ResidualBlock), weights, biases, strict=True):
+        theirs[f"{block}.time_emb_proj.weight"] = weight
+        theirs[f"{block}.time_emb_proj.bias"] = bias
+        theirs[f"{block}.conv1.bias"] = torch.zeros_like(bias)
+    return theirs

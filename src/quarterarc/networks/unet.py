@@ -1,0 +1,374 @@
+"""The U-Net of DDPM (Ho et al. 2020, appendix B) and DDIM, written for speed.
+
+Residual blocks of GroupNorm and SiLU, a sinusoidal embedding of the time added inside each, self-attention at
+chosen levels, strided convolutions on the way down, nearest-neighbour upsampling on the way up.
+
+Inside, images lie channels-last. Everything that depends on the time and the label alone (the embedding, its two
+layers, and the projections of all blocks, which are one matrix) is computed first, once for the whole batch where
+the batch shares its time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import InputError
+from .layers import Convolution, GroupNorm, attend, drop
+
+__all__ = ["UNet", "attention_levels"]
+
+
+def attention_levels(size: int, resolutions: Sequence[int], levels: int) -> tuple[int, ...]:
+    """The levels of a U-Net at which images of `size` pixels have the given resolutions.
+
+    Papers name resolutions ("attention at 16x16"), a network its levels: level 0 sees the image as it is, each
+    further one half of it, rounded up.
+
+    Args:
+        size: height or width of the images.
+        resolutions: where attention is wanted, for example (16,).
+        levels: how many levels the network has, `len(multipliers)`.
+
+    Returns:
+        The levels, smallest first; (1,) for 16 pixels of a 32-pixel image.
+
+    Raises:
+        InputError: if no level has one of the resolutions.
+    """
+    sizes = [-(-size // 2**level) for level in range(levels)]
+    for resolution in resolutions:
+        if resolution not in sizes:
+            raise InputError(
+                f"attention at resolution {resolution}: a network of {levels} levels sees images of {size} pixels "
+                f"at {', '.join(map(str, sizes))}; choose from these"
+            )
+    return tuple(level for level, at in enumerate(sizes) if at in resolutions)
+
+
+class UNet(nn.Module):
+    """The DDPM U-Net.
+
+    Any height and width will do; the output has the input's. An odd one is halved rounding up.
+
+    Args:
+        in_channels: of the images.
+        out_channels: of the output.
+        channels: width of level 0.
+        multipliers: width of each level as a multiple of `channels`.
+        blocks: residual blocks a level on the way down; one more on the way up.
+        attention: levels with self-attention, 0 the full resolution; `attention_levels` finds them from
+            resolutions. The middle always has it.
+        head_channels: channels an attention head; None for one head.
+        dropout: probability, inside the residual blocks.
+        classes: number of labels; the label `classes` itself then means "no label".
+        groups: groups of every norm; None for the largest divisor of all widths up to 32 that leaves at least
+            4 channels a group.
+        epsilon: added to the variance in the norms.
+        symmetric: pad downsampling convolutions by one pixel all around, instead of at the right and bottom
+            only as DDPM does for even sizes.
+        frequency_shift: the frequencies of the time embedding are 10000^(-i/(n - frequency_shift)), i < n.
+        cosine_first: put the cosines before the sines in the time embedding.
+
+    Raises:
+        InputError: if the arguments do not fit each other.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        channels: int = 128,
+        multipliers: Sequence[float] = (1, 2, 2, 2),
+        blocks: int = 2,
+        attention: Sequence[int] = (1,),
+        *,
+        head_channels: int | None = None,
+        dropout: float = 0.0,
+        classes: int | None = None,
+        groups: int | None = None,
+        epsilon: float = 1e-6,
+        symmetric: bool = False,
+        frequency_shift: float = 1.0,
+        cosine_first: bool = False,
+    ) -> None:
+        super().__init__()
+        self.config: dict[str, Any] = {
+            "in_channels": in_channels,
+            "out_channels": out_channels,
+            "channels": channels,
+            "multipliers": list(multipliers),
+            "blocks": blocks,
+            "attention": sorted(attention),
+            "head_channels": head_channels,
+            "dropout": dropout,
+            "classes": classes,
+            "groups": groups,
+            "epsilon": epsilon,
+            "symmetric": symmetric,
+            "frequency_shift": frequency_shift,
+            "cosine_first": cosine_first,
+        }
+        widths = _widths(self.config)
+        groups = _groups(self.config, widths)
+        embedding = 4 * channels
+
+        def residual(inputs: int, outputs: int) -> nn.Module:
+            return ResidualBlock(inputs, outputs, groups, epsilon, dropout)
+
+        def attending(width: int, level: int | None = None) -> nn.Module:
+            if level is None or level in attention:
+                return Attention(width, head_channels or width, groups, epsilon)
+            return nn.Identity()
+
+        self.frequencies = (channels // 2, frequency_shift, cosine_first)
+        self.time = nn.Sequential(nn.Linear(channels, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+        self.labels = None if classes is None else nn.Embedding(classes + 1, embedding)
+        self.input = Convolution(in_channels, channels)
+
+        self.down = nn.ModuleList()
+        skips = [channels]
+        for level, width in enumerate(widths):
+            blocks_here = [residual(inputs, width) for inputs in (skips[-1], *[width] * (blocks - 1))]
+            deeper = level + 1 < len(widths)
+            skips += [width] * (blocks + deeper)
+            down = Downsample(width, symmetric) if deeper else None
+            self.down.append(Down(blocks_here, [attending(width, level) for _ in blocks_here], down))
+
+        self.middle = Down([residual(width, width) for _ in range(2)], [attending(width), nn.Identity()], None)
+
+        self.up = nn.ModuleList()
+        last = width
+        for level, width in reversed(list(enumerate(widths))):
+            blocks_here = [residual(inputs + skips.pop(), width) for inputs in (last, *[width] * blocks)]
+            up = Upsample(width) if level > 0 else None
+            self.up.append(Up(blocks_here, [attending(width, level) for _ in blocks_here], up))
+            last = width
+
+        self.norm = GroupNorm(groups, channels, epsilon)
+        self.output = Convolution(channels, out_channels)
+
+        residuals = [block for block in self.modules() if isinstance(block, ResidualBlock)]
+        self.shifts = [block.out_channels for block in residuals]
+        self.project = nn.Linear(embedding, sum(self.shifts))
+        self._initialise()
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def _initialise(self) -> None:
+        """DDPM's start: uniform weights of variance 1/mean(fan in, fan out), and zeros where a block ends."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for module in self.modules():
+            if isinstance(module, ResidualBlock):
+                nn.init.zeros_(module.conv2.weight)
+            elif isinstance(module, Attention):
+                nn.init.zeros_(module.out.weight)
+        nn.init.zeros_(self.output.weight)
+        if self.labels is not None:
+            nn.init.zeros_(self.labels.weight[-1].detach())
+
+    def forward(self, x: Tensor, time: Tensor | float, labels: Tensor | None = None) -> Tensor:
+        """Run the network.
+
+        Args:
+            x: images, shape (B, in_channels, H, W), any floating dtype.
+            time: in 0..1000, fractions allowed; a number or a tensor of shape () or (1,) for the whole batch, or one
+                an image, shape (B,).
+            labels: int64, shape (B,), in 0..classes, where `classes` means "no label"; None for no label at all.
+
+        Returns:
+            Shape (B, out_channels, H, W), in the dtype of the weights; under autocast in float32.
+
+        Raises:
+            InputError: if shapes do not fit, or labels are given to a network without classes.
+        """
+        if x.ndim != 4 or x.shape[1] != self.input.in_channels:
+            raise InputError(
+                f"the network takes images of shape (B, {self.input.in_channels}, H, W), got {tuple(x.shape)}"
+            )
+        shifts = iter(self._embed(x, time, labels).split(self.shifts, dim=1))
+        x = x.to(self.input.weight.dtype).contiguous(memory_format=torch.channels_last)
+        skips = [self.input(x)]
+        for stage in self.down:
+            skips += stage(skips[-1], shifts)
+        x = self.middle(skips[-1], shifts)[-1]
+        for stage in self.up:
+            x = stage(x, shifts, skips)
+        with torch.autocast(x.device.type, enabled=False):  # the output keeps the precision of the weights
+            return self.output(self.norm(x.to(self.norm.weight.dtype)))
+
+    def _embed(self, x: Tensor, time: Tensor | float, labels: Tensor | None) -> Tensor:
+        """What each residual block adds to its channels: shape (B, sum(shifts)), (1, sum(shifts)) if all share it."""
+        dtype = self.project.weight.dtype
+        precise = torch.promote_types(dtype, torch.float32)
+        time = torch.as_tensor(time, dtype=precise, device=x.device).reshape(-1)
+        if len(time) not in (1, len(x)):
+            raise InputError(f"{len(time)} times for {len(x)} images: give one, or one an image")
+        embedding = self.time(sinusoid(time, *self.frequencies, odd=self.config["channels"] % 2).to(dtype))
+        if self.labels is not None:
+            if labels is None:
+                labels = torch.full((1,), self.labels.num_embeddings - 1, device=x.device)
+            elif labels.shape != (len(x),):
+                raise InputError(f"labels of shape {tuple(labels.shape)} for {len(x)} images: give one an image")
+            embedding = embedding + self.labels(labels)
+        elif labels is not None:
+            raise InputError("labels for a network without classes: leave them out, or build it with classes=...")
+        return self.project(F.silu(embedding))
+
+
+def sinusoid(time: Tensor, count: int, shift: float, cosine_first: bool, odd: int = 0) -> Tensor:
+    """The embedding of times, shape (B,), by sines and cosines of `count` frequencies, as DDPM computes it.
+
+    Returns:
+        Shape (B, 2 count + odd); the last channel of an odd number is 0.
+    """
+    steps = torch.arange(count, dtype=time.dtype, device=time.device)
+    angles = time[:, None] * torch.exp(steps * (-math.log(10000.0) / max(count - shift, 1e-9)))
+    waves = [angles.cos(), angles.sin()] if cosine_first else [angles.sin(), angles.cos()]
+    return F.pad(torch.cat(waves, dim=1), (0, odd))
+
+
+class Stage(nn.Module):
+    """The residual blocks of a level, each followed by attention or nothing, and the way to the next level, if any."""
+
+    def __init__(self, blocks: list[nn.Module], attentions: list[nn.Module], resample: nn.Module | None) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.attentions = nn.ModuleList(attentions)
+        self.resample = resample
+
+
+class Down(Stage):
+    """A stage on the way down, or in the middle."""
+
+    def forward(self, x: Tensor, shifts: Iterator[Tensor]) -> list[Tensor]:
+        """What every block puts out, then the input of the next level."""
+        outputs = []
+        for block, attention in zip(self.blocks, self.attentions, strict=True):
+            x = attention(block(x, next(shifts)))
+            outputs.append(x)
+        if self.resample is not None:
+            outputs.append(self.resample(x))
+        return outputs
+
+
+class Up(Stage):
+    """A stage on the way up: each block also sees the last output left over from the way down."""
+
+    def forward(self, x: Tensor, shifts: Iterator[Tensor], skips: list[Tensor]) -> Tensor:
+        """The input of the next level; takes from the end of `skips`."""
+        for block, attention in zip(self.blocks, self.attentions, strict=True):
+            x = attention(block(torch.cat([x, skips.pop()], dim=1), next(shifts)))
+        return x if self.resample is None else self.resample(x, skips[-1].shape[-2:])
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(dropout(silu(norm(conv(silu(norm(x))) + shift)))), with a 1x1 convolution of x where widths differ.
+
+    The first convolution has no bias: the shift, a projection of the time embedding, has one.
+    """
+
+    def __init__(self, inputs: int, outputs: int, groups: int, epsilon: float, dropout: float) -> None:
+        super().__init__()
+        self.out_channels = outputs
+        self.dropout = dropout
+        self.norm1 = GroupNorm(groups, inputs, epsilon)
+        self.conv1 = Convolution(inputs, outputs, bias=False)
+        self.norm2 = GroupNorm(groups, outputs, epsilon)
+        self.conv2 = Convolution(outputs, outputs)
+        self.shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor, shift: Tensor) -> Tensor:
+        """X of shape (B, inputs, H, W), shift (B, outputs) or (1, outputs); returns (B, outputs, H, W)."""
+        h = self.conv1(self.norm1(x), shift)
+        h = drop(self.norm2(h), self.dropout, self.training)
+        return self.conv2(h).add_(self.shortcut(x))
+
+
+class Attention(nn.Module):
+    """x + self-attention between the pixels of norm(x)."""
+
+    def __init__(self, channels: int, head_channels: int, groups: int, epsilon: float) -> None:
+        super().__init__()
+        self.heads = channels // head_channels
+        self.norm = GroupNorm(groups, channels, epsilon, activate=False)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.out = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """X of shape (B, channels, H, W); returns the same shape."""
+        b, c, h, w = x.shape
+        tokens = self.norm(x).permute(0, 2, 3, 1).reshape(b, h * w, c)  # a view of channels-last memory
+        tokens = self.out(attend(self.qkv(tokens), self.heads))
+        return tokens.view(b, h, w, c).permute(0, 3, 1, 2).add_(x)
+
+
+class Downsample(nn.Module):
+    """A 3x3 convolution at every second pixel; n pixels become n/2, rounded up."""
+
+    def __init__(self, channels: int, symmetric: bool) -> None:
+        super().__init__()
+        self.symmetric = symmetric
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """X of shape (B, channels, H, W); returns (B, channels, ceil(H/2), ceil(W/2))."""
+        before = [int(self.symmetric or n % 2) for n in x.shape[-2:]]
+        return self.conv(F.pad(x, (before[1], 1, before[0], 1)))
+
+
+class Upsample(nn.Module):
+    """Every pixel doubled in both directions, cut to a size, then a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = Convolution(channels, channels)
+
+    def forward(self, x: Tensor, size: Sequence[int]) -> Tensor:
+        """X of shape (B, channels, ceil(H/2), ceil(W/2)), size (H, W); returns (B, channels, H, W)."""
+        x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        return self.conv(x[:, :, : size[0], : size[1]])
+
+
+def _widths(config: dict[str, Any]) -> list[int]:
+    """Channels of each level; refuses arguments that make no network."""
+    for name in ("in_channels", "out_channels", "channels", "blocks"):
+        if config[name] < 1:
+            raise InputError(f"{name} must be at least 1, got {config[name]}")
+    widths = [config["channels"] * multiplier for multiplier in config["multipliers"]]
+    if not widths or any(width != int(width) or width < 1 for width in widths):
+        raise InputError(
+            f"multipliers {config['multipliers']} of {config['channels']} channels give the widths {widths}; "
+            "give at least one, and whole numbers of channels"
+        )
+    if outside := [level for level in config["attention"] if not 0 <= level < len(widths)]:
+        raise InputError(f"attention at level {outside[0]}: the network has levels 0..{len(widths) - 1}")
+    if not 0.0 <= config["dropout"] < 1.0:
+        raise InputError(f"dropout must be in [0, 1), got {config['dropout']}")
+    if config["classes"] is not None and config["classes"] < 1:
+        raise InputError(f"classes must be at least 1 or None, got {config['classes']}")
+    heads = config["head_channels"]
+    attending = {widths[level] for level in config["attention"]} | {widths[-1]}
+    if heads is not None and (heads < 1 or any(width % heads for width in attending)):
+        raise InputError(f"head_channels {heads} must divide the widths {sorted(attending)} of levels with attention")
+    return [int(width) for width in widths]
+
+
+def _groups(config: dict[str, Any], widths: Sequence[int]) -> int:
+    """The number of groups of every norm: as asked for, if it divides all widths, or DDPM's 32, or what comes near."""
+    common = math.gcd(config["channels"], *widths)
+    asked = config["groups"]
+    if asked is None:
+        most = max(1, min(32, min(widths) // 4))
+        return max(count for count in range(1, most + 1) if common % count == 0)
+    if asked < 1 or common % asked:
+        raise InputError(f"groups {asked} must divide the widths {sorted({config['channels'], *widths})}")
+    return int(asked)
