@@ -1,5 +1,18 @@
 """Other people's models on the arc, and ours as theirs."""
 
 from .functions import EDM, FlowMatching, ScoreVE, ScoreVP, TrigFlow
+from .pipelines import load_pipeline, pipeline_denoiser, save_pipeline
+from .schedulers import pipeline_grid, pipeline_schedule
 
-__all__ = ["EDM", "FlowMatching", "ScoreVE", "ScoreVP", "TrigFlow"]
+__all__ = [
+    "EDM",
+    "FlowMatching",
+    "ScoreVE",
+    "ScoreVP",
+    "TrigFlow",
+    "load_pipeline",
+    "pipeline_denoiser",
+    "pipeline_grid",
+    "pipeline_schedule",
+    "save_pipeline",
+]

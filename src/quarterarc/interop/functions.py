@@ -51,10 +51,18 @@ class _Adapter:
     shape: tuple[int, int, int] | None = None
     classes: int | None = None
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is; the CPU for a bare function."""
+        weight = self._weight()
+        return torch.device("cpu") if weight is None else weight.device
+
+    def _weight(self) -> Tensor | None:
+        return next(self.model.parameters(), None) if isinstance(self.model, nn.Module) else None
+
     def _ask(self, x: Tensor, level: Tensor, labels: Tensor | None) -> Tensor:
-        dtype = x.dtype
-        if isinstance(self.model, nn.Module):
-            dtype = next((parameter.dtype for parameter in self.model.parameters()), dtype)
+        weight = self._weight()
+        dtype = x.dtype if weight is None else weight.dtype
         given = [x.to(dtype), level.to(x.device, dtype).expand(len(x))]
         output = self.model(*given) if labels is None else self.model(*given, labels)
         if output.shape != x.shape:
@@ -106,8 +114,9 @@ class _VarianceExploding(_Adapter):
 class EDM(_VarianceExploding):
     """A denoiser D(x + sigma noise, sigma) -> image (Karras et al. 2022, Eq. 2 and 3): EDM, k-diffusion.
 
-    The preconditioning and its sigma_data are the model's own affair. Below `smallest_sigma`, where D is not asked, the
-    noise estimate is that of `smallest_sigma`; the image estimate reaches x at angle 0.
+    The preconditioning and its sigma_data are the model's own affair. Below `smallest_sigma` D is not asked: there the
+    noise estimate is that of `smallest_sigma`, and the image estimate reaches x at angle 0. Samplers keep away from
+    there, because (x' - D)/sigma divides the error of D by sigma.
 
     Attributes:
         model: `D(x', sigma)`, x' of shape (B, C, H, W), sigma of shape (B,).
@@ -118,6 +127,11 @@ class EDM(_VarianceExploding):
         InputError: unless 0 < smallest_sigma < largest_sigma < inf.
     """
 
+    @property
+    def smallest_angle(self) -> float:
+        """The angle of the smallest sigma."""
+        return math.atan(self.smallest_sigma)
+
     def _read(self, output: Tensor, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         return output, (x - output) / sigma
 
@@ -126,7 +140,8 @@ class EDM(_VarianceExploding):
 class ScoreVE(_VarianceExploding):
     """A score s(x', sigma) = grad log p(x'; sigma) of x' = image + sigma noise (Song et al. 2021, VE).
 
-    By Tweedie's formula image = x' + sigma^2 s. Both ends are as for `EDM`.
+    By Tweedie's formula image = x' + sigma^2 s. Below `smallest_sigma` s is not asked: there the noise estimate is that
+    of `smallest_sigma`, and the image estimate reaches x at angle 0.
 
     Attributes:
         model: `s(x', sigma)`, x' of shape (B, C, H, W), sigma of shape (B,).

@@ -1,0 +1,594 @@
+"""diffusers' pipeline folders: the same numbers as diffusers' own schedulers, in and out again."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import quarterarc as qa
+from quarterarc import InputError
+from quarterarc.arc import NOISE_END
+from quarterarc.heads import Noise, head
+from quarterarc.interop import (
+    load_pipeline,
+    pipeline_denoiser,
+    pipeline_grid,
+    pipeline_schedule,
+    save_pipeline,
+)
+from quarterarc.networks import UNet
+
+diffusers = pytest.importorskip("diffusers")
+
+BATCH = 3
+PREDICTIONS = ["epsilon", "sample", "v_prediction"]
+# diffusers' tables and steps are float32: alpha_bar is a product of up to 1000 rounded factors
+CLOSE = 1e-5
+# where tables and arithmetic are float64 on both sides, random networks' outputs reaching 1e3
+EXACT = 1e-12
+
+
+def tiny(**config):
+    """A random UNet2DModel of 8x8 images."""
+    torch.manual_seed(config.pop("seed", 0))
+    settings = {
+        "sample_size": 8,
+        "in_channels": 1,
+        "out_channels": 1,
+        "layers_per_block": 1,
+        "block_out_channels": (8, 16),
+        "norm_num_groups": 4,
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+    }
+    return diffusers.UNet2DModel(**{**settings, **config}).eval()
+
+
+def start(dtype=torch.float32):
+    return torch.randn(BATCH, 1, 8, 8, generator=torch.Generator().manual_seed(7)).to(dtype)
+
+
+def fresh(count, dtype=torch.float32):
+    """The noise of `count` steps, the same for both sides."""
+    generator = torch.Generator().manual_seed(11)
+    return [torch.randn(BATCH, 1, 8, 8, generator=generator).to(dtype) for _ in range(count)]
+
+
+def ours(denoise, sampler, grid, noises=()):
+    """Our sampler with the noise of each step given."""
+    given = iter(noises)
+    x = start(next(denoise.network.parameters()).dtype)
+    with torch.no_grad():
+        for state in sampler(denoise, x, [float(angle) for angle in grid], lambda like: next(given)):
+            x = state.x
+    return x
+
+
+def theirs(unet, scheduler, steps, noises=(), labels=None, **options):
+    """diffusers' own loop, at the precision of the network."""
+    scheduler.set_timesteps(steps)
+    x, given = start(unet.dtype), iter(noises)
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            if "eta" in options:
+                options["variance_noise"] = next(given)
+            x = scheduler.step(unet(x, t, class_labels=labels).sample, t, x, **options).prev_sample
+    return x
+
+
+def in_float64(unet, scheduler):
+    """Both at float64, so that what is left of a difference is a difference of formulas."""
+    scheduler.alphas_cumprod = torch.tensor(pipeline_schedule(scheduler).alpha_bar[1:])
+    return unet.double(), scheduler
+
+
+def apart(one, other):
+    """The largest difference, as a part of the largest value: random networks do not stay near 1."""
+    assert torch.isfinite(one).all()
+    return float((one - other).abs().max() / other.abs().max().clamp(min=1.0))
+
+
+# --- schedules ---------------------------------------------------------------------------------------------------
+
+TABLES = [
+    {"beta_schedule": "linear"},
+    {"beta_schedule": "linear", "num_train_timesteps": 100, "beta_start": 0.001, "beta_end": 0.2},
+    {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
+    {"beta_schedule": "squaredcos_cap_v2"},
+    {"beta_schedule": "sigmoid"},
+    {"beta_schedule": "laplace"},
+    {"trained_betas": np.geomspace(1e-4, 0.3, 60).tolist(), "num_train_timesteps": 60},
+    {"beta_schedule": "linear", "rescale_betas_zero_snr": True},
+    {"beta_schedule": "scaled_linear", "rescale_betas_zero_snr": True, "num_train_timesteps": 200},
+]
+
+
+@pytest.mark.parametrize("config", TABLES, ids=lambda config: "-".join(str(v)[:12] for v in config.values()))
+def test_a_schedule_has_diffusers_alpha_bar_at_every_step(config):
+    scheduler = diffusers.DDPMScheduler(**config)
+    schedule = pipeline_schedule(scheduler)
+    assert schedule.steps == scheduler.config.num_train_timesteps
+    # float32: rounded factors near 1, up to 1000 of them, each wrong by 3e-8
+    np.testing.assert_allclose(schedule.alpha_bar[1:], scheduler.alphas_cumprod.numpy(), rtol=3e-5, atol=1e-9)
+    # and the noise level near the image, which diffusers' own table has only to four digits
+    np.testing.assert_allclose(np.sin(schedule.angles[1]) ** 2, scheduler.betas[0].item(), rtol=1e-3)
+    if config.get("rescale_betas_zero_snr"):
+        assert schedule.end == NOISE_END
+
+
+def test_the_exponential_table():
+    scheduler = diffusers.HeunDiscreteScheduler(beta_schedule="exp", num_train_timesteps=50)
+    expected = scheduler.alphas_cumprod.numpy()
+    np.testing.assert_allclose(pipeline_schedule(scheduler).alpha_bar[1:], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 10, 50, 100])
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+def test_a_grid_visits_diffusers_steps(spacing, steps):
+    scheduler = diffusers.DDIMScheduler(num_train_timesteps=100, timestep_spacing=spacing)
+    scheduler.set_timesteps(steps)
+    schedule = pipeline_schedule(scheduler)
+    numbers = schedule.time(pipeline_grid(scheduler, steps)[:-1]) - 1
+    np.testing.assert_allclose(numbers, scheduler.timesteps.numpy(), atol=1e-9)  # interpolation there and back
+    assert pipeline_grid(scheduler, steps)[-1] == 0.0
+
+
+# --- one estimate, one sampler -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("network", ["own", "diffusers"])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("steps_trained", [1000, 100])
+def test_the_network_is_asked_by_the_number_of_the_step(prediction, network, steps_trained):
+    unet = tiny()
+    scheduler = diffusers.DDPMScheduler(num_train_timesteps=steps_trained, prediction_type=prediction)
+    denoise = pipeline_denoiser(unet, scheduler, network=network)
+    x = start()
+    for number in (0, 1, steps_trained // 2, steps_trained - 1):
+        angle = denoise.schedule.angle(number + 1.0)
+        with torch.no_grad():
+            output = unet(x, number).sample
+            estimate = denoise(x, angle)
+        expected = denoise.head.read(output, x, angle)
+        assert apart(estimate.image, expected.image) < CLOSE
+        assert apart(estimate.noise, expected.noise) < CLOSE
+
+
+def test_between_the_steps_the_network_is_asked_at_fractions():
+    unet = tiny()
+    denoise = pipeline_denoiser(unet, diffusers.DDPMScheduler(num_train_timesteps=100), network="diffusers")
+    angle = denoise.schedule.angle(40.25)
+    with torch.no_grad():
+        expected = unet(start(), torch.tensor(39.25)).sample
+        assert apart(denoise(start(), angle).noise, expected) < CLOSE
+        # the clean image has no number: it is asked for as the first step
+        assert apart(denoise(start(), 0.0).noise, unet(start(), 0).sample) < CLOSE
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_ddim_is_diffusers_ddim(prediction, spacing):
+    unet = tiny()
+    scheduler = diffusers.DDIMScheduler(prediction_type=prediction, timestep_spacing=spacing, clip_sample=False)
+    made = ours(pipeline_denoiser(unet, scheduler), qa.sampler("ddim"), pipeline_grid(scheduler, 10))
+    assert apart(made, theirs(unet, scheduler, 10)) < CLOSE
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+@pytest.mark.parametrize("churn", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_ddim_with_its_noise_is_diffusers_ddim_exactly(prediction, churn, spacing):
+    scheduler = diffusers.DDIMScheduler(prediction_type=prediction, timestep_spacing=spacing, clip_sample=False)
+    unet, scheduler = in_float64(tiny(), scheduler)
+    denoise = pipeline_denoiser(unet, scheduler, network="diffusers")
+    noises = fresh(8, torch.float64)
+    made = ours(denoise, qa.sampler("ddim", churn=churn), pipeline_grid(scheduler, 8), noises)
+    assert apart(made, theirs(unet, scheduler, 8, noises, eta=churn)) < EXACT
+
+
+@pytest.mark.parametrize("config", TABLES, ids=lambda config: "-".join(str(v)[:12] for v in config.values()))
+def test_ddim_on_every_table(config):
+    unet = tiny()
+    options = {"prediction_type": "v_prediction", "timestep_spacing": "trailing"}
+    config = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, **config, **options}
+    # diffusers' DDIM does not know all of its DDPM's tables, but takes them as they are
+    beta = diffusers.DDPMScheduler(**config).betas.tolist()
+    scheduler = diffusers.DDIMScheduler(trained_betas=beta, num_train_timesteps=len(beta), clip_sample=False, **options)
+    expected = theirs(unet, scheduler, 10)
+    made = qa.sample(pipeline_denoiser(unet, config), start(), "ddim", grid=pipeline_grid(config, 10)).images
+    assert apart(made, expected) < CLOSE
+
+
+def test_our_own_grid_in_time_is_trailing():
+    unet = tiny()
+    scheduler = diffusers.DDIMScheduler(timestep_spacing="trailing", clip_sample=False)
+    expected = theirs(unet, scheduler, 20)
+    made = qa.sample(pipeline_denoiser(unet, scheduler), start(), "ddim", 20, "time").images
+    assert apart(made, expected) < CLOSE
+
+
+def test_a_pipeline_that_stops_at_the_first_step_s_angle():
+    unet = tiny()
+    scheduler = diffusers.DDIMScheduler(set_alpha_to_one=False, steps_offset=1, clip_sample=False)
+    grid = pipeline_grid(scheduler, 10)
+    assert grid[-1] == pipeline_schedule(scheduler).angle(1.0)
+    expected = theirs(unet, scheduler, 10)
+    assert apart(qa.sample(pipeline_denoiser(unet, scheduler), start(), "ddim", grid=grid).images, expected) < CLOSE
+
+
+def test_clip_sample_is_a_wrapper():
+    unet, scheduler = in_float64(tiny(), diffusers.DDIMScheduler(clip_sample=True))
+    denoise, grid = pipeline_denoiser(unet, scheduler, network="diffusers"), pipeline_grid(scheduler, 10)
+    plain, rederived = theirs(unet, scheduler, 10), theirs(unet, scheduler, 10, use_clipped_model_output=True)
+    assert apart(ours_through(qa.Clipped(denoise, rederive=False), grid), plain) < EXACT
+    assert apart(ours_through(qa.Clipped(denoise), grid), rederived) < EXACT
+    assert apart(plain, rederived) > 1e-3  # the two differ, so the test can tell
+
+
+def ours_through(denoise, grid):
+    return qa.sample(denoise, start(torch.float64), "ddim", grid=grid).images
+
+
+@pytest.fixture
+def handed(monkeypatch):
+    """diffusers' DDPM draws its own noise: hand it ours."""
+
+    def hand(noises):
+        given = iter(noises)
+        monkeypatch.setattr(
+            "diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *arguments, **options: next(given)
+        )
+        return noises
+
+    return hand
+
+
+@pytest.mark.parametrize("steps", [5, 20])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize(
+    ("variance", "type_"), [("small", "fixed_small"), ("large", "fixed_large"), ("learned", "learned_range")]
+)
+def test_ddpm_is_diffusers_ddpm(prediction, variance, type_, steps, handed):
+    scheduler = diffusers.DDPMScheduler(
+        num_train_timesteps=20,
+        beta_start=0.005,
+        beta_end=0.9,
+        prediction_type=prediction,
+        variance_type=type_,
+        clip_sample=False,
+    )
+    unet, scheduler = in_float64(tiny(out_channels=2 if variance == "learned" else 1), scheduler)
+    denoise, grid = pipeline_denoiser(unet, scheduler, network="diffusers"), pipeline_grid(scheduler, steps)
+    expected = theirs(unet, scheduler, steps, handed(fresh(steps, torch.float64)))
+    made = ours(denoise, qa.sampler("ddpm", variance=variance), grid, fresh(steps, torch.float64))
+    assert apart(made, expected) < EXACT
+
+
+@pytest.mark.parametrize("variance", ["small", "large", "learned"])
+def test_ddpm_is_diffusers_ddpm_on_its_own_tables(variance, handed):
+    type_ = {"small": "fixed_small", "large": "fixed_large", "learned": "learned_range"}[variance]
+    unet = tiny(out_channels=2 if variance == "learned" else 1)
+    scheduler = diffusers.DDPMScheduler(variance_type=type_, clip_sample=False)
+    denoise, grid = pipeline_denoiser(unet, scheduler), pipeline_grid(scheduler, 10)
+    expected = theirs(unet, scheduler, 10, handed(fresh(10)))
+    assert apart(ours(denoise, qa.sampler("ddpm", variance=variance), grid, fresh(10)), expected) < CLOSE
+
+
+# --- labels ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("network", ["own", "diffusers"])
+@pytest.mark.parametrize("null_label", [None, 0, 2, 4])
+def test_classes_and_the_label_that_means_none(null_label, network):
+    unet = tiny(num_class_embeds=5)
+    scheduler = diffusers.DDIMScheduler(clip_sample=False)
+    denoise = pipeline_denoiser(unet, scheduler, null_label=null_label, network=network)
+    labels = torch.tensor([1, 3, 1])
+    expected = theirs(unet, scheduler, 5, labels=labels)
+    made = qa.sample(denoise, start(), "ddim", grid=pipeline_grid(scheduler, 5), labels=labels).images
+    assert apart(made, expected) < CLOSE
+    with pytest.raises(InputError, match="class-conditional: give labels"):
+        denoise(start(), 0.5)
+
+    guided = qa.Guided(denoise, scale=3.0)
+    if null_label is None:
+        with pytest.raises(InputError, match="null_label="):
+            guided(start(), 0.5, labels)
+        return
+    angle = denoise.schedule.angle(400.0)
+    with torch.no_grad():
+        conditional = unet(start(), 399, class_labels=labels).sample
+        none = unet(start(), 399, class_labels=torch.full_like(labels, null_label)).sample
+        estimate = guided(start(), angle, labels)
+    assert apart(estimate.noise, none + 3.0 * (conditional - none)) < CLOSE
+    assert denoise.classes == (4 if null_label == 4 else 5)
+
+
+def test_a_network_without_classes_takes_no_labels():
+    denoise = pipeline_denoiser(tiny(), diffusers.DDIMScheduler())
+    with pytest.raises(InputError, match="no classes"):
+        denoise(start(), 0.5, torch.tensor([0, 1, 2]))
+    with pytest.raises(InputError, match="it knows no labels"):
+        pipeline_denoiser(tiny(), diffusers.DDIMScheduler(), null_label=3)
+    with pytest.raises(InputError, match=r"the labels 0\.\.4"):
+        pipeline_denoiser(tiny(num_class_embeds=5), diffusers.DDIMScheduler(), null_label=5)
+
+
+# --- networks ----------------------------------------------------------------------------------------------------
+
+
+def runs_ours(denoise):
+    return isinstance(denoise.network.inner, UNet)
+
+
+def test_our_network_runs_what_it_can_represent_and_diffusers_the_rest():
+    assert runs_ours(pipeline_denoiser(tiny(), diffusers.DDIMScheduler()))
+    assert not runs_ours(pipeline_denoiser(tiny(), diffusers.DDIMScheduler(), network="diffusers"))
+    odd = tiny(resnet_time_scale_shift="scale_shift")
+    denoise = pipeline_denoiser(odd, diffusers.DDIMScheduler())
+    assert not runs_ours(denoise)
+    with torch.no_grad():
+        assert apart(denoise(start(), denoise.schedule.angle(10.0)).noise, odd(start(), 9).sample) < CLOSE
+
+
+def test_a_table_of_times_is_asked_at_whole_steps():
+    unet = tiny(time_embedding_type="learned", num_train_timesteps=100)
+    denoise = pipeline_denoiser(unet, diffusers.DDPMScheduler(num_train_timesteps=100))
+    with torch.no_grad():
+        for time, number in ((30.0, 29), (30.3, 29), (0.0, 0), (100.0, 99)):
+            made = denoise(start(), denoise.schedule.angle(time)).noise
+            assert apart(made, unet(start(), number).sample) < CLOSE
+
+
+def test_a_noise_network_on_a_table_that_ends_in_noise_starts_one_step_below():
+    scheduler = diffusers.DDIMScheduler(rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    denoise = pipeline_denoiser(tiny(), scheduler)
+    assert denoise.schedule.end == NOISE_END
+    assert denoise.largest_angle == denoise.schedule.angle(999.0)
+    assert torch.isfinite(qa.sample(denoise, start(), "ddim", 5).images).all()
+
+
+# --- folders -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    path = tmp_path / "pipeline"
+    scheduler = diffusers.DDPMScheduler(num_train_timesteps=100, beta_start=0.001, beta_end=0.2)
+    diffusers.DDPMPipeline(tiny(), scheduler).save_pretrained(path)
+    return path
+
+
+def modules(denoise):
+    return denoise.network.modules()
+
+
+def weights(denoise):
+    return denoise.network.state_dict()
+
+
+def test_a_folder_is_its_pipeline(folder):
+    denoise = load_pipeline(folder)
+    assert denoise.shape == (1, 8, 8)
+    assert denoise.classes is None
+    assert denoise.head.name == "noise"
+    assert not any(module.training for module in modules(denoise))
+    pipeline = diffusers.DDIMPipeline.from_pretrained(folder)
+    pipeline.scheduler.register_to_config(clip_sample=False)
+    expected = theirs(pipeline.unet, pipeline.scheduler, 10)
+    assert apart(qa.sample(denoise, start(), "ddim", grid=pipeline_grid(folder, 10)).images, expected) < CLOSE
+    assert load_pipeline(folder, precision=torch.bfloat16).precision == torch.bfloat16
+
+
+def test_an_older_folder_keeps_everything_in_one_place(folder, tmp_path):
+    # as the first public DDPM checkpoints do
+    for name in ("unet", "scheduler"):
+        for file in (folder / name).iterdir():
+            file.rename(folder / file.name)
+        (folder / name).rmdir()
+    unet = diffusers.DDPMPipeline.from_pretrained(folder).unet
+    denoise = load_pipeline(folder)
+    with torch.no_grad():
+        assert apart(denoise(start(), denoise.schedule.angle(50.0)).noise, unet(start(), 49).sample) < CLOSE
+
+
+def edit(path, **changes):
+    settings = json.loads(path.read_text())
+    settings.update(changes)
+    path.write_text(json.dumps({key: value for key, value in settings.items() if value != "-"}))
+
+
+def test_what_cannot_be_read_is_refused_in_one_line(folder, tmp_path):
+    def refused(says, **options):
+        with pytest.raises(InputError, match=says) as caught:
+            load_pipeline(folder, **options)
+        assert "\n" not in str(caught.value)
+
+    index, scheduler = folder / "model_index.json", folder / "scheduler" / "scheduler_config.json"
+    whole = {path: path.read_text() for path in (index, scheduler, folder / "unet" / "config.json")}
+
+    def restore():
+        for path, text in whole.items():
+            path.write_text(text)
+
+    edit(index, text_encoder=["transformers", "CLIPTextModel"], vae=["diffusers", "AutoencoderKL"])
+    refused("text-conditioned pipeline .its component 'text_encoder' is a CLIPTextModel")
+    restore()
+    edit(index, unet=["diffusers", "UNet2DConditionModel"])
+    refused("text-conditioned pipeline .its component 'unet' is a UNet2DConditionModel")
+    restore()
+    edit(index, vqvae=["diffusers", "VQModel"])
+    refused("latent pipeline .its component 'vqvae' is a VQModel")
+    restore()
+    edit(index, unet="-", prior=["diffusers", "UNet1DModel"])
+    refused("component 'prior', a UNet1DModel")
+    restore()
+    edit(index, scheduler="-")
+    refused("names no 'scheduler'")
+    restore()
+    edit(index, safety_checker=[None, None])
+    load_pipeline(folder)  # an empty place is no component
+    restore()
+
+    edit(scheduler, prediction_type="flow")
+    refused("unknown prediction_type 'flow'")
+    restore()
+    edit(scheduler, beta_schedule="linaer")
+    refused("unknown beta_schedule 'linaer'; did you mean 'linear'")
+    restore()
+    edit(scheduler, beta_schedule="-", _class_name="FlowMatchEulerDiscreteScheduler")
+    refused("FlowMatchEulerDiscreteScheduler has no beta table")
+    restore()
+    edit(scheduler, trained_betas=[0.1, 0.2])
+    refused("2 trained_betas for num_train_timesteps=100")
+    restore()
+    scheduler.write_text("{")
+    refused("is not JSON")
+    restore()
+
+    refused("unknown network 'theirs'", network="theirs")
+    config = folder / "unet" / "config.json"
+    edit(config, block_out_channels=[8, 24])
+    refused("diffusers cannot read the network")
+    restore()
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[: len(content) // 2])
+    refused("diffusers cannot read the network")
+    weights.unlink()
+    refused("no diffusion_pytorch_model.safetensors")
+    (folder / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"\x80\x04")
+    refused("is a pickle.*use_safetensors=False")
+    index.unlink()
+    refused("no model_index.json")
+
+
+def test_a_pickle_can_be_converted_as_the_error_says(folder):
+    unet = folder / "unet"
+    diffusers.UNet2DModel.from_pretrained(unet).save_pretrained(unet, safe_serialization=False)
+    (unet / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(InputError) as caught:
+        load_pipeline(folder)
+    line = str(caught.value).split("convert it with ")[1]
+    exec(line, {"diffusers": diffusers})
+    load_pipeline(folder)
+
+
+def test_networks_that_are_asked_otherwise_are_refused():
+    scheduler = diffusers.DDPMScheduler(variance_type="learned")
+    for network, says in (
+        (tiny(time_embedding_type="fourier"), "ScoreVE"),
+        (tiny(class_embed_type="timestep"), "class_embed_type 'timestep'"),
+        (tiny(in_channels=3), "turns 3 channels into 1"),
+        (tiny(out_channels=2), "only 'learned_range'"),
+    ):
+        with pytest.raises(InputError, match=says):
+            pipeline_denoiser(network, scheduler)
+    with pytest.raises(InputError, match="a scheduler or its configuration"):
+        pipeline_denoiser(tiny(), 3)
+
+
+def test_grids_refuse_what_the_scheduler_cannot_do():
+    scheduler = diffusers.DDIMScheduler(num_train_timesteps=50)
+    for steps in (0, 51, -1):
+        with pytest.raises(InputError, match="has 50 steps"):
+            pipeline_grid(scheduler, steps)
+    with pytest.raises(InputError, match="unknown timestep_spacing 'even'"):
+        pipeline_grid({**scheduler.config, "timestep_spacing": "even"}, 5)
+
+
+# --- out again ---------------------------------------------------------------------------------------------------
+
+
+def ours_untrained(name, schedule, classes=None):
+    torch.manual_seed(3)
+    network = UNet(1, head(name, schedule).channels(1), 16, (1, 2), 1, (1,), classes=classes)
+    for weight in network.parameters():  # the output starts at zero, which would hide everything
+        weight.data.add_(0.05 * torch.randn_like(weight))
+    return qa.Denoiser(network.eval(), schedule, head(name, schedule), shape=(1, 8, 8), classes=classes)
+
+
+@pytest.mark.parametrize("steps", [1000, 250])
+@pytest.mark.parametrize("table", ["arc", "linear"])
+@pytest.mark.parametrize("name", ["noise", "image", "velocity", "noise+variance", "velocity+variance"])
+def test_ours_comes_back_from_a_pipeline_folder(name, table, steps, tmp_path):
+    denoise = ours_untrained(name, qa.schedule(table, steps))
+    path = save_pipeline(denoise, tmp_path / "out")
+    back = load_pipeline(path)
+    assert back.head.name == name
+    assert back.shape == (1, 8, 8)
+    # a schedule of other lengths is tabulated anew, and a noise estimate leaves out what it cannot start from
+    assert back.schedule.steps == (1000 if denoise.largest_angle == denoise.schedule.end else 1000 - 1000 // steps)
+    assert back.largest_angle == pytest.approx(denoise.largest_angle, abs=1e-6)  # a beta table there and back
+    x = start()
+    with torch.no_grad():
+        for time in (4.0, 37.0, 400.0, 990.0):
+            angle = back.schedule.angle(time)
+            assert angle == pytest.approx(denoise.schedule.angle(time * steps / 1000), abs=1e-6)
+            here, there = denoise(x, angle), back(x, angle)
+            assert apart(there.image, here.image) < CLOSE
+            assert apart(there.noise, here.noise) < CLOSE
+            if name.endswith("variance"):
+                assert apart(there.variance_fraction, here.variance_fraction) < CLOSE
+
+
+def test_diffusers_samples_what_ours_exports(tmp_path):
+    denoise = ours_untrained("velocity", qa.schedule("arc", 1000))
+    pipeline = diffusers.DDIMPipeline.from_pretrained(save_pipeline(denoise, tmp_path / "out"))
+    expected = qa.sample(denoise, start(), "ddim", 10, "time").images
+    assert apart(theirs(pipeline.unet, pipeline.scheduler, 10), expected) < CLOSE
+    # and its pipeline runs as it is
+    assert pipeline(2, num_inference_steps=3, output_type="np").images.shape == (2, 8, 8, 1)
+
+
+def test_diffusers_samples_an_exported_learned_variance(tmp_path, handed):
+    denoise = ours_untrained("noise+variance", qa.schedule("linear", 1000))
+    pipeline = diffusers.DDPMPipeline.from_pretrained(save_pipeline(denoise, tmp_path / "out"))
+    pipeline.scheduler.register_to_config(timestep_spacing="leading")
+    grid = pipeline_grid(pipeline.scheduler, 10)
+    expected = ours(denoise, qa.sampler("ddpm", variance="learned"), grid, fresh(10))
+    assert apart(theirs(pipeline.unet, pipeline.scheduler, 10, handed(fresh(10))), expected) < CLOSE
+
+
+def test_a_pipeline_goes_out_as_it_came_in(folder, tmp_path):
+    denoise = load_pipeline(folder, network="diffusers")
+    again = load_pipeline(save_pipeline(denoise, tmp_path / "again"), network="diffusers")
+    assert again.schedule.steps == 100
+    np.testing.assert_allclose(again.schedule.angles, denoise.schedule.angles, rtol=1e-12)
+    assert all(torch.equal(weights(again)[name], weight) for name, weight in weights(denoise).items())
+
+
+def test_classes_go_out_with_the_label_that_means_none_last(tmp_path):
+    denoise = ours_untrained("velocity", qa.schedule("arc", 1000), classes=4)
+    back = load_pipeline(save_pipeline(denoise, tmp_path / "out"), null_label=4)
+    assert back.classes == 4
+    labels = torch.tensor([0, 3, 2])
+    with torch.no_grad():
+        one = qa.Guided(denoise, 2.0)(start(), 0.8, labels)
+        other = qa.Guided(back, 2.0)(start(), 0.8, labels)
+    assert apart(other.image, one.image) < CLOSE
+
+
+def test_what_has_no_place_in_a_pipeline_is_refused(tmp_path):
+    schedule = qa.schedule("arc", 1000)
+    for name in ("both", "gated", "mean", "both+variance"):
+        with pytest.raises(InputError, match="no counterpart of the head"):
+            save_pipeline(ours_untrained(name, schedule), tmp_path / "out")
+    with pytest.raises(InputError, match="cannot hold a function"):
+        save_pipeline(qa.Denoiser(lambda x, t, labels: x, schedule, Noise()), tmp_path / "out")
+    with pytest.raises(InputError, match="made of a Denoiser, got Clipped"):
+        save_pipeline(qa.Clipped(ours_untrained("noise", schedule)), tmp_path / "out")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="exists already"):
+        save_pipeline(ours_untrained("noise", schedule), tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_error_on_the_way_leaves_nothing_behind(tmp_path, monkeypatch):
+    def fail(*arguments, **options):
+        raise RuntimeError("disk full")
+
+    monkeypatch.setattr(diffusers.DDIMPipeline, "save_pretrained", fail)
+    with pytest.raises(RuntimeError):
+        save_pipeline(ours_untrained("noise", qa.schedule("linear", 1000)), tmp_path / "deep" / "out")
+    assert not list((tmp_path / "deep").iterdir())
