@@ -163,17 +163,24 @@ def trajectory(
 
 def resolve_grid(denoise: Denoise, grid: str | Sequence[float] | np.ndarray, steps: int | None = None) -> np.ndarray:
     """The angles that a grid means for this denoiser, checked against the angles at which it is defined."""
-    _, largest = angle_range(denoise)
+    smallest, largest = angle_range(denoise)
     if isinstance(grid, str):
         if largest < NOISE_END:
             logger.info("the denoiser is defined up to angle %.6g, so the grid starts there and not at pi/2", largest)
-        return grids.grid(grid, DEFAULT_STEPS if steps is None else steps, largest, getattr(denoise, "schedule", None))
-    angles = grids.explicit(grid)
+        schedule = getattr(denoise, "schedule", None)
+        angles = grids.grid(grid, DEFAULT_STEPS if steps is None else steps, largest, schedule, smallest)
+    else:
+        angles = grids.explicit(grid)
     if steps is not None and steps != len(angles) - 1:
         raise InputError(f"the grid's {len(angles)} angles make {len(angles) - 1} steps, but steps={steps} was given")
     if angles[0] > largest + ROUNDING:
         raise InputError(
             f"the grid starts at angle {angles[0]:.6g} but the denoiser is defined up to {largest:.6g}: start there"
+        )
+    if angles[-2] < smallest - ROUNDING:
+        raise InputError(
+            f"the grid asks at angle {angles[-2]:.6g} but the denoiser is defined from {smallest:.6g}: "
+            "take fewer steps, or the grid 'time'"
         )
     return angles
 
