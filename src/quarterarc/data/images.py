@@ -167,7 +167,7 @@ class _Images:
         self._labels = None if labels is None else torch.from_numpy(labels.numbers[self._kept]).to(device)
 
     def _numbers(self, numbers: Numbers) -> NDArray[np.int64]:
-        wanted = np.asarray(numbers, dtype=np.int64).reshape(-1)
+        wanted = np.asarray(numbers, dtype=np.int64).reshape(-1).copy()  # PyTorch wants an array of its own
         if wanted.size and not (wanted.min() >= 0 and wanted.max() < self.count):
             raise IndexError(f"image numbers {wanted.min()}..{wanted.max()} are not all within 0..{self.count - 1}")
         return wanted

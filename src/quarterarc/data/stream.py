@@ -160,11 +160,10 @@ class StreamedImages:
         return self._block
 
     def _blocks_from(self, number: int) -> Iterator[_Block]:
-        """The blocks of the stream from the one that holds `number`, for ever."""
+        """The blocks from the epoch of `number` on, for ever; from the first epoch while its length is unknown."""
         while True:
-            epoch, ahead = divmod(number, self._length) if self._length else (0, number)
+            epoch, start = number // self._length if self._length else 0, 0
             rows = iter(self._rows(epoch))
-            start = sum(1 for _ in islice(rows, ahead // BLOCK * BLOCK))
             while block := list(islice(rows, BLOCK)):
                 order = permutation(self._seed, epoch, start // BLOCK, count=len(block))
                 first = epoch * (self._length or 0) + start

@@ -1,0 +1,318 @@
+"""What cannot be used is refused in one line that says why, and what to do."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from data_samples import encode, patch, table, write_folder, write_lmdb, write_parquet
+from quarterarc.data import DataSpec, open_data
+from quarterarc.data.decode import BadImage
+from quarterarc.errors import InputError
+
+
+def refused(source: str | Path, cache: Path | None = None, **fields: Any) -> str:
+    """The message, which must be one line."""
+    with pytest.raises(InputError) as caught:
+        open_data(DataSpec(source=str(source), size=fields.pop("size", 16), **fields), cache_dir=cache)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+# --- the source as a whole ---------------------------------------------------------------------------------------
+
+
+def test_a_missing_source(tmp_path: Path) -> None:
+    assert "no such data: " + str(tmp_path / "none") in refused(tmp_path / "none")
+    assert "digits, cifar10, celeba, hub:owner/name, a folder" in refused("digitz")
+    assert "no such data" in refused(tmp_path / "*.parquet")
+
+
+def test_an_empty_folder_lists_the_endings_that_count(tmp_path: Path) -> None:
+    (tmp_path / "picture.gif").write_bytes(b"GIF89a")
+    message = refused(tmp_path)
+    assert f"no images under {tmp_path}" in message
+    assert ".png, .jpg, .jpeg, .webp, .bmp, .tif, .tiff" in message
+
+
+def test_a_file_that_is_no_source(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encode(patch(0)))
+    assert "give the folder it lies in" in refused(tmp_path / "a.png")
+    assert "also matches" in refused(tmp_path / "*")
+
+
+def test_images_and_parquet_files_together(tmp_path: Path) -> None:
+    write_folder(tmp_path / "images", 1)
+    write_parquet(tmp_path / "train.parquet")
+    assert "holds both parquet files (train.parquet) and images (images/00.png)" in refused(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_that_may_not_be_read(tmp_path: Path) -> None:
+    write_folder(tmp_path / "shut", 1)
+    (tmp_path / "shut").chmod(0)
+    try:
+        assert "cannot read the folder" in refused(tmp_path)
+    finally:
+        (tmp_path / "shut").chmod(0o755)
+
+
+def test_a_split_where_there_is_none(tmp_path: Path) -> None:
+    write_folder(tmp_path / "folder", 1)
+    write_parquet(tmp_path / "some.parquet")
+    for source in ("digits", tmp_path / "folder", tmp_path / "some.parquet"):
+        assert "has no split 'test'; give the files of that split themselves" in refused(source, split="test")
+
+
+def test_a_split_that_is_missing(tmp_path: Path) -> None:
+    from datasets import Dataset, DatasetDict
+
+    write_parquet(tmp_path / "tables" / "test-00000-of-00001.parquet")
+    assert "has the split 'train' in its name (files: test-00000-of-00001.parquet)" in refused(tmp_path / "tables")
+    DatasetDict(test=Dataset(table([encode(patch(0))]))).save_to_disk(tmp_path / "saved")
+    assert "has no split 'train' (splits: test)" in refused(tmp_path / "saved")
+
+
+def test_more_than_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*given: Any, **options: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+
+    monkeypatch.setattr(torch, "empty", full)
+    assert "takes 0.0 GB as pixels, more than cpu has; read it on demand (memory: stream)" in refused("digits")
+
+
+# --- single images -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("memory", ["memory", "stream"])
+def test_a_bad_file_is_named(tmp_path: Path, memory: str) -> None:
+    write_folder(tmp_path)
+    spec = DataSpec(source=str(tmp_path), size=16, memory=memory)  # type: ignore[arg-type]
+    for content, reason in ((encode(patch(6))[:600], "truncated"), (b"hello", "it is not a PNG"), (b"", "it is empty")):
+        (tmp_path / "06.png").write_bytes(content)
+        with pytest.raises(BadImage, match=f"cannot use {tmp_path}/06.png: .*{reason}.*skip_bad"):
+            open_data(spec).batch(range(10))
+    (tmp_path / "06.png").unlink()
+    (tmp_path / "06.png").symlink_to(tmp_path / "gone.png")
+    with pytest.raises(BadImage, match=r"06\.png: No such file"):
+        open_data(spec).batch(range(10))
+
+
+def test_an_image_smaller_than_the_crop_is_named(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    (tmp_path / "06.png").write_bytes(encode(patch(0, 20, 30)))
+    message = refused(tmp_path, crop=(0, 0, 32, 32))
+    assert "06.png: it is 20x30 (height x width), smaller than the crop box" in message
+
+
+def test_nothing_but_bad_images(tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.png").write_bytes(b"hello")
+    for memory in ("memory", "stream"):
+        message = refused(tmp_path, cache=tmp_path / "cache", skip_bad=True, memory=memory)
+        assert (
+            f"none of the 3 images of folder {tmp_path} can be used; the first: cannot use {tmp_path}/0.png" in message
+        )
+
+
+def test_labels_of_a_folder_need_subfolders(tmp_path: Path) -> None:
+    write_folder(tmp_path / "cat", 1)
+    write_folder(tmp_path, 1)
+    assert "but 00.png lies in none" in refused(tmp_path, labels=True)
+
+
+# --- tables ------------------------------------------------------------------------------------------------------
+
+
+def written(path: Path, content: Any) -> Path:
+    import pyarrow.parquet as parquet
+
+    parquet.write_table(content, path)
+    return path
+
+
+def test_missing_and_doubtful_columns(tmp_path: Path) -> None:
+    import pyarrow as arrow
+
+    cells = [encode(patch(n)) for n in range(3)]
+    path = written(tmp_path / "a.parquet", table(cells, [0, 1, 2]))
+    listed = "(columns: image (encoded), label (integer))"
+    assert f"has no column 'photo'; set image_column {listed}" in refused(path, image_column="photo")
+    assert f"has no column 'kind'; set label_column {listed}" in refused(path, labels=True, label_column="kind")
+    assert "column 'label' holds no encoded images" in refused(path, image_column="label")
+    assert "column 'image' holds no whole numbers" in refused(path, labels=True, label_column="image")
+    path = written(tmp_path / "b.parquet", arrow.table({"one": cells, "two": cells, "word": ["a", "b", "c"]}))
+    message = refused(path)
+    assert "cannot tell which column holds encoded images (bytes, or bytes and a path); set image_column" in message
+    assert "(columns: one (encoded), two (encoded), word (string))" in message
+    assert "cannot tell which column holds whole numbers" in refused(path, image_column="one", labels=True)
+    assert "column 'word' holds no whole" in refused(path, image_column="one", labels=True, label_column="word")
+
+
+def test_labels_of_the_wrong_kind(tmp_path: Path) -> None:
+    cells = [encode(patch(n)) for n in range(3)]
+    for labels, reason in (
+        (["a", "b", "c"], "holds no whole numbers"),
+        ([0.5, 1.0, 2.0], "holds no whole numbers"),
+        ([0, -1, 1], "holds -1..1; classes are numbered from 0"),
+        ([0, None, 1], "has 1 rows without a label"),
+    ):
+        path = written(tmp_path / "a.parquet", table(cells, labels))
+        assert reason in refused(path, labels=True, label_column="label")
+        assert open_data(DataSpec(source=str(path), size=16)).count == 3  # without labels they do not matter
+
+
+def test_labels_beyond_the_declared_classes(tmp_path: Path) -> None:
+    import json
+
+    features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": ["a", "b"]}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    content = table([encode(patch(n)) for n in range(3)], [0, 1, 2]).replace_schema_metadata(metadata)
+    path = written(tmp_path / "a.parquet", content)
+    assert "holds 0..2; classes are numbered from 0 to 1" in refused(path, labels=True)
+
+
+def test_rows_without_a_whole_image_are_named(tmp_path: Path) -> None:
+    cells: list[Any] = [encode(patch(n)) for n in range(4)]
+    for cell, reason in (
+        (cells[2][:500], "truncated"),
+        ({"bytes": None, "path": None}, "the cell is empty"),
+        ({"bytes": None, "path": "gone.png"}, "No such file"),
+    ):
+        path = written(tmp_path / "a.parquet", table([*cells[:2], cell, cells[3]]))
+        message = refused(path)
+        assert message.startswith(f"cannot use {path} row 2: ")
+        assert reason in message
+
+
+def test_damaged_and_empty_tables(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "whole.parquet")
+    whole = (tmp_path / "whole.parquet").read_bytes()
+    path = tmp_path / "part.parquet"
+    for content in (b"", b"hello", whole[: len(whole) // 2]):
+        path.write_bytes(content)
+        assert f"cannot read {path} as parquet" in refused(path)
+    assert "has no rows" in refused(written(path, table([])))
+    written(path, table([encode(patch(0))], image="photo"))
+    assert "has other columns or classes than" in refused(tmp_path / "*.parquet")
+
+
+def test_a_damaged_saved_dataset(tmp_path: Path) -> None:
+    from datasets import Dataset
+
+    Dataset(table([encode(patch(n)) for n in range(20)])).save_to_disk(tmp_path / "saved")
+    arrow = next((tmp_path / "saved").glob("*.arrow"))
+    arrow.write_bytes(arrow.read_bytes()[:5000])
+    assert f"cannot read saved dataset {tmp_path / 'saved'}" in refused(tmp_path / "saved")
+    (tmp_path / "saved/state.json").write_text("{}")
+    assert "cannot read saved dataset" in refused(tmp_path / "saved")
+
+
+def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.parquet")
+    write_folder(tmp_path / "folder", 1)
+    (tmp_path / "file").write_text("in the way")
+    message = refused(tmp_path / "a.parquet", cache=tmp_path / "file", memory="stream")
+    assert "cannot copy parquet" in message
+    assert "choose another cache folder" in message
+    message = refused(tmp_path / "folder", cache=tmp_path / "file", memory="stream", skip_bad=True)
+    assert "choose another cache folder" in message
+
+
+def test_an_interrupted_copy_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*given: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    write_parquet(tmp_path / "a.parquet")
+    monkeypatch.setattr(os, "replace", full)
+    message = refused(tmp_path / "a.parquet", cache=tmp_path / "cache", memory="stream")
+    assert "No space left on device" in message
+    assert [file.suffix for file in (tmp_path / "cache/tables").iterdir()] in ([], [".lock"])
+
+
+# --- LMDB and the hub --------------------------------------------------------------------------------------------
+
+
+def test_damaged_lmdb(tmp_path: Path) -> None:
+    write_lmdb(tmp_path / "good", {f"{n:02}".encode(): encode(patch(n)) for n in range(30)})
+    whole = (tmp_path / "good/data.mdb").read_bytes()
+    for length, reason in (
+        (0, "cannot read LMDB"),
+        (100, "cannot read LMDB"),
+        (len(whole) // 2, "is truncated: it has"),
+    ):
+        folder = tmp_path / f"cut{length}"
+        folder.mkdir()
+        (folder / "data.mdb").write_bytes(whole[:length])
+        assert reason in refused(folder)
+    write_lmdb(tmp_path / "empty", {})
+    assert "is empty" in refused(tmp_path / "empty")
+    assert "has no labels" in refused(tmp_path / "good", labels=True)
+    write_lmdb(tmp_path / "bad", {b"a": encode(patch(0)), b"b": b"hello"})
+    assert f"cannot use LMDB {tmp_path / 'bad'} key b: it is not a PNG" in refused(tmp_path / "bad")
+
+
+@pytest.mark.parametrize("memory", ["auto", "stream"])
+def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch, memory: str) -> None:
+    import datasets
+
+    def unreachable(*names: Any, **options: Any) -> Any:
+        raise ConnectionError("Couldn't reach 'uoft-cs/cifar10' on the Hub\n(LocalEntryNotFoundError)")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    message = refused("cifar10", memory=memory)
+    assert "cannot open uoft-cs/cifar10 on the hub" in message
+    assert "without a network, give a local copy as the source: its *.parquet files" in message
+
+
+@pytest.mark.parametrize(
+    ("module", "extra"), [("pyarrow.parquet", "datasets"), ("lmdb", "lmdb"), ("datasets", "datasets")]
+)
+def test_missing_extras(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, extra: str) -> None:
+    write_parquet(tmp_path / "a.parquet")
+    write_lmdb(tmp_path / "db", {b"a": encode(patch(0))})
+    monkeypatch.setitem(sys.modules, module, None)
+    sources = {"pyarrow.parquet": str(tmp_path / "a.parquet"), "lmdb": str(tmp_path / "db"), "datasets": "hub:a/b"}
+    assert f"is not installed: pip install 'quarterarc[{extra}]'" in refused(sources[module])
+
+
+# --- the spec ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"size": 0},
+        {"size": (8, -1)},
+        {"channels": 5},
+        {"crop": "centre"},
+        {"crop": (-1, 0, 8, 8)},
+        {"crop": (0, 0, 0, 8)},
+        {"resize": "nearest"},
+        {"limit": 0},
+        {"memory": "disk"},
+        {"memory_limit_gb": 0},
+        {"source": ""},
+        {"colour": "red"},
+    ],
+)
+def test_impossible_specs(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(fields))):
+        DataSpec(**{"source": "digits", "size": 8, **fields})
+
+
+def test_a_spec_is_frozen_and_goes_through_json() -> None:
+    spec = DataSpec(source="celeba", size=(64, 48), crop=(57, 25, 128, 128))
+    assert DataSpec.model_validate_json(spec.model_dump_json()) == spec
+    assert (spec.height, spec.width) == (64, 48)
+    with pytest.raises(ValidationError, match="frozen"):
+        spec.size = 8
+    assert np.shape(spec.crop) == (4,)

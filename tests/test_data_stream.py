@@ -1,0 +1,222 @@
+"""A stream of unknown length: example k depends on the seed and k alone, whoever asks and whenever."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from data_samples import encode, patch
+from quarterarc.data import DataSpec, open_data, stream
+from quarterarc.data.decode import BadImage
+from quarterarc.data.stream import StreamedImages
+from quarterarc.data.tables import Columns
+from quarterarc.errors import InputError
+
+COUNT = 70
+
+
+def cell(number: int) -> bytes:
+    """A tiny image that says which one it is: every pixel has its number for value."""
+    return encode(np.full((2, 2), number, np.uint8))
+
+
+def open_stream(seed: int = 0, count: int = COUNT, bad: tuple[int, ...] = (), **fields: Any) -> StreamedImages:
+    def rows(epoch: int) -> Iterator[dict[str, Any]]:
+        opened.append(epoch)
+        return ({"image": b"" if n in bad else cell(n), "label": n % 7} for n in range(count))
+
+    opened: list[int] = []
+    spec = DataSpec(source="hub:a/b", size=2, channels=1, labels=True, memory="stream", **fields)
+    data = StreamedImages(spec, rows, Columns("image", "label", 7), "hub:a/b train", torch.device("cpu"), seed)
+    data.opened = opened  # type: ignore[attr-defined]
+    return data
+
+
+def values(data: StreamedImages, numbers: Any) -> list[int]:
+    batch = data.batch(numbers)
+    assert batch.labels is not None
+    found = batch.images[:, 0, 0, 0].tolist()
+    assert batch.labels.tolist() == [value % 7 for value in found]
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "BLOCK", 16)
+
+
+def test_each_row_once_an_epoch_and_each_block_shuffled() -> None:
+    seen = np.array(values(open_stream(), range(3 * COUNT))).reshape(3, COUNT)
+    for epoch in seen:
+        assert sorted(epoch) == list(range(COUNT))
+        assert sorted(epoch[16:32]) == list(range(16, 32))
+        assert list(epoch[16:32]) != list(range(16, 32))
+    assert (seen[0] != seen[1]).any()
+    assert (seen[0, :16] != seen[0, 16:32] - 16).any()  # no two blocks alike
+    assert values(open_stream(seed=1), range(16)) != seen[0][:16].tolist()
+
+
+@pytest.mark.parametrize("start", [0, 5, 16, 69, 70, 71, 139, 140, 500])
+def test_resuming_anywhere_gives_the_same_images(start: int) -> None:
+    whole = values(open_stream(), range(600))
+    assert values(open_stream(), range(start, start + 50)) == whole[start : start + 50]
+
+
+def test_processes_share_the_work() -> None:
+    whole = values(open_stream(), range(160))
+    workers = [open_stream() for _ in range(2)]
+    for step in range(10):
+        numbers = range(16 * step, 16 * step + 16)
+        found = [values(worker, list(numbers)[rank::2]) for rank, worker in enumerate(workers)]
+        assert [value for pair in zip(*found, strict=True) for value in pair] == whole[16 * step : 16 * step + 16]
+
+
+def test_numbers_in_any_order() -> None:
+    whole = values(open_stream(), range(200))
+    data = open_stream()
+    for numbers in ([150, 3, 77, 3], [2], [199, 0]):  # back as well, which starts anew
+        assert values(data, numbers) == [whole[number] for number in numbers]
+    assert data.batch([]).images.shape == (0, 1, 2, 2)
+    with pytest.raises(IndexError, match="negative"):
+        data.batch([-1])
+
+
+def test_a_known_length_saves_going_through_epochs() -> None:
+    data = open_stream()
+    values(data, [1000])
+    assert data.opened == [0, 14]  # type: ignore[attr-defined]
+
+
+def test_bad_rows_are_replaced_from_their_block() -> None:
+    good = values(open_stream(), range(COUNT))
+    place = good.index(20)
+    data = open_stream(bad=(20,), skip_bad=True)
+    found = values(data, range(COUNT))
+    following = 16 + (place - 16 + 1) % 16
+    assert found[place] == good[following]
+    assert found[:place] + found[place + 1 :] == good[:place] + good[place + 1 :]
+    assert data.skipped == 1
+    assert values(open_stream(bad=(20,), skip_bad=True), [place]) == [good[following]]
+    with pytest.raises(BadImage, match="hub:a/b train row 20 of epoch 0"):
+        open_stream(bad=(20,)).batch(range(COUNT))
+    with pytest.raises(BadImage, match="it is empty"):
+        open_stream(bad=tuple(range(16)), skip_bad=True).batch([0])
+
+
+def test_names() -> None:
+    data = open_stream()
+    batch = data.batch([75, 4])
+    assert batch.names == [f"hub:a/b train row {batch.images[n, 0, 0, 0]} of epoch {1 - n}" for n in range(2)]
+    assert data.count is None
+    assert data.classes == 7
+
+
+def test_streams_that_end_or_break() -> None:
+    with pytest.raises(InputError, match="ended after 0 rows"):
+        open_stream(count=0).batch([0])
+
+    def broken(epoch: int) -> Iterator[dict[str, Any]]:
+        yield from ({"image": cell(n)} for n in range(20))
+        raise ConnectionError("the line\nis dead")
+
+    spec = DataSpec(source="hub:a/b", size=2, channels=1)
+    data = StreamedImages(spec, broken, Columns("image", None, None), "hub:a/b", torch.device("cpu"))
+    assert data.batch(range(10)).labels is None
+    for _ in range(2):
+        with pytest.raises(InputError, match="hub:a/b broke off: the line is dead"):
+            data.batch([30])
+
+
+# --- datasets' own streams ---------------------------------------------------------------------------------------
+
+
+def hub(monkeypatch: pytest.MonkeyPatch, dataset: Any) -> list[Any]:
+    import datasets
+
+    asked: list[Any] = []
+
+    def load_dataset(*names: Any, **options: Any) -> Any:
+        asked.append((*names, options["split"], options["streaming"]))
+        return dataset
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    return asked
+
+
+def iterable(count: int = 60, labels: Any = None, shards: int = 3) -> Any:
+    from datasets import ClassLabel, Dataset, Features, Image
+
+    rows = {"image": [{"bytes": cell(n), "path": None} for n in range(count)], "label": [n % 7 for n in range(count)]}
+    features = Features({"image": Image(), "label": labels or ClassLabel(num_classes=7)})
+    return Dataset.from_dict(rows, features=features).to_iterable_dataset(num_shards=shards)
+
+
+SPEC = DataSpec(source="cifar10", size=2, channels=1, labels=True, memory="stream")
+
+
+def test_a_hub_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = hub(monkeypatch, iterable())
+    data = open_data(SPEC, seed=4)
+    assert asked == [("uoft-cs/cifar10", None, "train", True)]
+    assert isinstance(data, StreamedImages)
+    assert (data.count, data.classes) == (None, 7)
+    whole = values(data, range(180))
+    for epoch in np.reshape(whole, (3, 60)):
+        assert sorted(epoch) == list(range(60))
+    firsts = [set(epoch[:16]) for epoch in np.reshape(whole, (3, 60))]
+    assert firsts[0] != firsts[1] != firsts[2]  # the shards come in another order each epoch
+    again = open_data(SPEC, seed=4)
+    assert isinstance(again, StreamedImages)
+    assert values(again, range(100, 140)) == whole[100:140]
+    other = open_data(SPEC, seed=5)
+    assert isinstance(other, StreamedImages)
+    # Both the order of the three shards and the order in each block come from the seed.
+    assert values(other, range(60)) != whole[:60]
+
+
+def test_a_limited_hub_stream_has_the_same_rows_each_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub(monkeypatch, iterable())
+    data = open_data(SPEC.model_copy(update={"limit": 25}))
+    assert isinstance(data, StreamedImages)
+    for epoch in np.reshape(values(data, range(75)), (3, 25)):
+        assert sorted(epoch) == list(range(25))
+
+
+def test_a_hub_stream_without_declared_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    from datasets import IterableDataset
+
+    def rows() -> Iterator[dict[str, Any]]:
+        yield from ({"img": {"bytes": encode(patch(n)), "path": None}, "txt": "x"} for n in range(5))
+
+    hub(monkeypatch, IterableDataset.from_generator(rows))
+    data = open_data(SPEC.model_copy(update={"size": 32, "channels": 3, "labels": False}))
+    found = data.batch(range(5)).images.permute(0, 2, 3, 1).numpy()
+    assert {image.tobytes() for image in found} == {patch(n).tobytes() for n in range(5)}
+
+
+def test_labels_of_a_stream_must_be_declared(monkeypatch: pytest.MonkeyPatch) -> None:
+    from datasets import Value
+
+    hub(monkeypatch, iterable(labels=Value("int64")))
+    with pytest.raises(InputError, match="does not declare how many classes"):
+        open_data(SPEC)
+
+
+def test_a_stream_reads_no_further_than_it_must(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory is bounded by blocks: asking for few images must not pull in the whole stream."""
+    pulled = []
+
+    def rows(epoch: int) -> Iterator[dict[str, Any]]:
+        for n in range(10_000):
+            pulled.append(n)
+            yield {"image": cell(n % 256)}
+
+    spec = DataSpec(source="hub:a/b", size=2, channels=1)
+    data = StreamedImages(spec, rows, Columns("image", None, None), "hub:a/b", torch.device("cpu"))
+    for start in range(0, 160, 8):
+        data.batch(range(start, start + 8))
+        assert len(pulled) <= start + 8 + 3 * 16
