@@ -1,6 +1,8 @@
 """diffusers' pipeline folders: the same numbers as diffusers' own schedulers, in and out again."""
 
 import json
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -164,6 +166,12 @@ def test_between_the_steps_the_network_is_asked_at_fractions():
         assert apart(denoise(start(), angle).noise, expected) < CLOSE
         # the clean image has no number: it is asked for as the first step
         assert apart(denoise(start(), 0.0).noise, unet(start(), 0).sample) < CLOSE
+
+
+def test_the_earliest_configurations_say_it_otherwise():
+    config = {"beta_schedule": "linear", "num_train_timesteps": 100}
+    assert pipeline_denoiser(tiny(), config).head.name == "noise"
+    assert pipeline_denoiser(tiny(), {**config, "predict_epsilon": False}).head.name == "image"
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
@@ -381,6 +389,12 @@ def test_a_folder_is_its_pipeline(folder):
     assert load_pipeline(folder, precision=torch.bfloat16).precision == torch.bfloat16
 
 
+def test_half_precision_weights_run_at_single(folder):
+    diffusers.UNet2DModel.from_pretrained(folder / "unet").half().save_pretrained(folder / "unet")
+    denoise = load_pipeline(folder)
+    assert {weight.dtype for weight in weights(denoise).values()} == {torch.float32}
+
+
 def test_an_older_folder_keeps_everything_in_one_place(folder, tmp_path):
     # as the first public DDPM checkpoints do
     for name in ("unet", "scheduler"):
@@ -443,8 +457,20 @@ def test_what_cannot_be_read_is_refused_in_one_line(folder, tmp_path):
     edit(scheduler, trained_betas=[0.1, 0.2])
     refused("2 trained_betas for num_train_timesteps=100")
     restore()
+    edit(scheduler, beta_end="much")
+    refused("settings make no beta table")
+    restore()
+    edit(scheduler, beta_end=1.5)
+    refused(r"every value in \(0, 1\)")
+    restore()
     scheduler.write_text("{")
     refused("is not JSON")
+    restore()
+    scheduler.write_text("[]")
+    refused("a scheduler or its configuration is needed, got list")
+    restore()
+    index.write_text("[]")
+    refused("names no 'unet'")
     restore()
 
     refused("unknown network 'theirs'", network="theirs")
@@ -462,6 +488,8 @@ def test_what_cannot_be_read_is_refused_in_one_line(folder, tmp_path):
     refused("is a pickle.*use_safetensors=False")
     index.unlink()
     refused("no model_index.json")
+    with pytest.raises(InputError, match=r"no folder at .*hf download"):
+        load_pipeline("somebody/checkpoint")
 
 
 def test_a_pickle_can_be_converted_as_the_error_says(folder):
@@ -501,9 +529,9 @@ def test_grids_refuse_what_the_scheduler_cannot_do():
 # --- out again ---------------------------------------------------------------------------------------------------
 
 
-def ours_untrained(name, schedule, classes=None):
+def ours_untrained(name, schedule, classes=None, **options):
     torch.manual_seed(3)
-    network = UNet(1, head(name, schedule).channels(1), 16, (1, 2), 1, (1,), classes=classes)
+    network = UNet(1, head(name, schedule).channels(1), 16, (1, 2), 1, (1,), classes=classes, **options)
     for weight in network.parameters():  # the output starts at zero, which would hide everything
         weight.data.add_(0.05 * torch.randn_like(weight))
     return qa.Denoiser(network.eval(), schedule, head(name, schedule), shape=(1, 8, 8), classes=classes)
@@ -531,6 +559,16 @@ def test_ours_comes_back_from_a_pipeline_folder(name, table, steps, tmp_path):
             assert apart(there.noise, here.noise) < CLOSE
             if name.endswith("variance"):
                 assert apart(there.variance_fraction, here.variance_fraction) < CLOSE
+
+
+@pytest.mark.parametrize("options", [{"cosine_first": True}, {"cosine_first": True, "frequency_shift": 0.0}])
+def test_the_first_time_layer_turns_whatever_the_embedding(options, tmp_path):
+    denoise = ours_untrained("velocity", qa.schedule("linear", 1000), **options)
+    back = load_pipeline(save_pipeline(denoise, tmp_path / "out"))
+    with torch.no_grad():
+        for time in (1.0, 500.0, 1000.0):
+            angle = denoise.schedule.angle(time)
+            assert apart(back(start(), back.schedule.angle(time)).image, denoise(start(), angle).image) < CLOSE
 
 
 def test_diffusers_samples_what_ours_exports(tmp_path):
@@ -592,3 +630,11 @@ def test_an_error_on_the_way_leaves_nothing_behind(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError):
         save_pipeline(ours_untrained("noise", qa.schedule("linear", 1000)), tmp_path / "deep" / "out")
     assert not list((tmp_path / "deep").iterdir())
+
+
+@pytest.mark.parametrize("name", ["adapt_functions", "adapt_pipeline"])
+def test_the_examples_run(name, monkeypatch, capsys):
+    path = Path(__file__).parent.parent / "examples" / f"{name}.py"
+    monkeypatch.setattr("sys.argv", [str(path)])
+    runpy.run_path(str(path), run_name="__main__")
+    assert capsys.readouterr().out

@@ -44,7 +44,7 @@ __all__ = ["load_pipeline", "pipeline_denoiser", "save_pipeline"]
 
 logger = logging.getLogger("quarterarc")
 
-HEADS: dict[str, Head] = {"epsilon": Noise(), "sample": Image(), "v_prediction": Velocity()}
+PREDICTIONS: dict[str, Head] = {"epsilon": Noise(), "sample": Image(), "v_prediction": Velocity()}
 """What diffusers' prediction types are here."""
 
 NETWORKS = ("own", "diffusers")
@@ -147,7 +147,7 @@ def save_pipeline(denoise: Denoiser, path: str | Path) -> Path:
         raise InputError(f"{folder} exists already: give a folder that does not")
     learned = isinstance(denoise.head, LearnedVariance)
     inner = denoise.head.inner if isinstance(denoise.head, LearnedVariance) else denoise.head
-    kind = next((name for name, known in HEADS.items() if known == inner), None)
+    kind = next((name for name, known in PREDICTIONS.items() if known == inner), None)
     if kind is None:
         raise InputError(
             f"diffusers' pipelines have no counterpart of the head '{denoise.head.name}': "
@@ -186,14 +186,15 @@ def _diffusers() -> Any:
 
 def _check_components(folder: Path) -> None:
     """Refuse what is not an unconditional pipeline in pixels, naming the component that makes it another."""
+    if not folder.is_dir():
+        raise InputError(
+            f"no folder at {folder}: give a pipeline's, downloaded first (`hf download NAME --local-dir DIR`)"
+        )
     if not (folder / "model_index.json").is_file():
         raise InputError(f"{folder} is no diffusers pipeline folder: there is no model_index.json in it")
     index = read_json(folder / "model_index.json")
-    found = {
-        name: spec[1]
-        for name, spec in index.items()
-        if isinstance(spec, list) and len(spec) == 2 and spec[1] is not None
-    }
+    components = index.items() if isinstance(index, dict) else ()
+    found = {name: spec[1] for name, spec in components if isinstance(spec, list) and len(spec) == 2 and spec[1]}
     for kind, marks in _OTHER_PIPELINES.items():
         for name, of in found.items():
             if any(mark in name for mark in marks) or (of == "UNet2DConditionModel" and "condition" in marks):
@@ -268,14 +269,14 @@ def _check_unet(config: Mapping[str, Any]) -> None:
 def _head(config: Mapping[str, Any], learned: bool) -> Head:
     before_2022 = "epsilon" if config.get("predict_epsilon", True) else "sample"
     kind = config.get("prediction_type", before_2022)
-    if kind not in HEADS:
-        raise unknown_name("prediction_type", kind, HEADS)
+    if kind not in PREDICTIONS:
+        raise unknown_name("prediction_type", kind, PREDICTIONS)
     if learned and config.get("variance_type") == "learned":
         raise InputError(
             "the scheduler's variance_type is 'learned', a variance and not a place between the two: only "
             "'learned_range' is read (Nichol & Dhariwal 2021, Eq. 15)"
         )
-    return LearnedVariance(HEADS[kind]) if learned else HEADS[kind]
+    return LearnedVariance(PREDICTIONS[kind]) if learned else PREDICTIONS[kind]
 
 
 # --- networks ----------------------------------------------------------------------------------------------------

@@ -32,24 +32,27 @@ def pipeline_schedule(scheduler: Any) -> Schedule:
         InputError: if it has no beta table, or one that no schedule can have.
     """
     config = config_of(scheduler)
-    name, steps = config.get("beta_schedule"), config.get("num_train_timesteps", 1000)
+    name, steps = str(config.get("beta_schedule", "")), config.get("num_train_timesteps", 1000)
     table = config.get("trained_betas")
-    if config.get("use_flow_sigmas") or (name is None and table is None):
+    if config.get("use_flow_sigmas") or (not name and table is None):
         raise InputError(
             f"the scheduler {config.get('_class_name', '')} has no beta table: give the model itself to "
             "quarterarc.interop.FlowMatching, EDM or ScoreVE, whichever it is"
         )
-    if table is None:
-        if name not in _BETAS:
-            raise unknown_name("beta_schedule", name, _BETAS)
-        table = _BETAS[name](steps, config.get("beta_start", 1e-4), config.get("beta_end", 0.02))
-    beta = np.asarray(table, dtype=np.float64)
+    if table is None and name not in _BETAS:
+        raise unknown_name("beta_schedule", name, _BETAS)
+    try:
+        if table is None:
+            table = _BETAS[name](steps, config.get("beta_start", 1e-4), config.get("beta_end", 0.02))
+        beta = np.asarray(table, dtype=np.float64).reshape(-1)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the scheduler's settings make no beta table: {error}") from None
     if len(beta) != steps:
         raise InputError(
             f"the scheduler has {len(beta)} trained_betas for num_train_timesteps={steps}: give one a step"
         )
     # a last beta of 1 is pure noise; Schedule.from_beta has no angle for it
-    noise_end = beta[-1] == 1.0
+    noise_end = len(beta) > 1 and beta[-1] == 1.0
     angles = Schedule.from_beta(beta[:-1] if noise_end else beta).angles
     if noise_end:
         angles = np.append(angles, NOISE_END)
