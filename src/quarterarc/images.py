@@ -39,8 +39,8 @@ def write_png(path: Path, pixels: Tensor) -> None:
 def read_png(path: Path) -> Tensor:
     """The uint8 pixels, shape (C, H, W), of a PNG that `write_png` wrote."""
     with Image.open(path) as picture:
-        array = np.asarray(picture)
-    return torch.from_numpy(array[:, :, None] if array.ndim == 2 else array).permute(2, 0, 1).clone()
+        array = np.array(picture)
+    return torch.from_numpy(array[:, :, None] if array.ndim == 2 else array).permute(2, 0, 1)
 
 
 def grid_of(pixels: Tensor, columns: int | None = None, size: int = 64, gap: int = 2) -> Tensor:

@@ -6,6 +6,7 @@ Only the chosen command's module is imported, and it imports torch only when it 
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -39,7 +40,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             module = import_module(f".{name}", __name__)
             module.add_arguments(sub)
             sub.set_defaults(run=module.run)
-    parsed = parser.parse_args(arguments)
+    parsed, rest = parser.parse_known_args(arguments)
+    # argparse takes positional words in one place only; fields of a recipe may stand anywhere
+    if not hasattr(parsed, "fields") or any(word.startswith("-") or "=" not in word for word in rest):
+        if rest:
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    else:
+        parsed.fields = [*parsed.fields, *rest]
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("quarterarc: %(message)s"))
+    logger = logging.getLogger("quarterarc")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
     try:
         return int(parsed.run(parsed) or 0)
     except InputError as error:
@@ -52,6 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("quarterarc: interrupted", file=sys.stderr)
         return 130
+    finally:
+        logger.removeHandler(handler)
 
 
 def _complain(message: str) -> int:

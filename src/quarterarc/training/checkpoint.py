@@ -24,7 +24,7 @@ from ..errors import InputError
 from ..files import read_json, replace_folder, write_json
 from ..runs import FORMAT, WEIGHTS, checkpoint_name, checkpoints, load_weights, read_weights
 
-__all__ = ["restore", "save"]
+__all__ = ["restore", "save", "sweep"]
 
 RAW, OPTIMIZER = "raw.safetensors", "optimizer.safetensors"
 
@@ -43,7 +43,8 @@ def save(
         OSError: if it cannot be written; the checkpoints that were there stay as they were.
     """
     folder = run / "checkpoints" / checkpoint_name(config["step"])
-    if not folder.exists():
+    if folder not in checkpoints(run):
+        shutil.rmtree(folder, ignore_errors=True)  # something by that name that is no checkpoint
         with replace_folder(folder) as beside:
             _save_tensors(average.state_dict(), beside / WEIGHTS)
             _save_tensors(network.state_dict(), beside / RAW)
@@ -52,6 +53,12 @@ def save(
     for old in checkpoints(run)[:-keep]:
         shutil.rmtree(old)
     return folder
+
+
+def sweep(run: Path) -> None:
+    """Remove what writes that were cut short have left; only for who holds the run's lock."""
+    for beside in (run / "checkpoints").glob(".step-*"):
+        shutil.rmtree(beside)
 
 
 def restore(folder: Path, network: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

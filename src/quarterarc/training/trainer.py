@@ -7,6 +7,7 @@ resumed ends bit for bit where an uninterrupted one does (on the CPU), and two p
 from __future__ import annotations
 
 import json
+import logging
 import math
 import signal
 import time
@@ -18,14 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
 from ..arc import mix
-from ..data import ImageData, indices, open_data
-from ..data.pixels import apply_flips, to_float, to_uint8
+from ..data import ImageData, apply_flips, open_data, to_float, to_uint8
+from ..data.order import indices
 from ..denoiser import Denoiser
 from ..errors import InputError
 from ..files import make_folder, replace_file
@@ -33,15 +35,17 @@ from ..generation import generate
 from ..heads import head as named_head
 from ..images import grid_of, write_png
 from ..losses import Losses, Objective
-from ..networks import UNet
+from ..networks import UNet, attention_levels
 from ..runs import checkpoints, describe_denoiser, locked
 from ..schedules import schedule as named_schedule
 from ..streams import Purpose, normal, stream, torch_seed
 from . import ema
-from .checkpoint import restore, save
+from .checkpoint import restore, save, sweep
 from .recipe import Recipe, differences, read_recipe
 
 __all__ = ["Diverged", "Interrupted", "train"]
+
+logger = logging.getLogger("quarterarc")
 
 LOGGED = ("loss", "image", "noise", "gradient", "residual")
 MAY_CHANGE = ("training.steps", "training.log_every", "training.checkpoint_every", "training.keep",
@@ -77,6 +81,19 @@ class Batch:
     labels: Tensor | None
 
 
+@dataclass
+class Pending:
+    """The mean losses since the last line of the log; checkpointed, so that the next line is the same after a kill."""
+
+    means: Tensor | float = 0.0
+    steps: int = 0
+
+    def add(self, losses: Tensor) -> None:
+        """Take one more step into the mean."""
+        self.steps += 1
+        self.means = self.means + (losses - self.means) / self.steps
+
+
 def train(recipe: Recipe | None, out: str | Path, *, resume: bool = False, progress: bool = True) -> Path:
     """Train by a recipe and return the newest checkpoint.
 
@@ -99,6 +116,7 @@ def train(recipe: Recipe | None, out: str | Path, *, resume: bool = False, progr
     with holds:
         recipe = _resolve(recipe, run, resume)
         if accelerator.is_main_process:
+            sweep(run)
             with replace_file(run / "recipe.yaml") as beside:
                 beside.write_text(recipe.to_yaml(), encoding="utf-8")
         accelerator.wait_for_everyone()
@@ -153,6 +171,7 @@ class Trainer:
             network.parameters(), chosen.learning_rate, chosen.betas, chosen.eps, chosen.weight_decay, fused=True
         )
         self.step = 0
+        self.pending = Pending()
         self._resume()
         if settings.compile:
             network.compile()
@@ -169,11 +188,15 @@ class Trainer:
     def run_to_end(self) -> Path:
         """Step until the recipe's last step, writing what it asks for on the way; the newest checkpoint."""
         settings = self.recipe.training
+        if self.accelerator.is_main_process:
+            weights = sum(weight.numel() for weight in self.network.parameters())
+            logger.info("%s; %s parameters on %s", self.data.description, f"{weights:,}", self.accelerator.device)
+            logger.info("training in %s from step %d to %d", self.run, self.step, settings.steps)
         log = _Log(self.run, self.step) if self.accelerator.is_main_process else None
         bar = tqdm(total=settings.steps, initial=self.step, unit="step", desc=self.recipe.name, smoothing=0.05,
                    disable=None if self.progress else True, dynamic_ncols=True)  # fmt: skip
-        sums, counted, started = torch.zeros(len(LOGGED), device=self.accelerator.device), 0, time.perf_counter()
-        checkpoint = self._save() if not self.step and settings.steps == 0 else None
+        started, logged_at = time.perf_counter(), self.step
+        checkpoint: Path | None = None
         with bar, ThreadPoolExecutor(1) as ahead, self._signals():
             waiting = ahead.submit(self._parts, self.step)
             while self.step < settings.steps:
@@ -181,18 +204,19 @@ class Trainer:
                 if self.step + 1 < settings.steps:
                     waiting = ahead.submit(self._parts, self.step + 1)  # drawn while this step computes
                 losses, norm = self._step(parts)
-                sums, counted = sums + losses, counted + 1
+                self.pending.add(losses)
                 done = self.step == settings.steps
                 stop = self._asked_to_stop()
                 bar.update()
                 if self.step % settings.log_every == 0 or done:
-                    means = self.accelerator.reduce(sums / counted, "mean").tolist()
-                    rate = counted * settings.batch / (time.perf_counter() - started)
+                    means = self._pending_means()
+                    rate = (self.step - logged_at) * settings.batch / (time.perf_counter() - started)
                     if log:
                         log.write(self.step, settings.batch, dict(zip(LOGGED, means, strict=True)), float(norm),
                                   self.optimizer.param_groups[0]["lr"], rate)  # fmt: skip
                     bar.set_postfix(loss=f"{means[0]:.4f}", images_per_s=f"{rate:.0f}")
-                    sums, counted, started = torch.zeros_like(sums), 0, time.perf_counter()
+                    self.pending = Pending()
+                    started, logged_at = time.perf_counter(), self.step
                 if self.step % settings.sample_every == 0 or done:
                     self._preview()
                 if self.step % settings.checkpoint_every == 0 or done or stop:
@@ -230,6 +254,12 @@ class Trainer:
         )
         self.step += 1
         return logged, norm
+
+    def _pending_means(self) -> list[float]:
+        """The mean of what is pending, over all processes."""
+        if not self.pending.steps:
+            return [0.0] * len(LOGGED)
+        return self.accelerator.reduce(self.pending.means, "mean").tolist()
 
     def _losses(self, batch: Batch) -> Losses:
         schedule = self.denoise.schedule
@@ -272,7 +302,7 @@ class Trainer:
         first = step * settings.batch
         streams = [stream(settings.seed, Purpose.EXAMPLE, step, number - first) for number in numbers]
         # the order of an example's draws is fixed, so that switching flips on leaves its time and noise alone
-        flips, dropped = torch.tensor([each.random(2) for each in streams]).unbind(1)
+        flips, dropped = torch.from_numpy(np.stack([each.random(2) for each in streams])).unbind(1)
         times = torch.tensor([each.integers(1, self.last_time + 1) for each in streams], dtype=torch.float64)
         noise = normal(streams, (self.data.channels, self.data.height, self.data.width))
         image = to_float(raw.images.to(device, non_blocking=True))
@@ -309,14 +339,17 @@ class Trainer:
                 "resume on the same images, or give another --out"
             )
         self.step = config["step"]
+        pending = config["pending"]
+        self.pending = Pending(torch.tensor(pending["means"]).to(self.accelerator.device), pending["steps"])
 
     def _save(self) -> Path | None:
-        self.accelerator.wait_for_everyone()
+        pending = {"means": self._pending_means(), "steps": self.pending.steps}
         if not self.accelerator.is_main_process:
             return None
         config = {
             "step": self.step,
             "data": self.data.fingerprint,
+            "pending": pending,
             "denoiser": describe_denoiser(self.denoise, self.network),
             "recipe": self.recipe.model_dump(mode="json"),
         }
@@ -376,8 +409,18 @@ class Trainer:
 
 
 def build_network(recipe: Recipe, in_channels: int, out_channels: int, classes: int | None) -> UNet:
-    """The recipe's U-Net; attention where the side of the image has shrunk to one of the given resolutions."""
-    raise NotImplementedError
+    """The recipe's U-Net, with attention where the height of the image has shrunk to one of the given resolutions."""
+    chosen, size = recipe.network, recipe.data.height
+    return UNet(
+        in_channels,
+        out_channels,
+        chosen.channels,
+        chosen.multipliers,
+        chosen.blocks,
+        attention_levels(size, chosen.attention, len(chosen.multipliers)),
+        dropout=chosen.dropout,
+        classes=classes,
+    )
 
 
 class _Log:

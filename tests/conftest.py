@@ -1,0 +1,60 @@
+"""Shared by all tests: one thread a process, since the tests themselves run in parallel."""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+TINY = (
+    "network.channels=8",
+    "network.multipliers=[1,2]",
+    "network.blocks=1",
+    "training.batch=8",
+    "training.steps=6",
+    "training.log_every=2",
+    "training.checkpoint_every=2",
+    "training.sample_every=100",
+    "training.sample_count=4",
+    "training.keep=9",
+    "optimizer.warmup=2",
+)
+"""Fields that make the digits recipe a matter of a second."""
+
+
+@pytest.fixture
+def tiny() -> tuple[str, ...]:
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the tiny recipe, trained once for all tests that only read it."""
+    from quarterarc.training.recipe import read_recipe
+    from quarterarc.training.trainer import train
+
+    run = tmp_path_factory.mktemp("run") / "tiny"
+    train(read_recipe("digits", TINY), run, progress=False)
+    return run
+
+
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Cli:
+    """Run the command line in a process of its own, in an empty folder."""
+
+    def call(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "quarterarc", *map(str, arguments)]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, **options)  # type: ignore[call-overload]
+
+    return call
