@@ -15,14 +15,17 @@ import torch
 from torch import Tensor
 
 from .arc import Angle, float64, spread
-from .errors import InputError
+from .errors import InputError, unknown_name
 from .estimate import Estimate
 from .posterior import mean_weights, step_variance, variance
 from .schedules import Schedule
 
-__all__ = ["discretised_log_likelihood", "gaussian_kl", "log_variance", "prior_term", "step_term"]
+__all__ = ["VARIANCES", "discretised_log_likelihood", "gaussian_kl", "log_variance", "prior_term", "step_term"]
 
 HALF_BIN = 1.0 / 255.0
+
+VARIANCES: tuple[str, ...] = ("small", "large", "learned")
+"""What the variance of p may be."""
 
 
 def gaussian_kl(mean_q: Tensor, log_variance_q: Tensor, mean_p: Tensor, log_variance_p: Tensor) -> Tensor:
@@ -67,7 +70,7 @@ def log_variance(estimate: Estimate, b: Angle, a: Angle, schedule: Schedule, kin
     if kind == "large":
         return spread(torch.where(last, decoder, large).log(), like)
     if kind != "learned":
-        raise InputError(f"the variance is 'small', 'large' or 'learned', got '{kind}'")
+        raise unknown_name("variance", kind, VARIANCES)
     if estimate.variance_fraction is None:
         raise InputError("the variance 'learned' needs a head that learned one, such as 'noise+variance'")
     fraction = estimate.variance_fraction

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .arc import spread, velocity
-from .bound import step_term
+from .bound import VARIANCES, step_term
 from .errors import InputError, unknown_name
 from .estimate import Estimate
 from .posterior import mean_weights
@@ -98,7 +98,7 @@ class Objective:
         variance: what `vlb` and `hybrid` take as the variance of a step: "learned", "small" or "large".
 
     Raises:
-        InputError: for an unknown name or norm, or a negative gamma.
+        InputError: for an unknown name, norm or variance, or a negative gamma.
     """
 
     name: str = "both+gradient"
@@ -111,6 +111,8 @@ class Objective:
             raise unknown_name("objective", self.name, OBJECTIVES)
         if self.norm not in NORMS:
             raise unknown_name("norm", self.norm, NORMS)
+        if self.variance not in VARIANCES:
+            raise unknown_name("variance", self.variance, VARIANCES)
         if not self.gamma >= 0.0:
             raise InputError(f"gamma is at least 0, got {self.gamma!r}")
 
