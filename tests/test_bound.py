@@ -252,7 +252,7 @@ def test_terms_and_their_gradients_are_finite_for_any_estimate(kind: str, steps:
 
 def test_variances_that_are_none_are_refused() -> None:
     estimate, image, x, b, a = batch([5])
-    with pytest.raises(InputError, match="the variance is 'small', 'large' or 'learned', got 'fixed'"):
+    with pytest.raises(InputError, match=r"unknown variance 'fixed' \(known: large, learned, small\)"):
         step_term(estimate, image, x, b, a, LINEAR, "fixed")
     with pytest.raises(InputError, match="'learned' needs a head that learned one"):
         step_term(estimate, image, x, b, a, LINEAR, "learned")
