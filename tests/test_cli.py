@@ -159,4 +159,4 @@ def test_reading_arguments():
     for read, text in ((parse_seeds, "a"), (parse_seeds, "5-1"), (parse_labels, "-1"), (parse_labels, "x"),
                        (parse_option, "churn"), (parse_grid, "1,x")):  # fmt: skip
         with pytest.raises(InputError):
-            read(text)  # type: ignore[operator]
+            read(text)

@@ -150,7 +150,9 @@ def test_the_exported_weights_are_the_moving_average(tiny_run):
     exported = load_file(folders[-1] / "model.safetensors")
     differs = [name for name in exported if not torch.equal(exported[name], raw[-1][name])]
     assert differs
-    loaded = load(tiny_run).network.state_dict()  # type: ignore[operator, union-attr]
+    network = load(tiny_run).network
+    assert isinstance(network, torch.nn.Module)
+    loaded = network.state_dict()
     assert all(torch.equal(loaded[name], exported[name]) for name in exported)
 
 

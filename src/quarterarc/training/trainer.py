@@ -294,7 +294,12 @@ class Trainer:
         return indices(numbers, self.recipe.training.seed, self.data.count).tolist()
 
     def _parts(self, step: int) -> list[Batch]:
-        return [self._batch(step, self._numbers(step, part)) for part in range(self.recipe.training.accumulate)]
+        """This process's parts of a step's global batch; images on disk begin to be read for the step after it."""
+        parts = range(self.recipe.training.accumulate)
+        if step + 1 < self.recipe.training.steps:
+            for part in parts:
+                self.data.prefetch(self._places(self._numbers(step + 1, part)))
+        return [self._batch(step, self._numbers(step, part)) for part in parts]
 
     def _batch(self, step: int, numbers: range) -> Batch:
         settings, device = self.recipe.training, self.accelerator.device
