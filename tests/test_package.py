@@ -70,4 +70,4 @@ def test_every_public_name_is_there():
         assert getattr(qa, name).__doc__, name
     assert set(qa.__all__) <= set(dir(qa))
     with pytest.raises(AttributeError, match="no attribute 'sampel'"):
-        _ = qa.sampel  # type: ignore[attr-defined]
+        _ = qa.sampel
