@@ -32,6 +32,14 @@ class Purpose(IntEnum):
     """Dropout masks: seed, then optimiser step and process."""
     WEIGHTS = 4
     """The first weights of a network."""
+    BOUND_NOISE = 5
+    """What the bound mixes into an image: seed, then image number and time."""
+    BOUND_TIMES = 6
+    """The times at which the bound of an image is asked: seed, then image number."""
+    DEQUANTISE = 7
+    """Where in its 8-bit level a pixel lies: seed, then image number."""
+    PROBE = 8
+    """The signs by which a divergence is probed: seed, then image number and probe."""
 
 
 def stream(seed: int, purpose: Purpose, *path: int) -> np.random.Generator:
