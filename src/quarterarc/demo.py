@@ -28,8 +28,8 @@ __all__ = ["run_demo"]
 
 SHOWN = 64
 ROWS = 8
-COMPARED = (("ddpm", 10), ("ddim", 10), ("euler", 10), ("rotation", 10), ("heun", 5), ("rk4", 50))
-"""Samplers and their steps: five at 10 evaluations, and one at 200 as where the trajectories lead."""
+COMPARED = (("ddpm", 10), ("ddim", 10), ("cold", 10), ("rotation", 10), ("euler", 10), ("heun", 5), ("rk4", 50))
+"""Samplers and their steps: six at 10 evaluations, and one at 200 as where the trajectories lead."""
 
 
 def run_demo(recipe: Recipe, out: Path) -> dict[str, Any]:
@@ -46,11 +46,11 @@ def run_demo(recipe: Recipe, out: Path) -> dict[str, Any]:
     started = time.perf_counter()
     images = generate(denoise, range(SHOWN), batch_size=SHOWN)
     seconds = time.perf_counter() - started
-    write_png(out / "samples.png", grid_of(to_uint8(images), columns=16))
+    write_png(out / "samples.png", grid_of(to_uint8(images), columns=16, smooth=True))
     angles = _write_progress(denoise, out / "progress.png")
     rows = _compare(denoise, out)
     data = open_data(recipe.data, progress=False)
-    write_png(out / "real.png", grid_of(data.batch(range(SHOWN)).images, columns=16))
+    write_png(out / "real.png", grid_of(data.batch(range(SHOWN)).images, columns=16, smooth=True))
 
     assert isinstance(denoise.network, torch.nn.Module)
     metrics = {
@@ -88,7 +88,7 @@ def _write_progress(denoise: Denoiser, path: Path) -> list[float]:
     states = list(trajectory(denoise, noise(seeds, denoise.shape or ()), seeds=seeds))
     columns = [state.x if state.estimate is None else state.estimate.image for state in states]
     by_row = torch.stack(columns, dim=1).flatten(0, 1)  # (rows * columns, C, H, W), row by row
-    write_png(path, grid_of(to_uint8(by_row), columns=len(columns)))
+    write_png(path, grid_of(to_uint8(by_row), columns=len(columns), smooth=True))
     return [state.angle for state in states]
 
 
@@ -101,7 +101,7 @@ def _compare(denoise: Denoiser, out: Path) -> list[dict[str, Any]]:
     rows = []
     for name, steps in COMPARED:
         picture = out / f"compare-{name}.png"
-        write_png(picture, grid_of(to_uint8(made[name].images), columns=ROWS, size=32))
+        write_png(picture, grid_of(to_uint8(made[name].images), columns=ROWS, size=48, smooth=True))
         row = {"sampler": name, "steps": steps, "nfe": made[name].nfe, "picture": picture}
         rows.append({**row, "distance": round(_distance(made[name].images, reference), 4)})
     return rows

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from .errors import InputError
 
@@ -43,14 +44,17 @@ def read_png(path: Path) -> Tensor:
     return torch.from_numpy(array[:, :, None] if array.ndim == 2 else array).permute(2, 0, 1)
 
 
-def grid_of(pixels: Tensor, columns: int | None = None, size: int = 64, gap: int = 2) -> Tensor:
-    """Images side by side on white, small ones enlarged by a whole factor so that their pixels can be seen.
+def grid_of(
+    pixels: Tensor, columns: int | None = None, size: int = 64, gap: int = 2, smooth: bool = False
+) -> Tensor:
+    """Images side by side on white, small ones enlarged by a whole factor.
 
     Args:
         pixels: uint8, shape (B, C, H, W).
         columns: how many a row; about twice as many as rows if not given.
         size: images are enlarged while they stay within this many pixels.
         gap: white pixels between images.
+        smooth: enlarge by interpolation, which shapes are recognised in more easily; else every pixel is a square.
 
     Returns:
         uint8 pixels, shape (C, height, width).
@@ -58,8 +62,12 @@ def grid_of(pixels: Tensor, columns: int | None = None, size: int = 64, gap: int
     count, channels, height, width = pixels.shape
     columns = columns or max(1, math.ceil(math.sqrt(2 * count)))
     factor = max(1, size // max(height, width))
-    pixels = pixels.cpu().repeat_interleave(factor, 2).repeat_interleave(factor, 3)
     height, width = height * factor, width * factor
+    if smooth:
+        large = F.interpolate(pixels.cpu().float(), (height, width), mode="bicubic", align_corners=False)
+        pixels = large.round().clamp(0, 255).to(torch.uint8)
+    else:
+        pixels = pixels.cpu().repeat_interleave(factor, 2).repeat_interleave(factor, 3)
     rows = math.ceil(count / columns)
     canvas = torch.full((channels, rows * (height + gap) + gap, columns * (width + gap) + gap), 255, dtype=torch.uint8)
     for place, picture in enumerate(pixels):

@@ -24,7 +24,7 @@ __all__ = ["DEFAULT_GRID", "DEFAULT_SAMPLER", "DEFAULT_STEPS", "Plan", "Result",
 
 logger = logging.getLogger("quarterarc")
 
-DEFAULT_SAMPLER = "heun"
+DEFAULT_SAMPLER = "euler"
 DEFAULT_GRID = "angle"
 DEFAULT_STEPS = 10
 
