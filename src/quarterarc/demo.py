@@ -15,7 +15,7 @@ from . import __version__
 from .data import open_data
 from .data.pixels import to_uint8
 from .denoiser import Denoiser
-from .files import write_json
+from .files import make_folder, write_json
 from .generation import generate, noise
 from .images import grid_of, write_png
 from .report import Series, data_url, line_chart, write_page
@@ -100,7 +100,7 @@ def _compare(denoise: Denoiser, out: Path) -> list[dict[str, Any]]:
     reference = made[COMPARED[-1][0]].images
     rows = []
     for name, steps in COMPARED:
-        picture = out / f"compare-{name}.png"
+        picture = make_folder(out / "compare") / f"{name}.png"
         write_png(picture, grid_of(to_uint8(made[name].images), columns=ROWS, size=48, smooth=True))
         row = {"sampler": name, "steps": steps, "nfe": made[name].nfe, "picture": picture}
         rows.append({**row, "distance": round(_distance(made[name].images, reference), 4)})

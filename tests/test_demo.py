@@ -1,0 +1,79 @@
+"""The demo, end to end, with a recipe of seconds; and the parts of its report."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+
+from quarterarc.cli import main
+from quarterarc.report import Series, data_url, line_chart, write_page
+
+
+class Balanced(HTMLParser):
+    """Checks that every tag is closed, and collects what a page would have to fetch."""
+
+    VOID = ("meta", "img", "br", "link", "input", "path", "circle", "line", "rect", "polyline", "polygon")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.fetched: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in self.VOID:
+            self.open.append(tag)
+        self.fetched += [value for name, value in attrs if name in ("src", "href") and value]
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+def test_the_demo_leaves_what_it_promises_and_goes_on_where_it_was(tmp_path, tiny, capsys):
+    out = tmp_path / "demo"
+    assert main(["demo", "--out", str(out), *tiny]) == 0
+    assert str(out / "report.html") in capsys.readouterr().out
+    for name in ("samples.png", "progress.png"):
+        with Image.open(out / name) as picture:
+            assert min(picture.size) > 100
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["sampling"]["nfe"] == 10
+    assert metrics["training"]["images"] == 48
+    assert {row["nfe"] for row in metrics["compared"][:-1]} == {10}
+    assert metrics["compared"][-1]["distance"] == 0
+    page = (out / "report.html").read_text()
+    parser = Balanced()
+    parser.feed(page)
+    assert not parser.open
+    assert parser.fetched
+    assert all(url.startswith("data:") for url in parser.fetched)  # one file that needs no other
+    checkpoints = sorted((out / "checkpoints").iterdir())
+    stamps = [path.stat().st_mtime_ns for path in checkpoints]
+    assert main(["demo", "--out", str(out), *tiny]) == 0
+    assert [path.stat().st_mtime_ns for path in sorted((out / "checkpoints").iterdir())] == stamps
+
+
+def test_a_chart_puts_points_where_their_values_are():
+    chart = line_chart([Series("a", [1, 10, 100], [1, 2, 3])], "t", "x", "y", log_x=True)
+    (path,) = re.findall(r'<polyline points="([^"]+)"', chart)
+    points = [tuple(map(float, pair.split(","))) for pair in path.split()]
+    # decades are evenly spaced on a logarithmic axis, and up is less
+    assert points[1][0] - points[0][0] == pytest.approx(points[2][0] - points[1][0], abs=0.11)
+    assert points[0][1] - points[1][1] == pytest.approx(points[1][1] - points[2][1], abs=0.11)
+    assert points[0][1] > points[2][1]
+    band = line_chart([Series("a", [1, 2], [1.0, 2.0], [0.5, 0.5])], "t", "x", "y")
+    assert "<polygon" in band
+    for strange in ([float("nan")], [-1.0], []):
+        assert "</svg>" in line_chart([Series("<&>", [1.0][: len(strange)], strange)], "<t>", "x", "y", log_y=True)
+    assert "<t>" not in line_chart([], "<t>", "x", "y")
+
+
+def test_pages_escape_text_and_keep_charts(tmp_path):
+    Image.new("L", (2, 2)).save(tmp_path / "p.png")
+    assert data_url(tmp_path / "p.png").startswith("data:image/png;base64,iVBOR")
+    with pytest.raises(Exception, match="undefined"):
+        write_page(tmp_path / "page.html", "demo.html", title="<b>")
+    assert not (tmp_path / "page.html").exists()
+    assert not list(tmp_path.glob(".*"))
