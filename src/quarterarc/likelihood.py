@@ -237,7 +237,7 @@ def read_levels(images: Images, first: int, last: int) -> Tensor:
     Raises:
         InputError: if a value is not finite, or is not one of the 256 levels.
     """
-    some = torch.as_tensor(images[first:last])
+    some = batch(images, first, last)
     if some.dtype == torch.uint8:
         return to_float(some)
     if not some.is_floating_point():
@@ -251,6 +251,12 @@ def read_levels(images: Images, first: int, last: int) -> Tensor:
             f"{first}..{last - 1} have other values, {float(some.min()):.4g}..{float(some.max()):.4g}"
         )
     return some
+
+
+def batch(images: Images, first: int, last: int) -> Tensor:
+    """Some of the images as a tensor; those of an array are copied, since one on disk cannot be written to."""
+    some = images[first:last]
+    return some if isinstance(some, Tensor) else torch.from_numpy(np.array(some))
 
 
 def refuse_nonfinite(some: Tensor, first: int) -> None:
