@@ -143,11 +143,11 @@ def test_explicit_grids_are_taken_as_they_are() -> None:
         ([1.0], "at least two angles"),
         ([], "at least two angles"),
         ([[1.0, 0.0]], "at least two angles"),
-        ([1.0, 1.0, 0.0], r"got 1 before 1 \(place 0\)"),
+        ([1.0, 0.5, 0.5, 0.0], r"got 0.5 before 0.5 \(place 1\)"),
         ([1.0, 0.2, 0.5, 0.0], r"got 0.2 before 0.5 \(place 1\)"),
         ([1.0, math.nan, 0.0], "descends strictly"),
-        ([1.6, 0.0], "stays within"),
-        ([1.0, -0.1], "stays within"),
+        ([1.6, 0.5, 0.0], r"stays within 0\.\.pi/2, got 1\.6\.\.0$"),
+        ([1.0, 0.5, -0.1], r"stays within 0\.\.pi/2, got 1\.\.-0\.1$"),
     ],
 )
 def test_explicit_grids_that_are_none_are_refused(angles: list[float], message: str) -> None:

@@ -181,11 +181,16 @@ def test_custom_schedules() -> None:
 
 
 @pytest.mark.parametrize(
-    "angles", [[0.0], [], [[0.0, 1.0]], [0.1, 1.0], [0.0, 1.0, 1.0], [0.0, 1.0, 0.5], [0.0, 1.6], [0.0, math.nan]]
+    "angles", [[0.0], [], [[0.0, 1.0]], [0.1, 1.0], [0.0, 1.0, 1.0], [0.0, 1.0, 0.5], [0.0, 1.0, 1.6], [0.0, math.nan]]
 )
 def test_angles_that_are_no_schedule_are_refused(angles: list[float]) -> None:
     with pytest.raises(InputError, match="a schedule"):
         Schedule("bad", np.array(angles))
+
+
+def test_the_refusal_shows_the_ends() -> None:
+    with pytest.raises(InputError, match=r"got 0\.25 \.\.\. 1\.5$"):
+        Schedule("bad", np.array([0.25, 1.0, 1.5]))
 
 
 @pytest.mark.parametrize("beta", [[], [0.0], [1.0], [0.5, -0.1], [[0.5]], [math.nan]])
@@ -199,8 +204,10 @@ def test_times_and_angles_outside_are_refused() -> None:
     for t in (-1, 1000.5, math.nan):
         with pytest.raises(InputError, match=r"times lie in 0\.\.1000"):
             made.angle(t)
-    with pytest.raises(InputError, match="times lie in"):
-        made.angle(torch.tensor([1.0, 2000.0]))
+    with pytest.raises(InputError, match=r"got 1\.0\.\.2000\.0"):
+        made.angle(torch.tensor([1.0, 2000.0, 5.0]))
+    with pytest.raises(InputError, match=r"got 1000\.5$"):
+        made.angle(1000.5)
     for angle in (-0.1, 1.58, math.pi / 2):
         with pytest.raises(InputError, match=r"the angles of 'linear' lie in 0\.\.1\.56"):
             made.time(angle)
