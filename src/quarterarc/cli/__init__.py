@@ -21,6 +21,7 @@ COMMANDS = {
     "demo": "train on handwritten digits, sample, and write a report: a few minutes on a laptop",
     "train": "train a model by a recipe, on your own images or a known data set",
     "sample": "make images from seeds with a trained model",
+    "evaluate": "measure images against a reference: FID, precision, recall and more",
     "bench": "measure against peers: the network, samplers, evaluation",
 }
 

@@ -1,0 +1,231 @@
+"""`quarterarc evaluate`: how good images are, by metrics that say exactly what they are of."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError
+from .sample import parse_grid, parse_labels, parse_option, parse_seeds
+
+if TYPE_CHECKING:
+    from ..evaluation.extractors import Extractor
+    from ..evaluation.sets import ImageSet
+
+logger = logging.getLogger("quarterarc")
+
+_MOST = 50_000  # images that a run samples unless it is told how many: the field's usual number
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `quarterarc evaluate`."""
+    parser.add_argument(
+        "source", metavar="SOURCE", help="a run (it is sampled), a folder or npz of images, or a data set"
+    )
+    parser.add_argument("--reference", metavar="REF",
+                        help="a folder, a data set, an npz, statistics, or a run for its training images")  # fmt: skip
+    parser.add_argument("--metrics", help="comma-separated: fid, sfid, precision, recall, density, coverage, is, kid "
+                                          "(default: fid,precision,recall)")  # fmt: skip
+    parser.add_argument("--features", default="inception", metavar="NAME",
+                        help="inception, dinov2, digits, pixels or package.module:name (%(default)s)")  # fmt: skip
+    parser.add_argument("--weights", default=None, metavar="PATH", help="the weights of inception or dinov2")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="where the result goes, as JSON")
+    parser.add_argument("--save-reference", type=Path, metavar="FILE",
+                        help="write the statistics of SOURCE, .safetensors or .npz")  # fmt: skip
+    parser.add_argument("--with-features", action="store_true", help="keep feature vectors in --save-reference")
+    parser.add_argument("--count", type=int, default=None,
+                        help="how many images (default: all; of a run as many as REF, at most 50000)")  # fmt: skip
+    parser.add_argument("--batch-size", type=int, default=64, help="images at once (default: %(default)s)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, mps (default: the best there is)")
+    run = parser.add_argument_group("a run")
+    run.add_argument("--seeds", default=None, help="which images it makes: 0-9999 (default: from 0, --count of them)")
+    run.add_argument("--sampler", default=None, help="a sampler by name (default: what measures best)")
+    run.add_argument("--steps", type=int, default=None, help="how many steps (default: 10)")
+    run.add_argument("--grid", default=None, help="a grid of angles by name, or angles: 1.57,1.2,0.6,0")
+    run.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the sampler")
+    run.add_argument("--labels", default=None, help="classes to make, 3 or 0,1,2, used in turn over the seeds")
+    run.add_argument("--guidance", type=float, default=None, help="scale of classifier-free guidance (with --labels)")
+    run.add_argument("--bf16", action="store_true", help="run the network in bfloat16")
+    numbers = parser.add_argument_group("numbers that metrics depend on")
+    numbers.add_argument("--neighbours", type=int, default=3, help="k of precision and recall (default: %(default)s)")
+    numbers.add_argument("--inception-score", default="torch-fidelity", metavar="NAME",
+                         help="how it splits: torch-fidelity or adm (default: %(default)s)")  # fmt: skip
+    numbers.add_argument("--splits", type=int, default=10, help="of the inception score (default: %(default)s)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compute the metrics, write and print them."""
+    if args.metrics is None and args.save_reference is None:
+        args.metrics = "fid,precision,recall"
+    names = [name.strip().lower() for name in (args.metrics or "").split(",") if name.strip()]
+    if args.count is not None and args.count < 1:
+        raise InputError(f"--count is at least 1, got {args.count}")
+    if args.with_features and args.save_reference is None:
+        raise InputError("--with-features goes with --save-reference: it keeps feature vectors in that file")
+
+    from ..evaluation.evaluate import MODEL_METRICS, check_metrics
+
+    if args.metrics is not None:
+        check_metrics(names)
+    asked = [name for name in names if name in MODEL_METRICS]
+    if asked and len(asked) < len(names):
+        others = ", ".join(name for name in names if name not in asked)
+        raise InputError(f"{', '.join(asked)} ask the model, {others} its images: evaluate them in two commands")
+    if args.out is not None:
+        _check_writable(args.out)
+    if asked:
+        return _run_model_metrics(args, asked)
+    return _run_image_metrics(args, names)
+
+
+def _check_writable(out: Path) -> None:
+    from ..files import make_folder
+
+    if out.is_dir():
+        raise InputError(f"--out {out} is a folder: give the file that the result goes to, such as {out / 'fid.json'}")
+    make_folder(out.parent)
+
+
+def _is_run(source: str) -> bool:
+    path = Path(source)
+    return (path / "checkpoints").is_dir() or ((path / "config.json").is_file() and any(path.glob("*.safetensors")))
+
+
+def _run_image_metrics(args: argparse.Namespace, names: list[str]) -> int:
+    from ..devices import pick_device, processes
+    from ..evaluation.evaluate import METRICS, Settings, evaluate
+    from ..evaluation.extractors import extractor as named_extractor
+    from ..evaluation.references import Reference, check_ending, open_reference
+
+    settings = Settings(args.neighbours, args.inception_score, args.splits)
+    reference: Reference | None = None
+    if any(METRICS[name].against for name in names):
+        if args.reference is None:
+            raise InputError("these metrics compare with real images: give --reference (a folder, a data set, "
+                             "or saved statistics)")  # fmt: skip
+        reference = open_reference(args.reference)
+    if args.save_reference is not None:
+        check_ending(args.save_reference)
+        _check_writable(args.save_reference)
+    images = _images(args, reference)
+    extractor = named_extractor(args.features, pick_device(args.device), args.weights)
+    cache = None if args.out is None else args.out.with_name(f"{args.out.name}.features")
+    if args.save_reference is not None:
+        _save_reference(args, images, extractor)
+    if not names:
+        return 0
+    result = evaluate(images, reference, names, extractor, settings=settings, batch_size=args.batch_size, cache=cache)
+    if result is not None:
+        _report(result, args.out)
+    processes().wait()
+    if result is not None and cache is not None:
+        shutil.rmtree(cache, ignore_errors=True)
+    return 0
+
+
+def _images(args: argparse.Namespace, reference: Any) -> ImageSet:
+    """The images that SOURCE stands for."""
+    from ..evaluation.sets import open_set
+
+    if _is_run(args.source):
+        return _sampled(args, None if reference is None else reference.count)
+    given = [
+        name for name in ("seeds", "sampler", "steps", "grid", "labels", "guidance") if getattr(args, name) is not None
+    ]
+    if given:
+        raise InputError(f"--{given[0]} says how a run is sampled, but {args.source} is no run: leave it out")
+    return open_set(args.source, args.count)
+
+
+def _sampled(args: argparse.Namespace, count: int | None) -> ImageSet:
+    import torch
+
+    from ..denoiser import Guided
+    from ..devices import pick_device
+    from ..evaluation.sets import SampledSet
+    from ..runs import hash_of, load, newest_checkpoint
+
+    labels = parse_labels(args.labels)
+    options = dict(parse_option(option) for option in args.option)
+    if args.seeds is not None and args.count is not None:
+        raise InputError("give --seeds or --count, not both: --count 100 is --seeds 0-99")
+    seeds = parse_seeds(args.seeds) if args.seeds else range(args.count or min(count or _MOST, _MOST))
+    checkpoint = newest_checkpoint(args.source)
+    denoise: Any = load(checkpoint, pick_device(args.device), torch.bfloat16 if args.bf16 else None)
+    if args.guidance is not None:
+        if labels is None:
+            raise InputError("--guidance needs --labels: it steers towards a class")
+        denoise = Guided(denoise, args.guidance)
+    if labels is not None and (denoise.classes is None or max(labels) >= denoise.classes):
+        knows = f"labels 0..{denoise.classes - 1}" if denoise.classes else "no labels"
+        raise InputError(f"--labels {args.labels}: the model in {args.source} was trained with {knows}")
+    about = {
+        "model": str(args.source),
+        "checkpoint": checkpoint.name,
+        "checkpoint_sha256": hash_of(checkpoint),
+        "guidance": args.guidance,
+        "precision": "bf16" if args.bf16 else "fp32",
+    }
+    return SampledSet(
+        denoise, seeds, args.sampler, args.steps, parse_grid(args.grid), labels=labels, options=options,
+        what=f"the run {args.source}", about=about,
+    )  # fmt: skip
+
+
+def _save_reference(args: argparse.Namespace, images: ImageSet, extractor: Extractor) -> None:
+    from ..evaluation.features import collect
+    from ..evaluation.references import save_statistics
+
+    path: Path = args.save_reference
+    kinds = [kind for kind in extractor.kinds if kind != "logits"]
+    cache = path.with_name(f"{path.name}.features")
+    collected = collect(
+        images, extractor, kinds, ["pool"] if args.with_features else [], batch_size=args.batch_size, cache=cache
+    )
+    if collected is not None:
+        save_statistics(path, collected, extractor.describe(), what=images.what, fingerprint=images.fingerprint)
+        shutil.rmtree(cache, ignore_errors=True)
+        print(f"statistics of {collected.count} images of {images.what} in {path}")
+
+
+def _report(result: dict[str, Any], out: Path | None) -> None:
+    from ..files import write_json
+
+    for note in result["notes"]:
+        logger.warning("%s", note)
+    width = max(len(text) for text in result["labels"].values())
+    for name, text in result["labels"].items():
+        spread = result["metrics"].get(f"{name}_std")
+        more = "" if spread is None else f" +- {spread:.4g}"
+        print(f"{text:{width}}  {result['metrics'][name]:.6g}{more}")
+    if out is not None:
+        write_json(out, result)
+        print(f"the whole result is in {out}")
+
+
+def _run_model_metrics(args: argparse.Namespace, names: list[str]) -> int:
+    """Metrics that ask a run's network about images: those of --reference, else its training images."""
+    from ..devices import pick_device
+    from ..evaluation.evaluate import evaluate_model
+    from ..evaluation.references import open_reference
+    from ..files import write_json
+    from ..runs import load, newest_checkpoint
+
+    if not _is_run(args.source):
+        raise InputError(f"{', '.join(names)} ask a model, but {args.source} is no run: give a run folder")
+    images = open_reference(args.reference or args.source).images
+    if images is None:
+        raise InputError(f"{', '.join(names)} need images, but {args.reference} holds statistics: give the images")
+    denoise = load(newest_checkpoint(args.source), pick_device(args.device))
+    result = evaluate_model(denoise, images, names, str(args.source))
+    if result is None:
+        return 0
+    for name in names:
+        print(f"{name}  {result['metrics'][name]}")
+    if args.out is not None:
+        write_json(args.out, result)
+        print(f"the whole result is in {args.out}")
+    return 0

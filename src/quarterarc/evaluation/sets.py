@@ -1,0 +1,398 @@
+"""Sets of images to evaluate: files, an npz, a tensor, batches from anywhere, or what a denoiser makes from seeds.
+
+All give 8-bit images, exactly as they are stored: nothing is resized, and a set in which sizes differ is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import zipfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, Protocol, TypeAlias, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from ..data import to_uint8
+from ..data.decode import FORMATS, BadImage, Encoded, read_pixels
+from ..data.images import MappedImages
+from ..data.loading import default_cache, open_source
+from ..data.sources import Labels, Part, Source, digest, parts_of
+from ..data.spec import DataSpec
+from ..errors import InputError
+from ..estimate import Denoise
+from ..files import read_json
+from ..generation import batches
+from ..sampling import plan
+
+__all__ = ["BatchSet", "FileSet", "ImageSet", "NpzSet", "SampledSet", "TensorSet", "as_set", "open_set"]
+
+Shape: TypeAlias = tuple[int, int, int]
+Wanted: TypeAlias = Callable[[int], bool]
+"""Whether the batch with this number is wanted."""
+
+_GRAY = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F")
+_ORIENTATION = 0x0112
+_AHEAD = 2
+
+
+class ImageSet(Protocol):
+    """Images of one shape, in a fixed order."""
+
+    what: str
+    """What they are, for messages and results."""
+
+    @property
+    def count(self) -> int | None:
+        """How many; None where only reading them tells."""
+        ...
+
+    @property
+    def shape(self) -> Shape | None:
+        """(C, H, W); None where only reading them tells."""
+        ...
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Stands for the images wherever they lie; None where nothing does."""
+        ...
+
+    @property
+    def identity(self) -> str | None:
+        """The same with the times of change: features are cached under it. None forbids caching."""
+        ...
+
+    @property
+    def sampling(self) -> dict[str, Any] | None:
+        """How they were sampled, as JSON types; None for images that were not, or nobody knows."""
+        ...
+
+    def batches(self, size: int, wanted: Wanted) -> Iterator[tuple[int, Tensor]]:
+        """The wanted batches in order, each with its number: uint8 (B, C, H, W). Batch b starts at image b * size."""
+        ...
+
+
+def _ranges(count: int, size: int, wanted: Wanted) -> list[tuple[int, range]]:
+    return [
+        (number, range(number * size, min((number + 1) * size, count)))
+        for number in range(math.ceil(count / size))
+        if wanted(number)
+    ]
+
+
+class TensorSet:
+    """Images that are in memory, uint8 (N, C, H, W)."""
+
+    sampling: dict[str, Any] | None = None
+
+    def __init__(self, images: Tensor, what: str = "the images") -> None:
+        if images.dtype != torch.uint8 or images.ndim != 4 or 0 in images.shape:
+            raise InputError(
+                f"{what} must be uint8 of shape (N, C, H, W), got {images.dtype} {tuple(images.shape)}: "
+                "quarterarc.to_uint8 rounds what lies in [-1, 1]"
+            )
+        self.what, self.images, self.count = what, images, len(images)
+        self.shape: Shape = (images.shape[1], images.shape[2], images.shape[3])
+        data = images.cpu().contiguous().numpy()
+        self.fingerprint = self.identity = digest(data.shape, hashlib.sha256(data.data).hexdigest())
+
+    def batches(self, size: int, wanted: Wanted) -> Iterator[tuple[int, Tensor]]:
+        for number, rows in _ranges(self.count, size, wanted):
+            yield number, self.images[rows.start : rows.stop]
+
+
+class BatchSet:
+    """Batches from any iterable, each uint8 (B, C, H, W); they can be read once, and are cut anew to equal sizes."""
+
+    count: int | None = None
+    shape: Shape | None = None
+    fingerprint: str | None = None
+    identity: str | None = None
+    sampling: dict[str, Any] | None = None
+
+    def __init__(self, given: Iterable[Tensor | NDArray[np.uint8]], what: str = "the images") -> None:
+        self.what, self._given = what, given
+
+    def batches(self, size: int, wanted: Wanted) -> Iterator[tuple[int, Tensor]]:
+        number, rest = 0, torch.empty(0)
+        for batch in self._given:
+            images = TensorSet(torch.as_tensor(batch), self.what).images
+            if len(rest) and rest.shape[1:] != images.shape[1:]:
+                shapes = f"{tuple(rest.shape[1:])} and {tuple(images.shape[1:])}"
+                raise InputError(f"{self.what} hold images of different shapes, {shapes}: evaluate them apart")
+            rest = torch.cat([rest, images]) if len(rest) else images
+            while len(rest) >= size:
+                if wanted(number):
+                    yield number, rest[:size]
+                number, rest = number + 1, rest[size:]
+        if len(rest) and wanted(number):
+            yield number, rest
+
+
+class SampledSet:
+    """What a denoiser makes from seeds, rounded to 8 bits; nothing of it is kept.
+
+    Args:
+        denoise: a denoiser that knows the `shape` of its images.
+        seeds: one an image.
+        sampler, steps, grid, options: as for `quarterarc.sample`.
+        labels: classes, used in turn: the image of seed s has label labels[s % len(labels)].
+        what: the model, for messages.
+        about: what else decides the images, such as the checkpoint's hash.
+        batch_size: images at once.
+    """
+
+    def __init__(
+        self,
+        denoise: Denoise,
+        seeds: Sequence[int],
+        sampler: str | None = None,
+        steps: int | None = None,
+        grid: str | Sequence[float] | None = None,
+        *,
+        labels: Sequence[int] | None = None,
+        options: Mapping[str, Any] | None = None,
+        what: str = "the model",
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
+        shape = getattr(denoise, "shape", None)
+        if shape is None:
+            raise InputError("this denoiser does not say the shape of its images: sample them, and evaluate those")
+        if not seeds:
+            raise InputError("there are no seeds: give one for each image")
+        self._denoise, self._seeds, self._labels = denoise, seeds, labels
+        self._plan = plan(denoise, sampler, steps, grid, **(options or {}))
+        self.what, self.count = what, len(seeds)
+        self.shape: Shape = (shape[0], shape[1], shape[2])
+        self.sampling: dict[str, Any] | None = {
+            **(about or {}),
+            **self._plan.describe(),
+            "labels": None if labels is None else list(labels),
+            "seeds": _in_short(seeds),
+        }
+        # without the hash of a checkpoint nothing tells one network from another
+        known = bool(about and about.get("checkpoint_sha256"))
+        self.fingerprint = self.identity = digest(self.sampling, list(seeds)) if known else None
+
+    def batches(self, size: int, wanted: Wanted) -> Iterator[tuple[int, Tensor]]:
+        for number, rows in _ranges(self.count, size, wanted):
+            seeds = self._seeds[rows.start : rows.stop]
+            labels = None if self._labels is None else [self._labels[seed % len(self._labels)] for seed in seeds]
+            ((_, made),) = batches(
+                self._denoise, seeds, self._plan.sampler, grid=self._plan.angles, batch_size=size, labels=labels
+            )
+            wrong = ~torch.isfinite(made.images).flatten(1).all(1)
+            if wrong.any():
+                first = seeds[int(wrong.nonzero()[0, 0])]
+                raise InputError(
+                    f"{self.what} made {int(wrong.sum())} of {len(seeds)} images with NaN or infinity, first that of "
+                    f"seed {first}: take another checkpoint, or another sampler"
+                )
+            assert self.sampling is not None
+            self.sampling["nfe"] = made.nfe
+            yield number, to_uint8(made.images)
+
+
+def _in_short(numbers: Sequence[int]) -> str:
+    """Whole numbers in short: "0-63", or the first and last of those without a pattern."""
+    low, high = min(numbers), max(numbers)
+    if len(numbers) == high - low + 1 and len(set(numbers)) == len(numbers):
+        return f"{low}-{high}"
+    return ",".join(map(str, numbers)) if len(numbers) <= 100 else f"{len(numbers)} from {low} to {high}"
+
+
+class NpzSet:
+    """The images of an npz as ADM writes them: `arr_0`, uint8 (N, H, W, C); read piece by piece, never whole."""
+
+    sampling: dict[str, Any] | None = None
+
+    def __init__(self, path: Path, limit: int | None = None) -> None:
+        self.what, self._path = f"{path}", path
+        with _npz(path) as archive:
+            name = "arr_0.npy"
+            if name not in archive.namelist():
+                raise InputError(f"{path} holds no images: an npz of images has them as arr_0, uint8 (N, H, W, C)")
+            entry = archive.getinfo(name)
+            with archive.open(name) as file:
+                self._shape = _header(file, path)
+        count = self._shape[0]
+        if count == 0:
+            raise InputError(f"{path} holds no images: arr_0 is of shape {self._shape}")
+        self.count = count if limit is None else min(limit, count)
+        self.shape: Shape = (self._shape[3], self._shape[1], self._shape[2])
+        self.fingerprint = digest(entry.CRC, entry.file_size, self.count)
+        self.identity = digest(self.fingerprint, str(path.resolve()), path.stat().st_mtime_ns)
+
+    def batches(self, size: int, wanted: Wanted) -> Iterator[tuple[int, Tensor]]:
+        each = math.prod(self._shape[1:])
+        last = max((number for number, _ in _ranges(self.count, size, wanted)), default=-1)
+        with _npz(self._path) as archive, archive.open("arr_0.npy") as file:
+            _header(file, self._path)
+            for number, rows in _ranges(self.count, size, lambda number: number <= last):
+                try:
+                    data = file.read(each * len(rows))
+                except (OSError, zipfile.BadZipFile, EOFError, ValueError) as error:
+                    raise InputError(f"{self._path} is damaged ({error}): copy it again") from None
+                if len(data) < each * len(rows):
+                    raise InputError(f"{self._path} is cut short: it ends before image {rows.stop - 1}; copy it again")
+                if wanted(number):
+                    pixels = np.frombuffer(data, np.uint8).reshape(len(rows), *self._shape[1:])
+                    yield number, torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2).contiguous()
+
+
+def _npz(path: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} is no npz ({error}); a pickle is never loaded") from None
+
+
+def _header(file: IO[bytes], path: Path) -> tuple[int, ...]:
+    """The shape of the array that a .npy file holds, which must be uint8 (N, H, W, C) in C order."""
+    try:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(file)
+    except (ValueError, OSError, EOFError) as error:
+        raise InputError(f"{path} is damaged: its arr_0 is no array ({error})") from None
+    if dtype.hasobject:
+        raise InputError(f"{path} holds a pickle as arr_0, which is never loaded: save images as uint8 (N, H, W, C)")
+    if dtype != np.uint8 or len(shape) != 4 or fortran:
+        order = " in Fortran order" if fortran else ""
+        raise InputError(f"{path}: images are uint8 (N, H, W, C) as arr_0, got {dtype} {shape}{order}")
+    return shape
+
+
+class FileSet:
+    """The images of a folder, a table or a dataset, decoded when they are wanted, ahead of time and on all threads."""
+
+    def __init__(self, source: Source, spec: DataSpec, sampling: dict[str, Any] | None = None) -> None:
+        self.what, self.count, self.sampling = source.what, source.count, sampling
+        self.shape: Shape = (spec.channels, spec.height, spec.width)
+        self.fingerprint: str = digest(source.fingerprint, source.count)
+        self.identity: str = digest(source.identity, source.count)
+        self._data = MappedImages(source, spec, torch.device("cpu"), ())
+
+    def batches(self, size: int, wanted: Wanted) -> Iterator[tuple[int, Tensor]]:
+        todo = deque(_ranges(self.count, size, wanted))
+        while todo:
+            for _, rows in list(todo)[: _AHEAD + 1]:
+                self._data.prefetch(rows)
+            number, rows = todo.popleft()
+            try:
+                yield number, self._data.batch(rows).images
+            except BadImage as error:  # a set with images left out would be another set: nothing is skipped here
+                raise InputError(str(error).removesuffix(", or skip such images (skip_bad)")) from None
+
+
+class _OneSize:
+    """The chosen images of a source, refused where they differ in size, or are colour among gray."""
+
+    labels: Labels | None = None
+
+    def __init__(self, source: Source, numbers: Sequence[int], shape: Shape, first: str) -> None:
+        self._source, self._numbers, self._shape, self._first = source, numbers, shape, first
+        self.what, self.count = source.what, len(numbers)
+        self.fingerprint, self.identity = source.fingerprint, source.identity
+
+    def name(self, number: int) -> str:
+        return self._source.name(self._numbers[number])
+
+    def parts(self, size: int) -> Iterator[Part]:
+        return parts_of(self.read, self.count, size)
+
+    def prepare(self, cache_dir: Path) -> None:
+        self._source.prepare(cache_dir)
+
+    def read(self, number: int) -> Encoded:
+        encoded = self._source.read(self._numbers[number])
+        shape = _shape_of(encoded)
+        if shape is not None and (shape[1:] != self._shape[1:] or shape[0] > self._shape[0]):
+            raise InputError(
+                f"{self.name(number)} is {_in_words(shape)}, but {self._first} {_in_words(self._shape)}: a set has "
+                "images of one size, and nothing is resized unseen; resize them first"
+            )
+        return encoded
+
+
+def _in_words(shape: Shape) -> str:
+    return f"{shape[1]}x{shape[2]} {'gray' if shape[0] == 1 else 'colour'}"
+
+
+def _shape_of(encoded: Encoded) -> Shape | None:
+    """The shape from an image's header, upright; None where that cannot be read, which decoding will say better."""
+    try:
+        image = Image.open(io.BytesIO(encoded), formats=FORMATS) if isinstance(encoded, bytes) else encoded
+        width, height = image.size
+        if width != height and image.format in ("JPEG", "MPO", "TIFF"):
+            turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+            width, height = (height, width) if turned else (width, height)
+    except Exception:  # Pillow's readers raise nearly anything on damaged files
+        return None
+    return (1 if image.mode in _GRAY else 3, height, width)
+
+
+def open_set(source: str | Path, limit: int | None = None, split: str = "train") -> ImageSet:
+    """The images of a folder, an npz, or any source that `quarterarc.data.open_data` takes, at their own size.
+
+    A folder that `quarterarc sample` wrote counts without its overview, and brings along how it was sampled.
+
+    Args:
+        source: a path or a name.
+        limit: only so many of the first images.
+        split: of a dataset that has several.
+
+    Raises:
+        InputError: if there is nothing, or its images cannot be read or differ in size.
+    """
+    path = Path(source).expanduser()
+    if path.suffix.lower() == ".npz" and path.is_file():
+        return NpzSet(path, limit)
+    spec = DataSpec(source=str(source), size=1, channels=1, split=split)
+    opened = open_source(spec)
+    opened.prepare(default_cache())
+    sampling: dict[str, Any] | None = None
+    numbers: Sequence[int] = range(opened.count)[:limit]
+    if (path / "samples.json").is_file():
+        sampling = _sampling(path)
+        overview = str(path / "grid.png")
+        numbers = [number for number in range(opened.count) if opened.name(number) != overview][:limit]
+        if not numbers:
+            raise InputError(f"no images under {path}: give a folder of images")
+    first = opened.read(numbers[0])
+    shape = _shape_of(first)
+    if shape is None:
+        try:
+            read_pixels(first, spec, opened.name(numbers[0]))
+        except BadImage as error:
+            raise InputError(str(error).removesuffix(", or skip such images (skip_bad)")) from None
+        raise InputError(f"cannot tell the size of {opened.name(numbers[0])}: save it as PNG")
+    exact = spec.model_copy(update={"size": shape[1:], "channels": shape[0]})
+    return FileSet(_OneSize(opened, numbers, shape, f"{opened.name(numbers[0])} is"), exact, sampling)
+
+
+def _sampling(folder: Path) -> dict[str, Any]:
+    about = read_json(folder / "samples.json")
+    if not isinstance(about, dict) or not about.get("complete", False):
+        raise InputError(f"the samples in {folder} are not complete: run the same `quarterarc sample` again to finish")
+    return {key: value for key, value in about.items() if key not in ("complete", "count", "images_per_second")}
+
+
+def as_set(images: object, what: str = "the images") -> ImageSet:
+    """What a caller gave as a set: one already, an array uint8 (N, C, H, W), a path or name, or batches."""
+    if isinstance(images, str | Path):
+        return open_set(images)
+    if isinstance(images, Tensor | np.ndarray):
+        return TensorSet(torch.as_tensor(images), what)
+    if hasattr(images, "batches"):
+        return cast(ImageSet, images)
+    if isinstance(images, Iterable):
+        return BatchSet(images, what)
+    raise InputError(f"{what} are an array, a path or batches of uint8 images, got a {type(images).__name__}")
