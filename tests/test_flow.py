@@ -270,6 +270,8 @@ def test_what_cannot_be_used_is_refused(given: dict, message: str) -> None:
 def test_a_denoiser_that_autograd_cannot_see_through_is_refused() -> None:
     with pytest.raises(InputError, match="autograd sees no velocity that depends on x"):
         log_likelihood(torch.no_grad()(WORLD.__call__), IMAGES)
+    with pytest.raises(InputError, match="the denoiser's velocity at angle 0 is not finite"):
+        encode(lambda x, angle: Estimate(x / 0.0, x), IMAGES)
     with pytest.raises(InputError, match="8-bit images: give uint8"):
         flow_bits_per_dim(WORLD, IMAGES)
 

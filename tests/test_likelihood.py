@@ -360,6 +360,15 @@ def test_what_cannot_be_used_is_refused(options: dict, message: str) -> None:
         bits_per_dim(WORLD, given.pop("images"), **given)
 
 
+def test_an_estimate_that_is_not_finite_is_named() -> None:
+    def broken(x: Tensor, angle: Tensor) -> Estimate:
+        return Estimate(torch.where(angle.reshape(-1, 1, 1, 1) > 1.0, math.nan, x), x)
+
+    # angle 1 lies between t = 19 and 20 of 30
+    with pytest.raises(InputError, match="the bound of image 5 at t = 20 is not finite"):
+        bits_per_dim(broken, levels(2), schedule=ARC, numbers=[5, 6], batch_size=2)
+
+
 def test_parts_of_different_evaluations_do_not_add() -> None:
     images = levels(2)
     bound = bits_per_dim(WORLD, images, schedule=ARC)

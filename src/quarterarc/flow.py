@@ -139,8 +139,8 @@ def log_likelihood(
         progress: whether to show a bar, on a terminal.
 
     Raises:
-        InputError: if the images are of another shape or not finite, a number is out of range, or autograd finds that
-            the denoiser's velocity does not depend on x.
+        InputError: if the images are of another shape or not finite, a number is out of range, the denoiser's velocity
+            is not finite somewhere on the way, or autograd does not see that it depends on x.
     """
 
     def read(first: int, last: int) -> Tensor:
@@ -336,7 +336,11 @@ class _Flow:
     def _velocity(self, x: Tensor, angle: Tensor, rows: Tensor) -> Tensor:
         angle = angle.clamp(self.smallest, self.largest)
         labels = None if self.labels is None else self.labels[rows]
-        return call(self.denoise, x, angle, labels).velocity(angle)
+        v = call(self.denoise, x, angle, labels).velocity(angle)
+        bad = (~v.isfinite()).flatten(1).any(1).nonzero().flatten()
+        if len(bad):  # no step is small enough for it
+            raise InputError(f"the denoiser's velocity at angle {float(angle[int(bad[0])]):.6g} is not finite")
+        return v
 
 
 def _trace(v: Tensor, x: Tensor) -> Tensor:

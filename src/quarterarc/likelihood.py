@@ -298,8 +298,8 @@ def bits_per_dim(
         progress: whether to show a bar, on a terminal.
 
     Raises:
-        InputError: if images are not 8-bit, of another shape or not finite, a name or number is unknown, or no schedule
-            is known or none of its steps lies within the denoiser's angles.
+        InputError: if images are not 8-bit, of another shape or not finite, a name or number is unknown, no schedule is
+            known or its first step lies outside the denoiser's angles, or an estimate is not finite.
     """
     check_images(images, labels, numbers)
     if variance is not None and variance not in VARIANCES:
@@ -418,7 +418,15 @@ class _Block:
         wide = Estimate(float64(estimate.image), float64(estimate.noise), fraction)
         image, x = float64(image), float64(x)
         error = ((wide.image - image) ** 2).flatten(1).mean(1)
-        return kind, step_term(wide, image, x, b, a, self.chain, kind), error
+        term = step_term(wide, image, x, b, a, self.chain, kind)
+        bad = (~term.isfinite()).nonzero().flatten()
+        if len(bad):
+            row, column = divmod(int(bad[0]), copies)
+            raise InputError(
+                f"the bound of image {self.numbers[row]} at t = {times[row, column]} is not finite: "
+                "the denoiser's estimate there is not, or is beyond all bounds"
+            )
+        return kind, term, error
 
 
 def rate_distortion(denoise: Denoise, images: Images, variance: str | None = None, **options: Any) -> RateDistortion:
