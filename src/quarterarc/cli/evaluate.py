@@ -27,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--reference", metavar="REF",
                         help="a folder, a data set, an npz, statistics, or a run for its training images")  # fmt: skip
-    parser.add_argument("--metrics", help="comma-separated: fid, sfid, precision, recall, density, coverage, is, kid "
-                                          "(default: fid,precision,recall)")  # fmt: skip
+    parser.add_argument("--metrics", help="fid, sfid, precision, recall, density, coverage, is, kid, comma-separated; "
+                                          "or bits-per-dim, flow-bits-per-dim (fid,precision,recall)")  # fmt: skip
     parser.add_argument("--features", default="inception", metavar="NAME",
                         help="inception, dinov2, digits, pixels or package.module:name (%(default)s)")  # fmt: skip
     parser.add_argument("--weights", default=None, metavar="PATH", help="the weights of inception or dinov2")
@@ -53,6 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     numbers.add_argument("--neighbours", type=int, default=3, help="k of precision and recall (default: %(default)s)")
     numbers.add_argument("--inception-score", default="torch-fidelity", metavar="NAME",
                          help="how it splits: torch-fidelity or adm (default: %(default)s)")  # fmt: skip
+    numbers.add_argument("--variance", default=None, help="of bits-per-dim: small, large or learned")
+    numbers.add_argument("--terms", type=int, default=None, help="of bits-per-dim, drawn for each image (default: all)")
     numbers.add_argument("--splits", type=int, default=10, help="of the inception score (default: %(default)s)")
 
 
@@ -66,7 +68,8 @@ def run(args: argparse.Namespace) -> int:
     if args.with_features and args.save_reference is None:
         raise InputError("--with-features goes with --save-reference: it keeps feature vectors in that file")
 
-    from ..evaluation.evaluate import MODEL_METRICS, check_metrics
+    from ..evaluation.evaluate import check_metrics
+    from ..evaluation.models import MODEL_METRICS
 
     if args.metrics is not None:
         check_metrics(names)
@@ -209,22 +212,24 @@ def _report(result: dict[str, Any], out: Path | None) -> None:
 def _run_model_metrics(args: argparse.Namespace, names: list[str]) -> int:
     """Metrics that ask a run's network about images: those of --reference, else its training images."""
     from ..devices import pick_device
-    from ..evaluation.evaluate import evaluate_model
+    from ..evaluation.models import ModelSettings, evaluate_model
     from ..evaluation.references import open_reference
     from ..files import write_json
     from ..runs import load, newest_checkpoint
 
     if not _is_run(args.source):
         raise InputError(f"{', '.join(names)} ask a model, but {args.source} is no run: give a run folder")
-    images = open_reference(args.reference or args.source).images
+    images = open_reference(args.reference or args.source, args.count).images
     if images is None:
         raise InputError(f"{', '.join(names)} need images, but {args.reference} holds statistics: give the images")
     denoise = load(newest_checkpoint(args.source), pick_device(args.device))
-    result = evaluate_model(denoise, images, names, str(args.source))
+    settings = ModelSettings(args.variance, args.terms, batch_size=args.batch_size)
+    result = evaluate_model(denoise, images, names, settings, what=str(args.source))
     if result is None:
         return 0
     for name in names:
-        print(f"{name}  {result['metrics'][name]}")
+        found = result["metrics"][name]
+        print(f"{name}  {found['bits_per_dim']:.6g} +- {found['standard_error']:.2g} (standard error)")
     if args.out is not None:
         write_json(args.out, result)
         print(f"the whole result is in {args.out}")

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,13 +21,13 @@ from torch import Tensor
 
 from .. import __version__
 from ..errors import InputError, unknown_name
-from ..estimate import Denoise
 from .extractors import EXTRACTORS, Extractor
 from .extractors import extractor as named_extractor
 from .features import Collected, collect
 from .frechet import frechet_distance
 from .kernel import kernel_distance
 from .manifold import manifold_scores
+from .models import MODEL_METRICS
 from .references import Reference, open_reference
 from .score import INCEPTION_SCORES, inception_score
 from .sets import ImageSet, Shape, as_set
@@ -35,15 +35,12 @@ from .statistics import Moments, Statistics
 
 __all__ = [
     "METRICS",
-    "MODEL_METRICS",
     "Metric",
-    "ModelMetric",
     "Settings",
     "Side",
     "check_metrics",
     "differences",
     "evaluate",
-    "evaluate_model",
     "label",
     "table",
 ]
@@ -160,13 +157,6 @@ METRICS: dict[str, Metric] = {
 }  # fmt: skip
 """The metrics of features, by name."""
 
-ModelMetric: TypeAlias = Callable[[Denoise, ImageSet], "dict[str, Any] | None"]
-"""(denoise, images) -> what was found as JSON types; None in every process but the first."""
-
-
-MODEL_METRICS: dict[str, ModelMetric] = {}
-"""The metrics that ask a denoiser itself about images, by name."""
-
 
 def check_metrics(names: Sequence[str]) -> None:
     """Refuse names that no metric has.
@@ -188,7 +178,8 @@ def label(name: str, extractor: str, settings: Settings | None = None) -> str:
         short = {"fid": "FID", "sfid": "sFID", "kid": "KID", "is": "inception score"}[name]
         return f"{short} ({settings.inception_score})" if name == "is" else short
     k = f", k = {settings.neighbours}" if "neighbours" in METRICS[name].uses else ""
-    return f"{METRICS[name].summary} of {extractor} {METRICS[name].kind} features{k}"
+    features = "logits" if METRICS[name].kind == "logits" else f"{METRICS[name].kind} features"
+    return f"{METRICS[name].summary} of {extractor} {features}{k}"
 
 
 def evaluate(
@@ -299,8 +290,11 @@ def _reference_for(reference: object, against: Sequence[Metric], extractor: Extr
     if made_by is not None and (known.moments or known.features):
         other = [key for key in ours if made_by.get(key) != ours[key]]
         if other:
-            parts = ", ".join(f"{key} {made_by.get(key)} where these have {ours[key]}" for key in other)
-            raise InputError(f"{known.what} holds statistics of other features ({parts}): write the reference again")
+            key = other[0]
+            raise InputError(
+                f"{known.what} holds statistics of other features, {key} {made_by.get(key)} where these have "
+                f"{ours[key]}: choose --features, or write the reference again"
+            )
     if known.images is not None:
         return known
     moments, vectors = _needs(against)
@@ -412,33 +406,6 @@ def _used(chosen: Mapping[str, Metric], settings: Settings, images: Side, refere
         smaller = min(len(side.features["pool"]) for side in (images, reference))
         values["subset_size"] = min(settings.subset_size, smaller)
     return values
-
-
-def evaluate_model(
-    denoise: Denoise, images: ImageSet, metrics: Sequence[str], what: str = "the model"
-) -> dict[str, Any] | None:
-    """What a denoiser says about images, by metrics of `MODEL_METRICS`.
-
-    Args:
-        denoise: the denoiser.
-        images: the data.
-        metrics: names.
-        what: the model, for the result.
-
-    Returns:
-        The result as JSON types, each metric's findings under its name; None in every process but the first.
-    """
-    found = {name: MODEL_METRICS[name](denoise, images) for name in metrics}
-    if any(values is None for values in found.values()):
-        return None
-    return {
-        "quarterarc": __version__,
-        "format": FORMAT,
-        "model": what,
-        "metrics": found,
-        "data": {"what": images.what, "count": images.count, "fingerprint": images.fingerprint},
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
-    }
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:

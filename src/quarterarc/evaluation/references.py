@@ -20,11 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.spec import DataSpec
 from ..errors import InputError
 from ..files import replace_file
 from .features import Collected
-from .sets import FileSet, ImageSet, NpzSet, Shape, as_set, open_set
+from .sets import ImageSet, NpzSet, Shape, as_set, open_set, training_images
 from .statistics import Moments
 
 __all__ = ["Reference", "open_reference", "read_statistics", "save_statistics"]
@@ -69,11 +68,16 @@ class Reference:
         }
 
 
-def open_reference(given: object, split: str = "train") -> Reference:
+def open_reference(given: object, limit: int | None = None, split: str = "train") -> Reference:
     """A reference from a path, a name, an array of images, an image set, or a `Reference`.
 
     A path is a folder of images, a run folder (which stands for the images that it was trained on, cropped and resized
     as they were then), a file of statistics, or an npz of images; a name is any source of `quarterarc.data.open_data`.
+
+    Args:
+        given: it.
+        limit: only so many of the first images of a folder, a dataset or a run.
+        split: of a dataset that has several.
 
     Raises:
         InputError: if it is not there, empty, or cannot be used.
@@ -92,29 +96,12 @@ def open_reference(given: object, split: str = "train") -> Reference:
     if suffix in (".npz", ".safetensors"):
         return read_statistics(path)
     if (path / "recipe.yaml").is_file():
-        return _of(training_images(path))
-    return _of(open_set(given, split=split))
+        return _of(training_images(path, limit))
+    return _of(open_set(given, limit, split))
 
 
 def _of(images: ImageSet) -> Reference:
     return Reference(images.what, images=images, shape=images.shape, count=images.count, fingerprint=images.fingerprint)
-
-
-def training_images(run: Path) -> ImageSet:
-    """The images that a run was trained on, as its network saw them, none of them mirrored."""
-    import yaml
-    from pydantic import ValidationError
-
-    from ..data.loading import default_cache, open_source
-
-    try:
-        spec = DataSpec.model_validate(yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))["data"])
-    except (OSError, yaml.YAMLError, ValidationError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{run / 'recipe.yaml'} does not say what the run was trained on: {reason}") from None
-    source = open_source(spec)
-    source.prepare(default_cache())
-    return FileSet(source, spec)
 
 
 def read_statistics(path: Path) -> Reference:

@@ -16,14 +16,16 @@ from typing import IO, Any, Protocol, TypeAlias, cast
 
 import numpy as np
 import torch
+import yaml
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import ValidationError
 from torch import Tensor
 
 from ..data import to_uint8
 from ..data.decode import FORMATS, BadImage, Encoded, read_pixels
-from ..data.images import MappedImages
-from ..data.loading import default_cache, open_source
+from ..data.images import ImageData, MappedImages
+from ..data.loading import default_cache, open_data, open_source
 from ..data.sources import Labels, Part, Source, digest, parts_of
 from ..data.spec import DataSpec
 from ..errors import InputError
@@ -32,7 +34,17 @@ from ..files import read_json
 from ..generation import batches
 from ..sampling import plan
 
-__all__ = ["BatchSet", "FileSet", "ImageSet", "NpzSet", "SampledSet", "TensorSet", "as_set", "open_set"]
+__all__ = [
+    "BatchSet",
+    "FileSet",
+    "ImageSet",
+    "NpzSet",
+    "SampledSet",
+    "TensorSet",
+    "as_set",
+    "open_set",
+    "training_images",
+]
 
 Shape: TypeAlias = tuple[int, int, int]
 Wanted: TypeAlias = Callable[[int], bool]
@@ -271,14 +283,27 @@ def _header(file: IO[bytes], path: Path) -> tuple[int, ...]:
 
 
 class FileSet:
-    """The images of a folder, a table or a dataset, decoded when they are wanted, ahead of time and on all threads."""
+    """The images of a folder, a table or a dataset, decoded when they are wanted, ahead of time and on all threads.
 
-    def __init__(self, source: Source, spec: DataSpec, sampling: dict[str, Any] | None = None) -> None:
-        self.what, self.count, self.sampling = source.what, source.count, sampling
-        self.shape: Shape = (spec.channels, spec.height, spec.width)
-        self.fingerprint: str = digest(source.fingerprint, source.count)
-        self.identity: str = digest(source.identity, source.count)
-        self._data = MappedImages(source, spec, torch.device("cpu"), ())
+    Args:
+        data: the images, with a `count`.
+        spec: how they are read.
+        what: what they are, for messages.
+        identity: what `Source.identity` says.
+        sampling: how they were sampled, where known.
+    """
+
+    def __init__(
+        self, data: ImageData, spec: DataSpec, what: str, identity: str, sampling: dict[str, Any] | None = None
+    ) -> None:
+        if data.count is None:
+            raise InputError(f"{what} is a stream without an end: give a local copy, or download it (memory: auto)")
+        self.what, self.count, self.sampling = what, data.count, sampling
+        self.shape: Shape = (data.channels, data.height, data.width)
+        read = (self.count, self.shape, spec.crop, spec.resize)
+        self.fingerprint: str = digest(data.fingerprint, *read)
+        self.identity: str = digest(identity, *read)
+        self._data = data
 
     def batches(self, size: int, wanted: Wanted) -> Iterator[tuple[int, Tensor]]:
         todo = deque(_ranges(self.count, size, wanted))
@@ -375,7 +400,23 @@ def open_set(source: str | Path, limit: int | None = None, split: str = "train")
             raise InputError(str(error).removesuffix(", or skip such images (skip_bad)")) from None
         raise InputError(f"cannot tell the size of {opened.name(numbers[0])}: save it as PNG")
     exact = spec.model_copy(update={"size": shape[1:], "channels": shape[0]})
-    return FileSet(_OneSize(opened, numbers, shape, f"{opened.name(numbers[0])} is"), exact, sampling)
+    alike = _OneSize(opened, numbers, shape, f"{opened.name(numbers[0])} is")
+    return FileSet(MappedImages(alike, exact, torch.device("cpu"), ()), exact, opened.what, opened.identity, sampling)
+
+
+def training_images(run: Path, limit: int | None = None) -> ImageSet:
+    """The images that a run was trained on, as its network saw them, none of them mirrored.
+
+    Raises:
+        InputError: if the run does not say which, or they cannot be read.
+    """
+    try:
+        fields = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))["data"]
+        spec = DataSpec.model_validate({**fields, "labels": False, "limit": limit or fields.get("limit")})
+    except (OSError, yaml.YAMLError, ValidationError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{run / 'recipe.yaml'} does not say what the run was trained on: {reason}") from None
+    return FileSet(open_data(spec), spec, f"the training images of {run}", open_source(spec).identity)
 
 
 def _sampling(folder: Path) -> dict[str, Any]:
