@@ -3,7 +3,7 @@
 Frechet distance: from the statistics of two Gaussians whose distance is known in closed form, so that each way shows
 its time and its error. Precision and recall: from synthetic features, each measurement in a process of its own, so that
 each way shows its time and its peak memory beyond the features. Rounds are interleaved: what else the machine does hits
-all ways alike.
+all ways alike, and the processor time beside the wall clock says how much that is.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ INTRINSIC = 64
 DEFICIENT = 512
 
 Row = dict[str, Any]
+Times = tuple[float, float]
+"""Seconds by the wall clock, and of all processors together."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sizes", nargs="+", type=int, default=[10_000, 20_000], help="images a set for precision and recall"
     )
     parser.add_argument("--repeats", type=int, default=3, help="interleaved rounds (default: 3)")
-    parser.add_argument("--threads", type=int, help="torch's threads (default: torch's own choice)")
+    parser.add_argument("--threads", type=int, help="of every library (default: their own choice)")
     parser.add_argument("--out", type=Path, help="write the table as JSON to this file")
 
 
@@ -87,12 +89,12 @@ def frechet(dimensions: int, repeats: int) -> list[Row]:
     zero = torch.zeros(DEFICIENT, dtype=torch.float64)
     ways = _frechet_ways()
     values = {}
-    times: dict[str, list[float]] = {name: [] for name in ways}
+    times: dict[str, list[Times]] = {name: [] for name in ways}
     for _ in range(repeats):
         for name, way in ways.items():
-            start = time.perf_counter()
+            start = _now()
             values[name] = way(mean, first, second)
-            times[name].append(time.perf_counter() - start)
+            times[name].append(_since(start))
     own = {name: abs(way(zero, deficient, deficient)) for name, way in ways.items()}
     rows = [
         {"way": n, **_spread(times[n]), "error": abs(values[n] - exact), "FD(X, X), rank n/2": own[n]} for n in ways
@@ -177,7 +179,7 @@ def _manifold_row(name: str, size: int, runs: list[Row]) -> Row:
     return {
         "way": name,
         "images": size,
-        **_spread([run["seconds"] for run in runs]),
+        **_spread([run["times"] for run in runs]),
         "peak MiB": statistics.median(peaks) if peaks else None,
         "precision": runs[0]["precision"],
         "recall": runs[0]["recall"],
@@ -204,12 +206,12 @@ def measure(name: str, size: int, dimensions: int, threads: int | None) -> Row:
     real, fake = _features(size, dimensions, seed=0), _features(size, dimensions, seed=1)
     way(real[:5], fake[:5])  # load what is loaded once
     before, _ = _memory()
-    start = time.perf_counter()
+    start = _now()
     precision, recall = way(real, fake)
-    seconds = time.perf_counter() - start
+    times = _since(start)
     _, peak = _memory()
     beyond = None if before is None or peak is None else (peak - before) / MIB
-    return {"seconds": seconds, "peak_mib": beyond, "precision": precision, "recall": recall}
+    return {"times": times, "peak_mib": beyond, "precision": precision, "recall": recall}
 
 
 def _features(size: int, dimensions: int, seed: int) -> Tensor:
@@ -280,11 +282,21 @@ def _memory() -> tuple[int | None, int | None]:
         return None, None
 
 
-# tables
+# times and tables
 
 
-def _spread(times: list[float]) -> Row:
-    return {"seconds": statistics.median(times), "least": min(times), "most": max(times)}
+def _now() -> Times:
+    return time.perf_counter(), time.process_time()
+
+
+def _since(start: Times) -> Times:
+    now = _now()
+    return now[0] - start[0], now[1] - start[1]
+
+
+def _spread(times: list[Times]) -> Row:
+    wall, cpu = zip(*times, strict=True)
+    return {"seconds": statistics.median(wall), "least": min(wall), "most": max(wall), "cpu": statistics.median(cpu)}
 
 
 def _with_ratio(rows: list[Row]) -> list[Row]:
@@ -294,6 +306,9 @@ def _with_ratio(rows: list[Row]) -> list[Row]:
 
 def _environment(threads: int | None) -> Row:
     import platform
+
+    if threads is not None:  # numpy's and scipy's own libraries read these when they are loaded
+        os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads)))
 
     import numpy as np
     import torch
