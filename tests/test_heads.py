@@ -231,6 +231,17 @@ def test_gradients_are_finite_and_the_dtype_is_kept(name: str, dtype: torch.dtyp
     assert (output.grad != 0).any(dim=(0, 2, 3)).all()  # every channel means something
 
 
+@pytest.mark.parametrize("name", HEADS)
+def test_images_may_lie_on_another_device_than_angles(name: str) -> None:
+    # "meta" has no numbers, but is as strict as any accelerator about tensors of two devices
+    reader = head(name, SCHEDULE)
+    x, output = torch.empty(3, 2, 4, 4, device="meta"), torch.empty(3, reader.channels(2), 4, 4, device="meta")
+    for angle in (0.7, torch.tensor(0.7), torch.tensor([0.1, 0.7, 1.3])):
+        estimate = reader.read(output, x, angle)
+        assert estimate.image.device.type == estimate.noise.device.type == "meta"
+        assert estimate.residual(x, angle).dtype == torch.float32
+
+
 def test_the_mean_head_steps_back_one_training_step() -> None:
     mean = Mean(SCHEDULE)
     assert float(mean.before(SCHEDULE.angle(7.0))) == pytest.approx(SCHEDULE.angle(6.0), abs=1e-15)

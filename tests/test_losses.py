@@ -223,6 +223,15 @@ def test_the_ends_of_the_arc_are_finite_in_float32(name: str) -> None:
         assert grad.isfinite().all()
 
 
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_images_may_lie_on_another_device_than_times(name: str) -> None:
+    # "meta" has no numbers, but is as strict as any accelerator about tensors of two devices
+    x = torch.empty(COUNT, 2, 3, 3, device="meta")
+    for variance in ("small", "large", "learned"):
+        losses = Objective(name, variance=variance)(Estimate(x, x, x), x, x, x, TIMES, TABLE)
+        assert losses.total.device.type == "meta"
+
+
 def test_bad_input_is_refused() -> None:
     with pytest.raises(InputError, match=r"unknown objective 'nosie'; did you mean 'noise'\?"):
         Objective("nosie")

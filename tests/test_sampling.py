@@ -19,7 +19,7 @@ from quarterarc.errors import InputError
 from quarterarc.estimate import Estimate
 from quarterarc.grids import GRIDS, grid
 from quarterarc.heads import HEADS, head
-from quarterarc.samplers import DDIM, SAMPLERS, sampler
+from quarterarc.samplers import DDIM, sampler
 from quarterarc.sampling import DEFAULT_STEPS, sample, trajectory
 from quarterarc.schedules import Schedule, schedule
 
@@ -33,6 +33,7 @@ STOCHASTIC: list[tuple[str, dict[str, Any]]] = [
 ]
 NFE = {"heun": 2, "midpoint": 2, "rk4": 4}  # a step; the others of this list ask once
 ONCE = ["ddpm", "ddim", "cold", "cold-naive", "cold-improved", "euler", "rotation"]
+EVERY = [*NFE, *ONCE]  # that follows the grid it is given
 
 
 def noise(count: int = 4, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -73,7 +74,7 @@ def told(name: str, of: str = "arc", steps: int = 1000) -> Denoiser:
     return Denoiser(Network(name, table), table, head(name, table), shape=SHAPE)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", EVERY)
 def test_any_callable_samples(name: str) -> None:
     result = sample(bare, noise(), name, 5)
     assert result.images.shape == (4, *SHAPE)
@@ -87,7 +88,7 @@ def test_ten_steps_uniform_in_the_angle_unless_told_otherwise() -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 3, 10])
-@pytest.mark.parametrize("name", [*NFE, *ONCE])
+@pytest.mark.parametrize("name", EVERY)
 def test_evaluations_are_counted(name: str, steps: int) -> None:
     each = NFE.get(name, 1)
     assert sampler(name).evaluations == each
@@ -123,9 +124,18 @@ def test_labels_reach_the_denoiser_and_guidance_costs_two() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", EVERY)
 def test_the_dtype_of_the_noise_is_kept(name: str, dtype: torch.dtype) -> None:
     assert sample(bare, noise(dtype=dtype), name, 3, seeds=range(4)).images.dtype == dtype
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_device_of_the_noise_is_kept(name: str) -> None:
+    # "meta" has no numbers, but is as strict as any accelerator about tensors of two devices
+    table = schedule("arc", 100)
+    denoise = Clipped(Denoiser(lambda x, time, labels: x + time, table, head("velocity", table)))
+    start = torch.empty(3, *SHAPE, device="meta")
+    assert sample(denoise, start, name, 3).images.device.type == "meta"
 
 
 def test_the_noise_is_left_alone_and_nothing_is_recorded() -> None:
@@ -136,7 +146,7 @@ def test_the_noise_is_left_alone_and_nothing_is_recorded() -> None:
     def trainable(x: Tensor, angle: float) -> Estimate:
         return Estimate(scale * x, x)
 
-    for name in SAMPLERS:
+    for name in EVERY:
         assert not sample(trainable, start, name, 2).images.requires_grad
         assert torch.equal(start, before)
     for _ in trajectory(trainable, start, "ddim", 2):
@@ -175,7 +185,7 @@ def test_a_deterministic_sampler_has_no_use_for_seeds() -> None:
         )
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", EVERY)
 def test_a_trajectory_is_the_sample_and_what_led_to_it(name: str) -> None:
     states = list(trajectory(WORLD, noise(), name, 5, seeds=range(4)))
     result = sample(WORLD, noise(), name, 5, seeds=range(4))
@@ -231,7 +241,7 @@ def test_a_noise_head_starts_at_the_last_angle_below_pure_noise_and_says_so(
 
 
 @pytest.mark.parametrize("of", ["arc", "linear", "cosine", "jsd"])
-@pytest.mark.parametrize("sampler_name", [*NFE, *ONCE])
+@pytest.mark.parametrize("sampler_name", EVERY)
 @pytest.mark.parametrize("name", ["image", "mean"])
 def test_a_head_that_is_not_defined_at_the_image_is_never_asked_there(name: str, sampler_name: str, of: str) -> None:
     for way in GRIDS:
