@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,17 +85,24 @@ def run(args: argparse.Namespace) -> int:
     return _run_image_metrics(args, names)
 
 
-def _check_writable(out: Path) -> None:
-    from ..files import make_folder
-
-    if out.is_dir():
-        raise InputError(f"--out {out} is a folder: give the file that the result goes to, such as {out / 'fid.json'}")
-    make_folder(out.parent)
+def _check_writable(file: Path) -> None:
+    """Refuse a file that cannot be written, before hours are spent on what goes there; makes nothing."""
+    if file.is_dir():
+        raise InputError(
+            f"cannot write to {file}: it is a folder; give the file itself, such as {file / 'result.json'}"
+        )
+    folder = next(parent for parent in file.absolute().parents if parent.exists())
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise InputError(f"cannot write {file}: {folder} is no folder that can be written to")
 
 
 def _is_run(source: str) -> bool:
     path = Path(source)
-    return (path / "checkpoints").is_dir() or ((path / "config.json").is_file() and any(path.glob("*.safetensors")))
+    return (
+        (path / "recipe.yaml").is_file()
+        or (path / "checkpoints").is_dir()
+        or ((path / "config.json").is_file() and any(path.glob("*.safetensors")))
+    )
 
 
 def _run_image_metrics(args: argparse.Namespace, names: list[str]) -> int:
@@ -116,11 +124,13 @@ def _run_image_metrics(args: argparse.Namespace, names: list[str]) -> int:
     images = _images(args, reference)
     extractor = named_extractor(args.features, pick_device(args.device), args.weights)
     cache = None if args.out is None else args.out.with_name(f"{args.out.name}.features")
-    if args.save_reference is not None:
-        _save_reference(args, images, extractor)
     if not names:
+        _save_reference(args, images, extractor)
         return 0
-    result = evaluate(images, reference, names, extractor, settings=settings, batch_size=args.batch_size, cache=cache)
+    result = evaluate(
+        images, reference, names, extractor, settings=settings, batch_size=args.batch_size, cache=cache,
+        save_to=args.save_reference, save_features=args.with_features,
+    )  # fmt: skip
     if result is not None:
         _report(result, args.out)
     processes().wait()
@@ -195,8 +205,6 @@ def _save_reference(args: argparse.Namespace, images: ImageSet, extractor: Extra
 
 
 def _report(result: dict[str, Any], out: Path | None) -> None:
-    from ..files import write_json
-
     for note in result["notes"]:
         logger.warning("%s", note)
     width = max(len(text) for text in result["labels"].values())
@@ -204,7 +212,14 @@ def _report(result: dict[str, Any], out: Path | None) -> None:
         spread = result["metrics"].get(f"{name}_std")
         more = "" if spread is None else f" +- {spread:.4g}"
         print(f"{text:{width}}  {result['metrics'][name]:.6g}{more}")
+    _write(result, out)
+
+
+def _write(result: dict[str, Any], out: Path | None) -> None:
+    from ..files import make_folder, write_json
+
     if out is not None:
+        make_folder(out.parent)
         write_json(out, result)
         print(f"the whole result is in {out}")
 
@@ -214,7 +229,6 @@ def _run_model_metrics(args: argparse.Namespace, names: list[str]) -> int:
     from ..devices import pick_device
     from ..evaluation.models import ModelSettings, evaluate_model
     from ..evaluation.references import open_reference
-    from ..files import write_json
     from ..runs import load, newest_checkpoint
 
     if not _is_run(args.source):
@@ -230,7 +244,5 @@ def _run_model_metrics(args: argparse.Namespace, names: list[str]) -> int:
     for name in names:
         found = result["metrics"][name]
         print(f"{name}  {found['bits_per_dim']:.6g} +- {found['standard_error']:.2g} (standard error)")
-    if args.out is not None:
-        write_json(args.out, result)
-        print(f"the whole result is in {args.out}")
+    _write(result, args.out)
     return 0

@@ -28,7 +28,7 @@ from .frechet import frechet_distance
 from .kernel import kernel_distance
 from .manifold import manifold_scores
 from .models import MODEL_METRICS
-from .references import Reference, open_reference
+from .references import Reference, check_ending, open_reference, save_statistics
 from .score import INCEPTION_SCORES, inception_score
 from .sets import ImageSet, Shape, as_set
 from .statistics import Moments, Statistics
@@ -192,6 +192,8 @@ def evaluate(
     batch_size: int = 64,
     device: torch.device | str = "cpu",
     cache: Path | None = None,
+    save_to: Path | None = None,
+    save_features: bool = False,
     progress: bool | None = None,
 ) -> dict[str, Any] | None:
     """Compute metrics of images, each image seen once.
@@ -206,6 +208,8 @@ def evaluate(
         batch_size: images at once.
         device: where the extractor runs, if it is given by name.
         cache: a folder for the features of finished batches, see `collect`.
+        save_to: a file that the statistics of the images are written to as well, see `save_statistics`.
+        save_features: whether the feature vectors go there too.
         progress: whether to show a progress bar; None for one on a terminal and none in a pipe.
 
     Returns:
@@ -228,10 +232,19 @@ def evaluate(
     given = as_set(images)
     _check_pair(given, known, chosen, found, settings)
 
-    collected = collect(given, found, *_needs(chosen.values()), batch_size=batch_size, cache=cache, progress=progress)
+    moments, vectors = _needs(chosen.values())
+    if save_to is not None:
+        check_ending(save_to)
+        moments |= {*found.kinds} - {"logits"}
+        vectors |= {"pool"} if save_features else set()
+    collected = collect(given, found, moments, vectors, batch_size=batch_size, cache=cache, progress=progress)
     other = _reference_side(known, against, found, batch_size, cache, progress)
     if collected is None or other is None:
         return None
+    if save_to is not None:
+        save_statistics(
+            save_to, collected, found.describe(), what=given.what, fingerprint=given.fingerprint, features=save_features
+        )
     _check_alike(given.what, collected.shape, known)
     mine = Side(collected.statistics, collected.features, collected.count)
     _check_counts(chosen, settings, (given.what, mine.count), (known.what, other.count))
@@ -442,6 +455,9 @@ def table(results: Mapping[str, Mapping[str, Any]], anyway: bool = False) -> str
     """
     if not results:
         raise InputError("there are no results: give at least one")
+    for name, result in results.items():
+        if "extractor" not in result or "images" not in result:
+            raise InputError(f"{name} is no result of metrics of images: a table takes what `evaluate` returns")
     (first, base), *others = results.items()
     wrong = [f"{name} and {first} differ in {line}" for name, result in others for line in differences(base, result)]
     if wrong and not anyway:

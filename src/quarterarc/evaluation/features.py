@@ -94,11 +94,13 @@ def collect(
             bar.update(batch_size * here.count)
         for number, batch in images.batches(batch_size, lambda number: mine(number) and number not in shards.there):
             shape = (batch.shape[1], batch.shape[2], batch.shape[3])
-            made = {kind: features.cpu() for kind, features in extractor(batch).items() if kind in kinds}
+            made = {kind: values for kind, values in extractor(batch).items() if kind in kinds}
             found.take(number, shape, made)
             shards.write(number, shape, made)
             bar.update(len(batch) * here.count)
-    return _joined(_gathered(found, here.count), images.what) if here.count > 1 else _joined([found], images.what)
+    found.to_cpu()
+    passes = _gathered(found, here.count) if here.count > 1 else [found]
+    return None if here.rank else _joined(passes, images.what)
 
 
 def _hidden(progress: bool | None, rank: int) -> bool | None:
@@ -128,10 +130,17 @@ class _Pass:
             what = f"the {kind} features that '{self.extractor_name}' gives for {self.what}"
             checked = as_features(values, what, start=number * self.batch_size)
             if kind in self.moments:
-                self.statistics.setdefault(kind, Statistics(checked.shape[1])).update(checked)
+                if kind not in self.statistics:
+                    self.statistics[kind] = Statistics(checked.shape[1], checked.device)
+                self.statistics[kind].update(checked)
             if kind in self.features:
-                self.kept[kind].append((number, checked))
+                self.kept[kind].append((number, checked.cpu()))
         self.count += len(next(iter(made.values())))
+
+    def to_cpu(self) -> None:
+        """Bring the moments to where they can be sent to another process."""
+        for statistics in self.statistics.values():
+            statistics.mean, statistics.scatter = statistics.mean.cpu(), statistics.scatter.cpu()
 
 
 def _gathered(found: _Pass, count: int) -> list[_Pass]:
@@ -142,9 +151,7 @@ def _gathered(found: _Pass, count: int) -> list[_Pass]:
     return passes
 
 
-def _joined(passes: list[_Pass], what: str) -> Collected | None:
-    if processes().rank:
-        return None
+def _joined(passes: list[_Pass], what: str) -> Collected:
     whole = Collected()
     kept: dict[str, list[tuple[int, Tensor]]] = defaultdict(list)
     for part in passes:
@@ -178,7 +185,7 @@ class _Shards:
         self.there: frozenset[int] = frozenset()
         if cache is not None and images.identity is not None:
             key = digest(images.identity, extractor.describe(), kinds, batch_size)
-            self.folder = make_folder(cache / key)
+            self.folder = cache / key
             self.there = frozenset(self._numbers(self.folder))
 
     @staticmethod
@@ -197,6 +204,7 @@ class _Shards:
         from safetensors.torch import save_file
 
         if self.folder is not None:
+            make_folder(self.folder)
+            arrays = {kind: rows.cpu().contiguous() for kind, rows in made.items()}
             with replace_file(self.folder / f"{number:08d}.safetensors") as beside:
-                save_file({**{kind: rows.contiguous() for kind, rows in made.items()}, "shape": torch.tensor(shape)},
-                          beside)  # fmt: skip
+                save_file({**arrays, "shape": torch.tensor(shape)}, beside)

@@ -213,6 +213,7 @@ def save_statistics(
     *,
     what: str,
     fingerprint: str | None = None,
+    features: bool = True,
 ) -> None:
     """Write statistics that `open_reference` reads: .safetensors, or .npz for other programs too.
 
@@ -222,6 +223,7 @@ def save_statistics(
         extractor: what made them, `Extractor.describe()`.
         what: what the images are.
         fingerprint: stands for the images.
+        features: whether feature vectors that were collected are written too.
 
     Raises:
         InputError: for another ending, fewer than 2 images, or a folder that cannot be written to.
@@ -232,7 +234,7 @@ def save_statistics(
         if kind in collected.statistics:
             arrays[mean] = collected.statistics[kind].mean.cpu()
             arrays[covariance] = collected.statistics[kind].covariance.cpu()
-        if kind in collected.features:
+        if features and kind in collected.features:
             arrays[rows] = collected.features[kind].cpu().contiguous()
     about = {
         "what": what,

@@ -108,8 +108,11 @@ class Extractor:
         images = images.to(self.device)
         if self.channels == 3 and images.shape[1] == 1:
             images = images.expand(-1, 3, -1, -1)
-        # no TF32 and no autotuning, which would change features by 1e-3 from one machine, or one batch, to the next
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        # where strides of single channels differ, convolutions take other kernels, which round otherwise
+        images = images.contiguous().view(-1).view(images.shape)
+        # no TF32, autocast or autotuning: they would change features by 1e-3 from one machine or batch to the next
+        exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+        with exact, torch.autocast(images.device.type, enabled=False):
             made = self.network(images)
         features = dict(made) if isinstance(made, Mapping) else {"pool": made}
         for kind in self.kinds:

@@ -11,7 +11,6 @@ it has 1008 classes. Needs torch alone.
 from __future__ import annotations
 
 import hashlib
-import os
 import pickle
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -273,17 +272,14 @@ def find_weights() -> Path:
         if (folder / name).is_file():
             return folder / name
     target = folder / FILE
-    if os.environ.get("HF_HUB_OFFLINE") != "1":
-        try:
-            _download(target)
-            return target
-        except (OSError, ValueError) as error:
-            reason = f"the download failed: {' '.join(str(error).split())}"
-    else:
-        reason = "HF_HUB_OFFLINE=1 forbids the download"
-    raise InputError(
-        f"the weights of 'inception' are not there ({reason}): put {_URL} at {target}, or give its path by --weights"
-    )
+    try:
+        _download(target)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"the weights of 'inception' are not there, and the download failed ({' '.join(str(error).split())}): put "
+            f"{_URL} at {target}, or give its path as the weights (--weights)"
+        ) from None
+    return target
 
 
 def _download(target: Path) -> None:

@@ -1,0 +1,455 @@
+"""Features: the same pixels give the same numbers wherever they lie, however the work is split, interrupted or not."""
+
+import sys
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from quarterarc.data import DataSpec, open_data
+from quarterarc.devices import Processes
+from quarterarc.errors import InputError
+from quarterarc.evaluation import features as features_module
+from quarterarc.evaluation.evaluate import evaluate
+from quarterarc.evaluation.extractors import Extractor, extractor
+from quarterarc.evaluation.extractors.digits import HELD_OUT, WEIGHTS
+from quarterarc.evaluation.extractors.inception import FILE, Inception, find_weights, load_inception, resize_tf1
+from quarterarc.evaluation.features import collect
+from quarterarc.evaluation.sets import BatchSet, NpzSet, TensorSet, open_set
+from quarterarc.evaluation.statistics import Statistics
+from quarterarc.images import write_png
+
+
+@pytest.fixture(scope="module")
+def digits():
+    data = open_data(DataSpec(source="digits", size=8, channels=1, labels=True), progress=False)
+    return data.batch(range(data.count))
+
+
+def write_folder(folder, images):
+    folder.mkdir()
+    for number, image in enumerate(images):
+        write_png(folder / f"{number:04d}.png", image)
+    return folder
+
+
+# the digits classifier
+
+
+def test_the_classifier_knows_digits_it_was_not_trained_on(digits):
+    held = torch.arange(len(digits.images)) % HELD_OUT == HELD_OUT - 1
+    made = extractor("digits")(digits.images[held])
+    assert (made["logits"].argmax(1) == digits.labels[held]).double().mean() >= 0.98
+    assert made["pool"].shape == (359, 64)
+    assert WEIGHTS.stat().st_size < 300_000
+
+
+def test_the_classifier_reads_enlarged_digits(digits):
+    enlarged = digits.images[:200].repeat_interleave(4, 2).repeat_interleave(4, 3)
+    made = extractor("digits")(enlarged)
+    assert (made["logits"].argmax(1) == digits.labels[:200]).double().mean() >= 0.95
+
+
+# what an extractor takes and says
+
+
+def test_an_extractor_says_what_it_is():
+    said = extractor("digits").describe()
+    assert said["name"] == "digits"
+    assert "16x16" in said["resize"]
+    assert len(said["weights_sha256"]) == 64
+    assert extractor("digits").weights == said["weights_sha256"]
+    changed = extractor("digits").network
+    changed.first.weight.data[0, 0, 0, 0] += 1e-6
+    assert Extractor.of("digits", changed).weights != said["weights_sha256"]
+
+
+def test_images_that_do_not_fit_are_refused(digits):
+    take = extractor("digits")
+    with pytest.raises(InputError, match="to_uint8 rounds"):
+        take(digits.images[:2].float())
+    with pytest.raises(InputError, match="3 channels"):
+        take(digits.images[:2].expand(-1, 3, -1, -1))
+    with pytest.raises(InputError, match="64x64 pixels, but 'digits' features are of sides from 8 to 32"):
+        take(torch.zeros(1, 1, 64, 64, dtype=torch.uint8))
+    with pytest.raises(InputError, match="uint8 of shape"):
+        TensorSet(torch.zeros(2, 1, 8, 8))
+
+
+def test_unknown_features_list_the_known_ones():
+    with pytest.raises(InputError, match=r"did you mean 'digits'\?.*dinov2, inception, package"):
+        extractor("digit")
+    with pytest.raises(InputError, match="take no weights"):
+        extractor("digits", weights="a.pth")
+
+
+class Brightness(nn.Module):
+    """Somebody's own network."""
+
+    resize = "none at all"
+
+    def forward(self, images):
+        return images.flatten(1).double().mean(1, keepdim=True)
+
+
+class Broken(Brightness):
+    def forward(self, images):
+        return {"pool": images}
+
+
+@pytest.fixture
+def theirs(monkeypatch):
+    module = ModuleType("their_features")
+    module.Brightness, module.ready, module.broken, module.number = Brightness, Brightness(), Broken(), 7
+    monkeypatch.setitem(sys.modules, "their_features", module)
+
+
+@pytest.mark.parametrize("name", ["their_features:Brightness", "their_features:ready"])
+def test_any_network_by_its_path(theirs, name, digits):
+    found = extractor(name)
+    assert found.describe()["resize"] == "none at all"
+    expected = digits.images[:5].float().flatten(1).mean(1, keepdim=True)
+    torch.testing.assert_close(found(digits.images[:5])["pool"], expected)
+    result = evaluate(digits.images[:50], digits.images[50:], ["fid"], name, progress=False)
+    assert result["extractor"]["name"] == name
+
+
+def test_networks_that_cannot_be_used_are_refused(theirs, digits):
+    for name, said in (
+        ("their_features:nothing", "no attribute 'nothing'"),
+        ("no_such_package:it", "No module named"),
+        ("their_features:number", "are a int, expected"),
+    ):
+        with pytest.raises(InputError, match=said):
+            extractor(name)
+    with pytest.raises(InputError, match=r"gives pool features of shape \(5, 1, 8, 8\) for 5 images"):
+        extractor("their_features:broken")(digits.images[:5])
+
+
+# inception
+
+
+def tf1_resize(image, size):
+    """TensorFlow's loop over pixels (`resize_bilinear_op.cc`), in float32, without half-pixel centres: (H, W)."""
+    height, width = image.shape
+    scale_y, scale_x = np.float32(height / size), np.float32(width / size)
+    out = np.empty((size, size), np.float32)
+    for i in range(size):
+        y = np.float32(i) * scale_y
+        top = int(np.floor(y))
+        bottom, dy = min(top + 1, height - 1), np.float32(y - np.float32(top))
+        for j in range(size):
+            x = np.float32(j) * scale_x
+            left = int(np.floor(x))
+            right, dx = min(left + 1, width - 1), np.float32(x - np.float32(left))
+            above = image[top, left] + (image[top, right] - image[top, left]) * dx
+            below = image[bottom, left] + (image[bottom, right] - image[bottom, left]) * dx
+            out[i, j] = above + (below - above) * dy
+    return out
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (32, 20), (299, 299), (310, 501)])
+def test_the_resize_is_tensorflows_bit_for_bit(shape):
+    pixels = np.random.RandomState(0).randint(0, 256, shape).astype(np.float32)
+    made = resize_tf1(torch.from_numpy(pixels)[None, None], 299, 299)[0, 0].numpy()
+    assert np.array_equal(made, tf1_resize(pixels, 299))
+    if shape == (299, 299):
+        assert np.array_equal(made, pixels)
+
+
+@pytest.fixture(scope="module")
+def inception_weights(tmp_path_factory):
+    """Random weights under the published names, without the counters that the published file does not hold."""
+    torch.manual_seed(0)
+    state = Inception().state_dict()
+    path = tmp_path_factory.mktemp("weights") / FILE
+    torch.save({name: weight for name, weight in state.items() if not name.endswith("num_batches_tracked")}, path)
+    return path
+
+
+def test_inception_has_the_published_names_and_shapes(inception_weights):
+    state = torch.load(inception_weights, weights_only=True)
+    # 94 convolutions with 4 tensors of normalisation each, and the last layer, as in the published file
+    assert len(state) == 94 * 5 + 2
+    for name, shape in {
+        "Conv2d_1a_3x3.conv.weight": (32, 3, 3, 3),
+        "Conv2d_4a_3x3.bn.running_var": (192,),
+        "Mixed_5b.branch_pool.conv.weight": (32, 192, 1, 1),
+        "Mixed_5d.branch5x5_2.conv.weight": (64, 48, 5, 5),
+        "Mixed_6a.branch3x3dbl_3.conv.weight": (96, 96, 3, 3),
+        "Mixed_6b.branch7x7dbl_2.conv.weight": (128, 128, 7, 1),
+        "Mixed_6d.branch7x7_2.conv.weight": (160, 160, 1, 7),
+        "Mixed_6e.branch1x1.bn.bias": (192,),
+        "Mixed_7a.branch7x7x3_4.conv.weight": (192, 192, 3, 3),
+        "Mixed_7b.branch3x3_2a.conv.weight": (384, 384, 1, 3),
+        "Mixed_7c.branch3x3dbl_3b.conv.weight": (384, 384, 3, 1),
+        "Mixed_7c.branch1x1.conv.weight": (320, 2048, 1, 1),
+        "fc.weight": (1008, 2048),
+        "fc.bias": (1008,),
+    }.items():
+        assert tuple(state[name].shape) == shape
+
+
+def test_inception_gives_the_three_kinds(inception_weights, digits):
+    found = extractor("inception", weights=inception_weights)
+    seen = {}
+    network = found.network
+    network.Mixed_6d.register_forward_hook(lambda module, given, made: seen.update(spatial=made))
+    made = found(digits.images[:2])
+    assert {kind: tuple(values.shape) for kind, values in made.items()} == {
+        "pool": (2, 2048),
+        "spatial": (2, 2023),
+        "logits": (2, 1008),
+    }
+    # place (h, w), channel c stands at (17 h + w) 7 + c
+    assert made["spatial"][1, (17 * 3 + 5) * 7 + 2] == seen["spatial"][1, 2, 3, 5]
+    torch.testing.assert_close(made["logits"], made["pool"] @ network.fc.weight.T)
+    colour = found(digits.images[:2].expand(-1, 3, -1, -1))
+    assert torch.equal(made["pool"], colour["pool"])
+
+
+def test_inception_weights_in_either_format_have_one_hash(inception_weights, tmp_path):
+    save_file(torch.load(inception_weights, weights_only=True), tmp_path / "inception.safetensors")
+    one, other = (
+        extractor("inception", weights=path).weights for path in (inception_weights, tmp_path / "inception.safetensors")
+    )
+    assert one == other
+
+
+def test_inception_weights_that_cannot_be_used(inception_weights, tmp_path, monkeypatch):
+    class Evil:
+        def __reduce__(self):
+            return (exec, ("raise SystemExit('a pickle was run')",))
+
+    for name, content in (("evil", {"fc.weight": Evil()}), ("list", [1, 2])):
+        torch.save(content, tmp_path / f"{name}.pth")
+        with pytest.raises(InputError, match="not a file of tensors alone"):
+            load_inception(tmp_path / f"{name}.pth")
+    (tmp_path / "cut.pth").write_bytes(inception_weights.read_bytes()[:5000])
+    with pytest.raises(InputError, match="not a file of tensors alone"):
+        load_inception(tmp_path / "cut.pth")
+    torch.save({"fc.weight": torch.zeros(3)}, tmp_path / "other.pth")
+    with pytest.raises(InputError, match="other weights than those of FID's Inception"):
+        load_inception(tmp_path / "other.pth")
+    with pytest.raises(InputError, match=f"no weights at .*give the file {FILE}"):
+        load_inception(tmp_path / "none.pth")
+
+
+def test_missing_inception_weights_say_which_file_goes_where(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+
+    def offline(url, timeout):
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr("urllib.request.urlopen", offline)
+    with pytest.raises(InputError, match="not known") as caught:
+        extractor("inception")
+    assert f"put https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE} at" in str(caught.value)
+    assert str(tmp_path / "checkpoints" / FILE) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "checkpoints").iterdir())
+    (tmp_path / "checkpoints" / "pt_inception-2015-12-05-6726825d.pth").touch()
+    assert find_weights().name.startswith("pt_inception")
+
+
+def test_a_library_that_breaks_on_import_is_one_line(monkeypatch):
+    class Breaks(ModuleType):
+        def __getattr__(self, name):
+            raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setitem(sys.modules, "transformers", Breaks("transformers"))
+    with pytest.raises(InputError, match=r"breaks when it is imported .*nms does not exist.*remove torchvision"):
+        extractor("dinov2")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(InputError, match="need transformers"):
+        extractor("dinov2")
+
+
+def test_dinov2_gives_the_class_token_of_normalised_images(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text("{}")
+    seen = {}
+
+    class Model(nn.Module):
+        @classmethod
+        def from_pretrained(cls, folder, use_safetensors):
+            assert (folder, use_safetensors) == (str(tmp_path), True)
+            return cls()
+
+        def forward(self, pixel_values):
+            seen["pixels"] = pixel_values
+            return type("Output", (), {"last_hidden_state": torch.arange(24.0).reshape(2, 3, 4)})
+
+    library = ModuleType("transformers")
+    library.Dinov2Model = Model
+    monkeypatch.setitem(sys.modules, "transformers", library)
+    with pytest.raises(InputError, match="no DINOv2 model at"):
+        extractor("dinov2", weights=tmp_path / "none")
+    images = torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None].expand(2, 1, 8, 8)
+    made = extractor("dinov2", weights=tmp_path)(images)["pool"]
+    assert made.tolist() == [[0, 1, 2, 3], [12, 13, 14, 15]]
+    assert seen["pixels"].shape == (2, 3, 224, 224)
+    for channel, (mean, std) in enumerate(((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))):
+        assert seen["pixels"][0, channel, 9, 9].item() == pytest.approx(-mean / std, rel=1e-5)
+        assert seen["pixels"][1, channel, 9, 9].item() == pytest.approx((1 - mean) / std, rel=1e-5)
+
+
+# one pass
+
+
+def test_a_png_round_trip_gives_the_same_features_bit_for_bit(digits, tmp_path):
+    images = digits.images[:70]
+    folder = write_folder(tmp_path / "png", images)
+    np.savez(tmp_path / "images.npz", images.permute(0, 2, 3, 1).numpy())
+    take = extractor("digits")
+    sets = [TensorSet(images), BatchSet(images.split(9)), open_set(folder), NpzSet(tmp_path / "images.npz")]
+    first, *others = (collect(each, take, ["pool"], ["pool", "logits"], batch_size=16, progress=False) for each in sets)
+    assert torch.equal(first.features["pool"], torch.cat([take(part)["pool"] for part in images.split(16)]))
+    for other in others:
+        assert other.count == 70
+        assert other.shape == (1, 8, 8)
+        assert torch.equal(other.features["pool"], first.features["pool"])
+        assert torch.equal(other.features["logits"], first.features["logits"])
+        assert torch.equal(other.statistics["pool"].mean, first.statistics["pool"].mean)
+
+
+def test_moments_alone_keep_no_features(digits):
+    found = collect(TensorSet(digits.images[:100]), extractor("digits"), ["pool"], progress=False)
+    assert not found.features
+    assert found.statistics["pool"].count == 100
+
+
+@pytest.mark.parametrize("count", [2, 3, 7])
+def test_processes_share_the_batches_and_join_to_the_same(digits, monkeypatch, count):
+    """Every share is computed as a process would; only the sending is left out (the command's test has two)."""
+    images, take = TensorSet(digits.images[:90]), extractor("digits")
+    whole = collect(images, take, ["pool"], ["logits"], batch_size=16, progress=False)
+    passes = []
+
+    def gathered(found, processes):
+        passes.append(found)
+        return passes
+
+    monkeypatch.setattr(features_module, "_gathered", gathered)
+    for rank in reversed(range(count)):
+        monkeypatch.setattr(features_module, "processes", lambda rank=rank: Processes(rank, count))
+        shared = collect(images, take, ["pool"], ["logits"], batch_size=16, progress=False)
+        assert (shared is None) == (rank > 0)
+    assert shared.count == 90
+    assert torch.equal(shared.features["logits"], whole.features["logits"])
+    # float64 sums in another order
+    torch.testing.assert_close(shared.statistics["pool"].mean, whole.statistics["pool"].mean, rtol=1e-13, atol=1e-13)
+    for one, other in [(shared.statistics["pool"].covariance, whole.statistics["pool"].covariance)]:
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+class Interrupts(nn.Module):
+    """Counts the images that it sees, and is interrupted after some batches."""
+
+    def __init__(self, batches):
+        super().__init__()
+        self.left, self.seen = batches, 0
+
+    def forward(self, images):
+        if self.left == 0:
+            raise KeyboardInterrupt
+        self.left, self.seen = self.left - 1, self.seen + len(images)
+        return images.flatten(1).float()
+
+
+def test_an_interrupted_pass_goes_on_where_it_stopped(digits, tmp_path):
+    folder = write_folder(tmp_path / "png", digits.images[:50])
+    cache = tmp_path / "cache"
+
+    def run(network, cache=cache):
+        take = Extractor.of("pixels", network)
+        return collect(open_set(folder), take, ["pool"], ["pool"], batch_size=8, cache=cache, progress=False)
+
+    whole = run(Interrupts(99), cache=None)
+    with pytest.raises(KeyboardInterrupt):
+        run(Interrupts(3))
+    again = Interrupts(99)
+    resumed = run(again)
+    assert again.seen == 50 - 3 * 8
+    assert torch.equal(resumed.features["pool"], whole.features["pool"])
+    assert torch.equal(resumed.statistics["pool"].scatter, whole.statistics["pool"].scatter)
+    assert resumed.count == 50
+    write_png(folder / "0007.png", 255 - digits.images[7])  # other images: nothing of theirs is there
+    other = Interrupts(99)
+    assert not torch.equal(run(other).features["pool"], whole.features["pool"])
+    assert other.seen == 50
+
+
+def test_nan_in_features_names_how_many_and_the_first_image(digits):
+    class Bad(nn.Module):
+        def forward(self, images):
+            pixels = images.flatten(1).float()
+            return torch.where(pixels.mean(1, keepdim=True) == 255.0, torch.nan, pixels)
+
+    images = digits.images[:40].clone()
+    images[[21, 23]] = 255
+    with pytest.raises(InputError, match=r"pool features that 'bad' gives .* in 2 of 16 rows, first in row 21"):
+        collect(TensorSet(images), Extractor.of("bad", Bad()), ["pool"], batch_size=16, progress=False)
+
+
+def test_sets_that_cannot_be_read_are_refused(digits, tmp_path):
+    with pytest.raises(InputError, match="no images"):
+        collect(BatchSet([]), extractor("digits"), ["pool"], progress=False)
+    with pytest.raises(InputError, match="different shapes"):
+        collect(BatchSet([torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.zeros(2, 1, 9, 8, dtype=torch.uint8)]),
+                extractor("digits"), ["pool"], progress=False)  # fmt: skip
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no images under"):
+        open_set(tmp_path / "empty")
+
+    folder = write_folder(tmp_path / "png", digits.images[:20])
+    whole = (folder / "0003.png").read_bytes()
+    (folder / "0003.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"cannot use .*0003\.png") as caught:
+        collect(open_set(folder), extractor("digits"), ["pool"], progress=False)
+    assert "skip_bad" not in str(caught.value)
+    (folder / "0003.png").write_bytes(b"no image at all")
+    with pytest.raises(InputError, match=r"cannot use .*0003\.png"):
+        collect(open_set(folder), extractor("digits"), ["pool"], progress=False)
+    write_png(folder / "0003.png", torch.zeros(1, 9, 8, dtype=torch.uint8))
+    with pytest.raises(InputError, match=r"0003\.png is 9x8 gray, but .*0000\.png is 8x8 gray"):
+        collect(open_set(folder), extractor("digits"), ["pool"], progress=False)
+    write_png(folder / "0003.png", torch.zeros(3, 8, 8, dtype=torch.uint8))
+    with pytest.raises(InputError, match=r"0003\.png is 8x8 colour"):
+        collect(open_set(folder), extractor("digits"), ["pool"], progress=False)
+
+
+def test_an_npz_that_holds_no_images_is_refused(digits, tmp_path):
+    images = digits.images[:5].permute(0, 2, 3, 1).numpy()
+    path = tmp_path / "images.npz"
+    for arrays, said in (
+        ([images.astype(np.float32)], "uint8.*got float32"),
+        ([images[0]], r"got uint8 \(8, 8, 1\)"),
+        ([images[:0]], "holds no images"),
+        ([np.array([{"a": 1}], dtype=object)], "pickle"),
+    ):
+        np.savez(path, *arrays)
+        with pytest.raises(InputError, match=said):
+            NpzSet(path)
+    np.savez(path, other=images)
+    with pytest.raises(InputError, match="has them as arr_0"):
+        NpzSet(path)
+    path.write_bytes(b"\x80\x04no zip")
+    with pytest.raises(InputError, match="no npz"):
+        NpzSet(path)
+
+
+def test_an_npz_is_read_piece_by_piece_and_compressed_ones_too(digits, tmp_path):
+    np.savez_compressed(tmp_path / "images.npz", digits.images[:50].permute(0, 2, 3, 1).numpy())
+    found = dict(NpzSet(tmp_path / "images.npz").batches(16, lambda number: number in (1, 3)))
+    assert torch.equal(found[1], digits.images[16:32])
+    assert torch.equal(found[3], digits.images[48:50])
+
+
+def test_statistics_of_a_pass_are_those_of_its_features(digits):
+    found = collect(TensorSet(digits.images[:200]), extractor("pixels"), ["pool"], ["pool"], progress=False)
+    expected = Statistics.of(found.features["pool"])
+    torch.testing.assert_close(found.statistics["pool"].covariance, expected.covariance, rtol=1e-12, atol=1e-14)
+    assert found.features["pool"].max() <= 1.0
