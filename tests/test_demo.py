@@ -33,7 +33,7 @@ class Balanced(HTMLParser):
 
 def test_the_demo_leaves_what_it_promises_and_goes_on_where_it_was(tmp_path, tiny, capsys):
     out = tmp_path / "demo"
-    assert main(["demo", "--out", str(out), *tiny]) == 0
+    assert main(["demo", "--out", str(out), "--measure", "40", *tiny]) == 0
     assert str(out / "report.html") in capsys.readouterr().out
     for name in ("samples.png", "progress.png"):
         with Image.open(out / name) as picture:
@@ -43,6 +43,9 @@ def test_the_demo_leaves_what_it_promises_and_goes_on_where_it_was(tmp_path, tin
     assert metrics["training"]["images"] == 48
     assert {row["nfe"] for row in metrics["compared"][:-1]} == {10}
     assert metrics["compared"][-1]["distance"] == 0
+    quality = metrics["quality"]
+    assert [line["nfe"] for line in quality["samplers"]] == [6, 10, 20] * 4
+    assert quality["floor"]["fid"] < min(line["fid"] for line in quality["samplers"])  # real digits are better
     page = (out / "report.html").read_text()
     parser = Balanced()
     parser.feed(page)
@@ -51,7 +54,7 @@ def test_the_demo_leaves_what_it_promises_and_goes_on_where_it_was(tmp_path, tin
     assert all(url.startswith("data:") for url in parser.fetched)  # one file that needs no other
     checkpoints = sorted((out / "checkpoints").iterdir())
     stamps = [path.stat().st_mtime_ns for path in checkpoints]
-    assert main(["demo", "--out", str(out), *tiny]) == 0
+    assert main(["demo", "--out", str(out), "--measure", "40", *tiny]) == 0
     assert [path.stat().st_mtime_ns for path in sorted((out / "checkpoints").iterdir())] == stamps
 
 

@@ -10,21 +10,28 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from . import __version__
 from .data import open_data
+from .data.order import permutation
 from .data.pixels import to_uint8
 from .denoiser import Denoiser
+from .evaluation.evaluate import evaluate
 from .files import make_folder, write_json
-from .generation import generate, noise
+from .generation import batches, generate, noise
 from .images import grid_of, write_png
 from .report import Series, data_url, line_chart, write_page
 from .runs import hash_of, load
+from .samplers import sampler as named_sampler
 from .sampling import plan, sample, trajectory
 from .training.recipe import Recipe
 from .training.trainer import train
 
 __all__ = ["run_demo"]
+
+MEASURED, AT = ("ddim", "rotation", "euler", "heun"), (6, 10, 20)
+"""The samplers whose images are measured, and at how many evaluations."""
 
 SHOWN = 64
 ROWS = 8
@@ -32,8 +39,13 @@ COMPARED = (("ddpm", 10), ("ddim", 10), ("cold", 10), ("rotation", 10), ("euler"
 """Samplers and their steps: six at 10 evaluations, and one at 200 as where the trajectories lead."""
 
 
-def run_demo(recipe: Recipe, out: Path) -> dict[str, Any]:
+def run_demo(recipe: Recipe, out: Path, measured: int = 500) -> dict[str, Any]:
     """Train by `recipe` in `out` (or go on, if it was begun), then write the pictures, metrics.json and report.html.
+
+    Args:
+        recipe: what to train; the data are gray and 8 to 32 pixels a side, so that the digits features fit.
+        out: the run folder.
+        measured: how many images each sampler makes to be measured, at every number of evaluations.
 
     Returns:
         What metrics.json holds.
@@ -51,6 +63,8 @@ def run_demo(recipe: Recipe, out: Path) -> dict[str, Any]:
     rows = _compare(denoise, out)
     data = open_data(recipe.data, progress=False)
     write_png(out / "real.png", grid_of(data.batch(range(SHOWN)).images, columns=16, smooth=True))
+    real = data.batch(range(data.count or 0)).images
+    quality = _measure(denoise, real, measured)
 
     assert isinstance(denoise.network, torch.nn.Module)
     metrics = {
@@ -65,10 +79,11 @@ def run_demo(recipe: Recipe, out: Path) -> dict[str, Any]:
             "images_per_second": round(SHOWN / seconds, 1),
             "device": str(denoise.device),
         },
+        "quality": quality,
         "compared": [{key: row[key] for key in ("sampler", "steps", "nfe", "distance")} for row in rows],
     }
     write_json(out / "metrics.json", metrics)
-    _write_report(out, metrics, log, rows, angles, data.count)
+    _write_report(out, metrics, log, rows, angles, len(real))
     return metrics
 
 
@@ -107,6 +122,29 @@ def _compare(denoise: Denoiser, out: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def _measure(denoise: Denoiser, real: Tensor, count: int) -> dict[str, Any]:
+    """Frechet distance, precision and recall on digits features, by sampler and NFE, on the same network and seeds.
+
+    The floor is what as many real images score against all of them: half of the set, chosen at random, at most.
+    """
+
+    def score(images: Tensor) -> dict[str, float]:
+        found = evaluate(images, real, ("fid", "precision", "recall"), "digits", batch_size=250, progress=False)
+        assert found is not None
+        return {name: round(value, 4) for name, value in found["metrics"].items()}
+
+    some = torch.from_numpy(permutation(0, count=len(real))[: min(count, len(real) // 2)])
+    lines = []
+    runs = [(name, nfe) for name in MEASURED for nfe in AT]
+    for name, nfe in tqdm(runs, desc="measure", unit="setting", disable=None):
+        steps = max(1, nfe // named_sampler(name).evaluations)
+        made = [(to_uint8(result.images), result.nfe) for _, result in
+                batches(denoise, range(count), name, steps, batch_size=250)]  # fmt: skip
+        scores = score(torch.cat([pixels for pixels, _ in made]))
+        lines.append({"sampler": name, "steps": steps, "nfe": made[0][1], **scores})
+    return {"features": "digits", "count": count, "reference": len(real), "floor": score(real[some]), "samplers": lines}
+
+
 def _distance(images: Tensor, reference: Tensor) -> float:
     """Median over images of the root mean square difference."""
     return float((images - reference).flatten(1).pow(2).mean(1).sqrt().median())
@@ -114,7 +152,7 @@ def _distance(images: Tensor, reference: Tensor) -> float:
 
 def _write_report(
     out: Path, metrics: dict[str, Any], log: list[dict[str, Any]], rows: list[dict[str, Any]], angles: list[float],
-    images: int | None,
+    images: int,
 ) -> None:  # fmt: skip
     steps = [line["step"] for line in log]
     curves = [("gradient", "tangent"), ("image", "image"), ("noise", "noise"), ("residual", "residual")]
@@ -142,6 +180,15 @@ def _write_report(
         loss_svg=line_chart(
             [Series(name, steps, [line[key] for line in log]) for key, name in curves],
             "Mean squared errors", "optimiser step", "error", log_y=True,
+        ),
+        quality=metrics["quality"],
+        quality_svg=line_chart(
+            [
+                Series(name, [line["nfe"] for line in here], [line["fid"] for line in here])
+                for name in MEASURED
+                for here in [[line for line in metrics["quality"]["samplers"] if line["sampler"] == name]]
+            ],
+            "Frechet distance on digits features", "network evaluations", "Frechet distance", log_x=True, log_y=True,
         ),
         rows=[{**row, "picture": data_url(row["picture"])} for row in rows],
         run=out,

@@ -10,7 +10,8 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `quarterarc demo`."""
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="RUN", help="default: %(default)s")
-    parser.add_argument("--recipe", default="digits", metavar="RECIPE", help="default: %(default)s")
+    measured = "images measured at every setting (default: %(default)s)"
+    parser.add_argument("--measure", type=int, default=500, metavar="N", help=measured)
     fields = "set any field of the recipe, such as training.steps=1000"
     parser.add_argument("fields", nargs="*", metavar="section.field=value", help=fields)
 
@@ -22,7 +23,7 @@ def run(args: argparse.Namespace) -> int:
     from ..training.trainer import Interrupted
 
     try:
-        metrics = run_demo(read_recipe(args.recipe, args.fields), args.out)
+        metrics = run_demo(read_recipe("digits", args.fields), args.out, args.measure)
     except Interrupted as stopped:
         print(f"quarterarc: {str(stopped).rpartition(':')[0]}: run the demo again to go on", file=sys.stderr)
         return 128 + stopped.signal
