@@ -113,6 +113,12 @@ def test_a_repeated_image_is_inside_its_own_ball_of_no_size() -> None:
     assert scores.coverage == 4 / 54
 
 
+def test_copies_in_another_layout_are_copies() -> None:
+    real = torch.cat([draw(1, 999).repeat(4, 1), draw(50, 999, 1)])
+    fake = real.T.contiguous().T
+    assert manifold_scores(real, fake) == manifold_scores(real, real.numpy())
+
+
 def test_a_copy_of_the_neighbour_that_sets_the_radius_is_on_the_border() -> None:
     real = draw(60, 512)
     distances = torch.cdist(real.double(), real.double()).fill_diagonal_(math.inf)
@@ -218,6 +224,7 @@ def test_numpy_and_torch_and_the_parts_agree_and_the_arrays_are_only_read() -> N
         ),
         (draw(9, 3), draw(0, 3), 3, "fake features are empty"),
         (draw(9, 3), draw(9, 3), 0, "from 1, got k = 0"),
+        (draw(9, 3), draw(9, 3).double() * 1e200, 3, "overflow float64"),
     ],
 )
 def test_unusable_input_says_why_in_one_line(real: Tensor, fake: Tensor, k: int, says: str) -> None:

@@ -81,6 +81,7 @@ def _floating(tensor: Tensor, what: str) -> Tensor:
     tensor = tensor.detach()
     if tensor.device.type == "mps":  # it has no float64
         tensor = tensor.cpu()
+    tensor = tensor.contiguous()  # sums over a row take the same order whatever the layout
     if tensor.dtype in (torch.float32, torch.float64):
         return tensor
     exact_in_float32 = tensor.is_floating_point() or tensor.dtype.itemsize <= 2

@@ -13,8 +13,10 @@ product a block of pairs gives |x|^2 + |y|^2 - 2 x.y of the centred features wit
 
     error <= tolerance (|x|^2 + |y|^2),       tolerance = (D + 32) u       (Higham 2002, section 3.1; u is 2^-24)
 
-and only a pair whose distance may be on either side of a radius is measured in float64. Peak memory beyond the features
-is a float32 copy of them (4 bytes a number) and a few blocks of pairs, and each pair of images is multiplied once.
+and only a pair whose distance may be on either side of a radius is measured in float64. (A radius can be the next
+distance instead where more than 5 further images tie with it to 1e-12, as far as float64 products tell them apart.)
+Peak memory beyond the features is a float32 copy of them, 4 bytes a number, and a few blocks of pairs; each pair of
+images is multiplied once.
 """
 
 from __future__ import annotations
@@ -119,7 +121,7 @@ class _Points:
 
     def __init__(self, features: Tensor, centre: Tensor, scale: float) -> None:
         self.features, self.centre, self.scale = features, centre, scale
-        self.copy = torch.empty_like(features, dtype=torch.float32)
+        self.copy = torch.empty(features.shape, dtype=torch.float32, device=features.device)
         self.norms = torch.empty(len(features), dtype=torch.float64, device=features.device)
         for rows in _blocks(len(features), _chunk(features)):
             centred = self._centred(rows)
@@ -145,6 +147,8 @@ def _frame(real: Tensor, fake: Tensor) -> tuple[_Points, _Points]:
     centre = (_mean(real) + _mean(fake)) / 2
     parts = [rows for x in (real, fake) for rows in x.split(_chunk(x))]
     longest = max((rows.double() - centre).square_().sum(1).max().sqrt().item() for rows in parts)
+    if not math.isfinite(longest):
+        raise InputError("features are so large that their squares overflow float64: divide them by a constant")
     scale = 2.0 ** -math.frexp(longest)[1]
     return _Points(real, centre, scale), _Points(fake, centre, scale)
 
@@ -290,9 +294,8 @@ class _Block:
     def _sort(self, lower: Tensor, radii: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """The pairs that are surely within the radii, which broadcast over the block, and those that may be."""
         limits = radii * self.a.scale**2
-        i, j = (lower <= torch.nextafter(limits.to(dtype), limits.new_tensor(math.inf, dtype=dtype))).nonzero(
-            as_tuple=True
-        )
+        rounded_up = torch.nextafter(limits.to(dtype), torch.full_like(limits, math.inf, dtype=dtype))
+        i, j = (lower <= rounded_up).nonzero(as_tuple=True)
         norms_a, norms_b = self.a.norms[self.rows], self.b.norms[self.columns]
         high = lower[i, j].double() + _widths(norms_a[i], norms_b[j], self.a.tolerance(dtype))
         sure = high <= limits.expand(lower.shape)[i, j]
