@@ -272,6 +272,10 @@ def test_a_denoiser_that_autograd_cannot_see_through_is_refused() -> None:
         log_likelihood(torch.no_grad()(WORLD.__call__), IMAGES)
     with pytest.raises(InputError, match="the denoiser's velocity at angle 0 is not finite"):
         encode(lambda x, angle: Estimate(x / 0.0, x), IMAGES)
+    with pytest.raises(
+        InputError, match=r"the flow is too steep near angle 0\.\d+ for a tolerance of 1e-05|not finite"
+    ):
+        encode(lambda x, angle: Estimate(torch.zeros_like(x), 100 * x**3), IMAGES)  # infinite before pi/2
     with pytest.raises(InputError, match="8-bit images: give uint8"):
         flow_bits_per_dim(WORLD, IMAGES)
 

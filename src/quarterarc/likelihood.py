@@ -366,7 +366,7 @@ class _Block:
             terms[:, some], error[:, some] = (each.cpu().double().numpy().reshape(-1, len(some)) for each in values)
             bar.update(len(some) * len(times))
         terms *= size / math.log(2.0)
-        prior = prior_term(float64(self.images), self.chain).double().numpy() / math.log(2.0)
+        prior = prior_term(self.images.cpu().double(), self.chain).numpy() / math.log(2.0)
         assert kind is not None
         return Bound(
             prior=prior,
