@@ -44,9 +44,7 @@ def read_png(path: Path) -> Tensor:
     return torch.from_numpy(array[:, :, None] if array.ndim == 2 else array).permute(2, 0, 1)
 
 
-def grid_of(
-    pixels: Tensor, columns: int | None = None, size: int = 64, gap: int = 2, smooth: bool = False
-) -> Tensor:
+def grid_of(pixels: Tensor, columns: int | None = None, size: int = 64, gap: int = 2, smooth: bool = False) -> Tensor:
     """Images side by side on white, small ones enlarged by a whole factor.
 
     Args:

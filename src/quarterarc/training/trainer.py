@@ -294,7 +294,7 @@ class Trainer:
         return indices(numbers, self.recipe.training.seed, self.data.count).tolist()
 
     def _parts(self, step: int) -> list[Batch]:
-        """This process's parts of a step's global batch; images on disk begin to be read for the step after it."""
+        """The process's parts of a step's global batch; images on disk begin to be read for the step after it."""
         parts = range(self.recipe.training.accumulate)
         if step + 1 < self.recipe.training.steps:
             for part in parts:
