@@ -2,6 +2,7 @@
 
 import sys
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from quarterarc.evaluation.extractors import Extractor, extractor
 from quarterarc.evaluation.extractors.digits import HELD_OUT, WEIGHTS
 from quarterarc.evaluation.extractors.inception import FILE, Inception, find_weights, load_inception, resize_tf1
 from quarterarc.evaluation.features import collect
-from quarterarc.evaluation.sets import BatchSet, NpzSet, TensorSet, open_set
+from quarterarc.evaluation.sets import BatchSet, ImageSet, NpzSet, TensorSet, open_set
 from quarterarc.evaluation.statistics import Statistics
 from quarterarc.images import write_png
 
@@ -26,7 +27,7 @@ from quarterarc.images import write_png
 @pytest.fixture(scope="module")
 def digits():
     data = open_data(DataSpec(source="digits", size=8, channels=1, labels=True), progress=False)
-    return data.batch(range(data.count))
+    return data.batch(range(data.count or 0))
 
 
 def write_folder(folder, images):
@@ -62,7 +63,7 @@ def test_an_extractor_says_what_it_is():
     assert "16x16" in said["resize"]
     assert len(said["weights_sha256"]) == 64
     assert extractor("digits").weights == said["weights_sha256"]
-    changed = extractor("digits").network
+    changed: Any = extractor("digits").network
     changed.first.weight.data[0, 0, 0, 0] += 1e-6
     assert Extractor.of("digits", changed).weights != said["weights_sha256"]
 
@@ -102,7 +103,7 @@ class Broken(Brightness):
 
 @pytest.fixture
 def theirs(monkeypatch):
-    module = ModuleType("their_features")
+    module: Any = ModuleType("their_features")
     module.Brightness, module.ready, module.broken, module.number = Brightness, Brightness(), Broken(), 7
     monkeypatch.setitem(sys.modules, "their_features", module)
 
@@ -195,8 +196,8 @@ def test_inception_has_the_published_names_and_shapes(inception_weights):
 
 def test_inception_gives_the_three_kinds(inception_weights, digits):
     found = extractor("inception", weights=inception_weights)
-    seen = {}
-    network = found.network
+    seen: dict[str, torch.Tensor] = {}
+    network: Any = found.network
     network.Mixed_6d.register_forward_hook(lambda module, given, made: seen.update(spatial=made))
     made = found(digits.images[:2])
     assert {kind: tuple(values.shape) for kind, values in made.items()} == {
@@ -282,7 +283,7 @@ def test_dinov2_gives_the_class_token_of_normalised_images(tmp_path, monkeypatch
             seen["pixels"] = pixel_values
             return type("Output", (), {"last_hidden_state": torch.arange(24.0).reshape(2, 3, 4)})
 
-    library = ModuleType("transformers")
+    library: Any = ModuleType("transformers")
     library.Dinov2Model = Model
     monkeypatch.setitem(sys.modules, "transformers", library)
     with pytest.raises(InputError, match="no DINOv2 model at"):
@@ -304,7 +305,12 @@ def test_a_png_round_trip_gives_the_same_features_bit_for_bit(digits, tmp_path):
     folder = write_folder(tmp_path / "png", images)
     np.savez(tmp_path / "images.npz", images.permute(0, 2, 3, 1).numpy())
     take = extractor("digits")
-    sets = [TensorSet(images), BatchSet(images.split(9)), open_set(folder), NpzSet(tmp_path / "images.npz")]
+    sets: list[ImageSet] = [
+        TensorSet(images),
+        BatchSet(images.split(9)),
+        open_set(folder),
+        NpzSet(tmp_path / "images.npz"),
+    ]
     first, *others = (collect(each, take, ["pool"], ["pool", "logits"], batch_size=16, progress=False) for each in sets)
     assert torch.equal(first.features["pool"], torch.cat([take(part)["pool"] for part in images.split(16)]))
     for other in others:
@@ -336,7 +342,7 @@ def test_processes_share_the_batches_and_join_to_the_same(digits, monkeypatch, c
     for rank in reversed(range(count)):
         monkeypatch.setattr(features_module, "processes", lambda rank=rank: Processes(rank, count))
         shared = collect(images, take, ["pool"], ["logits"], batch_size=16, progress=False)
-        assert (shared is None) == (rank > 0)
+        assert (shared.count == 0) == (rank > 0)
     assert shared.count == 90
     assert torch.equal(shared.features["logits"], whole.features["logits"])
     # float64 sums in another order

@@ -131,10 +131,10 @@ def _run_image_metrics(args: argparse.Namespace, names: list[str]) -> int:
         images, reference, names, extractor, settings=settings, batch_size=args.batch_size, cache=cache,
         save_to=args.save_reference, save_features=args.with_features,
     )  # fmt: skip
-    if result is not None:
+    if result:
         _report(result, args.out)
     processes().wait()
-    if result is not None and cache is not None:
+    if result and cache is not None:
         shutil.rmtree(cache, ignore_errors=True)
     return 0
 
@@ -198,7 +198,7 @@ def _save_reference(args: argparse.Namespace, images: ImageSet, extractor: Extra
     collected = collect(
         images, extractor, kinds, ["pool"] if args.with_features else [], batch_size=args.batch_size, cache=cache
     )
-    if collected is not None:
+    if collected.count:
         save_statistics(path, collected, extractor.describe(), what=images.what, fingerprint=images.fingerprint)
         shutil.rmtree(cache, ignore_errors=True)
         print(f"statistics of {collected.count} images of {images.what} in {path}")
@@ -239,7 +239,7 @@ def _run_model_metrics(args: argparse.Namespace, names: list[str]) -> int:
     denoise = load(newest_checkpoint(args.source), pick_device(args.device))
     settings = ModelSettings(args.variance, args.terms, batch_size=args.batch_size)
     result = evaluate_model(denoise, images, names, settings, what=str(args.source))
-    if result is None:
+    if not result:
         return 0
     for name in names:
         found = result["metrics"][name]

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from .. import __version__
+from ..devices import processes
 from ..errors import InputError, unknown_name
 from .extractors import EXTRACTORS, Extractor
 from .extractors import extractor as named_extractor
@@ -195,7 +196,7 @@ def evaluate(
     save_to: Path | None = None,
     save_features: bool = False,
     progress: bool | None = None,
-) -> dict[str, Any] | None:
+) -> dict[str, Any]:
     """Compute metrics of images, each image seen once.
 
     Args:
@@ -213,7 +214,7 @@ def evaluate(
         progress: whether to show a progress bar; None for one on a terminal and none in a pipe.
 
     Returns:
-        The result as JSON types; None in every process but the first.
+        The result as JSON types; empty in every process but the first.
 
     Raises:
         InputError: for unknown names, metrics that the features cannot give, a missing or unfitting reference, images
@@ -239,8 +240,8 @@ def evaluate(
         vectors |= {"pool"} if save_features else set()
     collected = collect(given, found, moments, vectors, batch_size=batch_size, cache=cache, progress=progress)
     other = _reference_side(known, against, found, batch_size, cache, progress)
-    if collected is None or other is None:
-        return None
+    if processes().rank:
+        return {}
     if save_to is not None:
         save_statistics(
             save_to, collected, found.describe(), what=given.what, fingerprint=given.fingerprint, features=save_features
@@ -376,18 +377,16 @@ def _reference_side(
     batch_size: int,
     cache: Path | None,
     progress: bool | None,
-) -> Side | None:
-    """Saved statistics where there are any, and what is missing from the images; None in processes but the first."""
+) -> Side:
+    """Saved statistics where there are any, and what is missing from the images."""
     moments, vectors = _needs(against)
     moments, vectors = moments - reference.moments.keys(), vectors - reference.features.keys()
-    collected: Collected | None = Collected(reference.count or 0)
+    collected = Collected()
     if moments or vectors:
         assert reference.images is not None
         collected = collect(
             reference.images, extractor, moments, vectors, batch_size=batch_size, cache=cache, progress=progress
         )
-    if collected is None:
-        return None
     return Side(
         {**collected.statistics, **reference.moments},
         {**collected.features, **reference.features},

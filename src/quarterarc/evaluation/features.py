@@ -53,7 +53,7 @@ def collect(
     batch_size: int = 64,
     cache: Path | None = None,
     progress: bool | None = None,
-) -> Collected | None:
+) -> Collected:
     """Extract features once.
 
     Memory is that of a batch and of the moments, whatever the count; only kinds of `features` are kept.
@@ -69,7 +69,7 @@ def collect(
         progress: whether to show a progress bar; None for one on a terminal and none in a pipe.
 
     Returns:
-        What was collected over all processes; None in every process but the first.
+        What was collected over all processes; nothing, with count 0, in every process but the first.
 
     Raises:
         InputError: for images that cannot be read or differ in shape, NaN in features (how many, and the first image),
@@ -100,7 +100,7 @@ def collect(
             bar.update(len(batch) * here.count)
     found.to_cpu()
     passes = _gathered(found, here.count) if here.count > 1 else [found]
-    return None if here.rank else _joined(passes, images.what)
+    return Collected() if here.rank else _joined(passes, images.what)
 
 
 def _hidden(progress: bool | None, rank: int) -> bool | None:

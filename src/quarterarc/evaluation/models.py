@@ -89,7 +89,7 @@ def evaluate_model(
     *,
     what: str = "the model",
     progress: bool | None = None,
-) -> dict[str, Any] | None:
+) -> dict[str, Any]:
     """What a denoiser says about images, by metrics of `MODEL_METRICS`.
 
     Args:
@@ -101,7 +101,7 @@ def evaluate_model(
         progress: whether to show a progress bar; None for one on a terminal and none in a pipe.
 
     Returns:
-        The result as JSON types, each metric's findings under its name; None in every process but the first.
+        The result as JSON types, each metric's findings under its name; empty in every process but the first.
 
     Raises:
         InputError: for images of another shape than the denoiser's, and what the metrics refuse.
@@ -127,7 +127,7 @@ def evaluate_model(
 
         mine = gather_object(mine)
     if here.rank:
-        return None
+        return {}
     if not mine:
         raise InputError(f"{images.what} hold no images: give at least one")
     in_order = [parts for _, parts in sorted(mine, key=lambda part: part[0])]

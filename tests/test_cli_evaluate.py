@@ -1,0 +1,214 @@
+"""`quarterarc evaluate`: a run, its folder and two processes give the same numbers; every mistake is one line."""
+
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from quarterarc.cli import main
+from quarterarc.data import DataSpec, open_data
+from quarterarc.evaluation.features import collect
+from quarterarc.images import write_png
+
+METRICS = "fid,precision,recall,density,coverage,is"
+
+
+@pytest.fixture(scope="module")
+def digits():
+    data = open_data(DataSpec(source="digits", size=8, channels=1), progress=False)
+    return data.batch(range(data.count or 0)).images
+
+
+@pytest.fixture
+def fails(capsys):
+    """Run a command that must fail, and return its one line."""
+
+    def call(*arguments):
+        assert main(["evaluate", *map(str, arguments)]) == 2
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert re.fullmatch(r"quarterarc: error: [^\n]+\n", printed.err), printed.err
+        return printed.err
+
+    return call
+
+
+def evaluate(out, *arguments):
+    assert main(["evaluate", *map(str, arguments), "--features", "digits", "--out", str(out)]) == 0
+    return json.loads(out.read_text())
+
+
+def write_folder(folder, images):
+    folder.mkdir()
+    for number, image in enumerate(images):
+        write_png(folder / f"{number:04d}.png", image)
+    return folder
+
+
+def test_a_run_and_its_samples_on_disk_give_the_same_numbers(tiny_run, tmp_path, capsys):
+    sampled = ["--steps", 2, "--sampler", "ddim"]
+    asked = ["--reference", "digits", "--metrics", METRICS, "--count", 40]
+    one = evaluate(tmp_path / "deep" / "run.json", tiny_run, *asked, *sampled)
+    printed = capsys.readouterr().out
+    assert "Frechet distance of digits pool features" in printed
+    assert "run.json" in printed
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["run.json"]  # no features are left
+    assert main(["sample", str(tiny_run), "--out", str(tmp_path / "made"), "--seeds", "0-39", *map(str, sampled)]) == 0
+    other = evaluate(tmp_path / "made.json", tmp_path / "made", "--reference", tiny_run, "--metrics", METRICS)
+    assert one["metrics"] == other["metrics"]
+    assert one["images"]["count"] == other["images"]["count"] == 40  # the overview does not count
+    for key in ("sampler", "steps", "grid", "angles", "checkpoint_sha256", "nfe"):
+        assert one["images"]["sampling"][key] == other["images"]["sampling"][key]
+    assert one["images"]["sampling"]["seeds"] == "0-39"
+    # a run as reference stands for the images that it was trained on
+    assert one["reference"]["fingerprint"] == other["reference"]["fingerprint"]
+
+
+def test_a_run_makes_as_many_images_as_the_reference_has(tiny_run, digits, tmp_path):
+    folder = write_folder(tmp_path / "some", digits[:30])
+    found = evaluate(tmp_path / "a.json", tiny_run, "--reference", folder, "--metrics", "fid", "--steps", 1)
+    assert found["images"]["count"] == 30
+    assert "30 images, fewer than" in found["notes"][0]
+
+
+def test_statistics_are_saved_and_used(digits, tmp_path, capsys):
+    folder = write_folder(tmp_path / "half", digits[::20])
+    saved = tmp_path / "deep" / "ref.safetensors"
+    assert main(["evaluate", "digits", "--save-reference", str(saved), "--features", "digits", "--with-features"]) == 0
+    assert "statistics of 1797 images of digits in" in capsys.readouterr().out
+    assert [path.name for path in saved.parent.iterdir()] == ["ref.safetensors"]
+    direct = evaluate(tmp_path / "a.json", folder, "--reference", "digits", "--metrics", METRICS)
+    through = evaluate(tmp_path / "b.json", folder, "--reference", saved, "--metrics", METRICS,
+                       "--save-reference", tmp_path / "other.npz")  # fmt: skip
+    assert through["metrics"] == pytest.approx(direct["metrics"], rel=1e-12)
+    assert through["reference"]["fingerprint"] == direct["reference"]["fingerprint"]
+    with np.load(tmp_path / "other.npz", allow_pickle=False) as other:
+        assert other["mu"].shape == (64,)
+        assert "features" not in other
+
+
+def test_two_processes_give_the_same_result(tiny_run, tmp_path):
+    arguments = ["evaluate", str(tiny_run), "--reference", "digits", "--metrics", METRICS, "--features", "digits",
+                 "--count", "50", "--steps", "2", "--batch-size", "16", "--device", "cpu"]  # fmt: skip
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "--mixed_precision=no",
+              f"--main_process_port={28500 + os.getpid() % 1000}"]  # fmt: skip
+    assert main([*arguments, "--out", str(tmp_path / "one.json")]) == 0
+    command = [sys.executable, *launch, "-m", "quarterarc", *arguments, "--out", str(tmp_path / "two.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    one, two = (json.loads((tmp_path / out).read_text()) for out in ("one.json", "two.json"))
+    # the batches are the same, so only the order of float64 sums differs
+    assert two["metrics"] == pytest.approx(one["metrics"], rel=1e-10, abs=1e-10)
+    assert {**one, "metrics": 0} == {**two, "metrics": 0}
+
+
+def test_bits_a_dimension_of_a_run(tiny_run, tmp_path, capsys):
+    out = tmp_path / "bits.json"
+    bits = ["evaluate", str(tiny_run), "--metrics", "bits-per-dim", "--terms", "2", "--count", "6", "--out", str(out)]
+    assert main(bits) == 0
+    assert "bits-per-dim" in capsys.readouterr().out
+    found = json.loads(out.read_text())
+    assert found["metrics"]["bits-per-dim"]["images"] == 6
+    assert found["data"]["count"] == 6
+
+
+def test_an_interrupted_command_goes_on(digits, tmp_path, monkeypatch, capsys):
+    folder = write_folder(tmp_path / "png", digits[:60])
+    other = write_folder(tmp_path / "other", digits[60:100])
+    arguments = ["evaluate", str(folder), "--reference", str(other), "--metrics", "fid", "--features", "digits",
+                 "--batch-size", "8", "--out", str(tmp_path / "a.json")]  # fmt: skip
+    from quarterarc.evaluation.extractors import Extractor
+
+    call, seen = Extractor.__call__, []
+
+    def interrupted(self, images):
+        seen.append(len(images))
+        if len(seen) == 5:
+            raise KeyboardInterrupt
+        return call(self, images)
+
+    monkeypatch.setattr(Extractor, "__call__", interrupted)
+    assert main(arguments) == 130
+    assert not (tmp_path / "a.json").exists()
+    assert (tmp_path / "a.json.features").is_dir()
+    assert main(arguments) == 0
+    assert sum(seen[5:]) == 60 - 4 * 8 + 40
+    assert not (tmp_path / "a.json.features").exists()
+    whole = evaluate(tmp_path / "b.json", folder, "--reference", other, "--metrics", "fid", "--batch-size", 8)
+    assert json.loads((tmp_path / "a.json").read_text()) == whole
+
+
+def test_every_mistake_is_one_line(tiny_run, digits, tmp_path, fails):
+    folder = write_folder(tmp_path / "png", digits[:20])
+    use = ["--features", "digits", "--out", tmp_path / "deep" / "out.json"]
+    to = [folder, "--reference", "digits", *use]
+    assert "did you mean 'fid'" in fails(*to, "--metrics", "fiid")
+    assert "there are no metrics" in fails(*to, "--metrics", ",")
+    assert "give --reference" in fails(folder, *use)
+    assert "'sfid' needs spatial" in fails(*to, "--metrics", "sfid")
+    assert "did you mean 'pixels'" in fails(folder, "--reference", "digits", "--features", "pixel")
+    assert "no such data" in fails(folder, "--reference", tmp_path / "none", *use)
+    assert "no such data" in fails(tmp_path / "none", "--reference", "digits", *use)
+    (tmp_path / "empty").mkdir()
+    assert "no images under" in fails(folder, "--reference", tmp_path / "empty", *use)
+    assert "no images under" in fails(tmp_path / "empty", "--reference", "digits", *use)
+    (tmp_path / "stats.pkl").write_bytes(pickle.dumps([1]))
+    assert "never loaded" in fails(folder, "--reference", tmp_path / "stats.pkl", *use)
+    np.savez(tmp_path / "wide.npz", mu=np.zeros(2048), sigma=np.eye(2048))
+    assert "gives 64" in fails(folder, "--reference", tmp_path / "wide.npz", "--metrics", "fid", *use)
+    assert "at least 4" in fails(*to, "--metrics", "precision", "--count", 3)
+    assert "--count is at least 1" in fails(*to, "--count", 0)
+    assert "batch_size is at least 1" in fails(*to, "--batch-size", 0)
+    assert "neighbours is at least 1" in fails(*to, "--neighbours", 0)
+    assert "is no run" in fails(*to, "--steps", 5)
+    assert "is no run" in fails(folder, "--metrics", "bits-per-dim", *use)
+    assert "two commands" in fails(tiny_run, "--metrics", "bits-per-dim,fid", *use)
+    assert "goes with --save-reference" in fails(*to, "--with-features")
+    assert "one of these endings" in fails(folder, "--save-reference", tmp_path / "ref.pkl", "--features", "digits")
+    assert "take no weights" in fails(*to, "--weights", "a.pth")
+    assert "cannot be used here" in fails(*to, "--device", "warp")
+    assert "is a folder" in fails(folder, "--reference", "digits", "--features", "digits", "--out", tmp_path)
+    assert "cannot write" in fails(folder, "--reference", "digits", "--features", "digits",
+                                   "--out", tmp_path / "stats.pkl" / "a.json")  # fmt: skip
+    of_run = [tiny_run, "--reference", "digits", *use]
+    assert "not both" in fails(*of_run, "--seeds", "0-9", "--count", 5)
+    assert "did you mean 'heun'" in fails(*of_run, "--sampler", "huen")
+    assert "no labels" in fails(*of_run, "--labels", 3)
+    assert "--labels" in fails(*of_run, "--guidance", 2)
+    (tmp_path / "begun" / "checkpoints").mkdir(parents=True)
+    assert "no complete checkpoint" in fails(tmp_path / "begun", "--reference", "digits", *use)
+    (tmp_path / "begun" / "recipe.yaml").write_text("data: 3")
+    assert "does not say what" in fails(folder, "--reference", tmp_path / "begun", *use)
+    assert not (tmp_path / "deep").exists()
+
+
+def test_images_that_cannot_be_used_are_named(digits, tmp_path, fails):
+    folder = write_folder(tmp_path / "png", digits[:20])
+    use = ["--reference", "digits", "--features", "digits"]
+    (folder / "0004.png").write_bytes(b"this is no image")
+    assert "0004.png" in fails(folder, *use)
+    write_png(folder / "0004.png", torch.zeros(1, 16, 16, dtype=torch.uint8))
+    assert "0004.png is 16x16 gray" in fails(folder, *use)
+    colour = write_folder(tmp_path / "colour", digits[:20].expand(-1, 3, -1, -1))
+    assert "3 channels" in fails(colour, *use)
+    large = write_folder(tmp_path / "large", digits[:20].repeat_interleave(2, 2).repeat_interleave(2, 3))
+    assert "nothing is resized" in fails(large, *use)
+    (large / "samples.json").write_text(json.dumps({"complete": False}))
+    assert "not complete" in fails(large, *use)
+
+
+def test_other_metrics_share_the_cache_of_an_interrupted_pass_only_if_they_need_the_same(digits, tmp_path):
+    """Features are kept under what they are of, so that no metric ever reads another's."""
+    from quarterarc.evaluation.extractors import extractor
+    from quarterarc.evaluation.sets import TensorSet
+
+    images, take = TensorSet(digits[:20]), extractor("digits")
+    collect(images, take, ["pool"], cache=tmp_path / "cache", progress=False)
+    found = collect(images, take, [], ["logits"], cache=tmp_path / "cache", progress=False)
+    assert found.features["logits"].shape == (20, 10)

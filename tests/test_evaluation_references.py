@@ -1,0 +1,391 @@
+"""References and results: layouts read back, metrics behave on real digits, what cannot be compared is refused."""
+
+import json
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from quarterarc import __version__
+from quarterarc.closed_form import MixtureData
+from quarterarc.data import DataSpec, open_data, to_float
+from quarterarc.errors import InputError
+from quarterarc.estimate import Estimate
+from quarterarc.evaluation import frechet_distance, inception_score_adm, kernel_distance, precision_recall
+from quarterarc.evaluation.evaluate import METRICS, Settings, differences, evaluate, label, table
+from quarterarc.evaluation.extractors import Extractor, extractor
+from quarterarc.evaluation.features import collect
+from quarterarc.evaluation.models import ModelSettings, evaluate_model
+from quarterarc.evaluation.references import open_reference, read_statistics, save_statistics
+from quarterarc.evaluation.sets import SampledSet, TensorSet
+from quarterarc.likelihood import bits_per_dim
+
+ALL = ["fid", "precision", "recall", "density", "coverage", "is", "kid"]
+
+
+@pytest.fixture(scope="module")
+def digits():
+    data = open_data(DataSpec(source="digits", size=8, channels=1), progress=False)
+    return data.batch(range(data.count or 0)).images
+
+
+@pytest.fixture(scope="module")
+def halves(digits):
+    return digits[::2], digits[1::2]
+
+
+@pytest.fixture(scope="module")
+def result(halves):
+    return evaluate(halves[0], halves[1], ALL, "digits", settings=Settings(subsets=10, subset_size=300), progress=False)
+
+
+class Both(nn.Module):
+    """A stand-in that gives every kind, as Inception does: 64 numbers, 16 with their places, and 10 logits."""
+
+    kinds = ("pool", "spatial", "logits")
+    resize = "none"
+
+    def forward(self, images):
+        x = images.flatten(1).float() / 255.0
+        return {"pool": x, "spatial": x[:, 24:40], "logits": x[:, :10]}
+
+
+@pytest.fixture(scope="module")
+def stand_in():
+    return Extractor.of("stand-in", Both())
+
+
+@pytest.fixture(scope="module")
+def collected(halves, stand_in):
+    return collect(TensorSet(halves[1]), stand_in, ["pool", "spatial"], ["pool"], progress=False)
+
+
+# metrics
+
+
+def test_metrics_tell_real_digits_from_noise(halves, result):
+    real = result["metrics"]
+    shaped = torch.rand(halves[0].shape, generator=torch.Generator().manual_seed(0))
+    noise = evaluate((shaped * 255).to(torch.uint8), halves[1], ALL, "digits", progress=False)["metrics"]
+    assert real["fid"] < 3.0
+    assert noise["fid"] > 30 * real["fid"]
+    assert real["precision"] > 0.8
+    assert real["recall"] > 0.8
+    assert noise["precision"] < 0.1
+    assert 0.9 < real["density"] < 1.2
+    assert noise["coverage"] < 0.1
+    assert real["is"] > 6.0  # ten classes in equal parts, read without doubt, are 10
+    assert noise["is"] < 2.0
+    assert abs(real["kid"]) < 1.0 < noise["kid"]
+    assert real["is_std"] > 0.0
+
+
+def test_the_numbers_are_those_of_the_functions(halves, result):
+    take = extractor("digits")
+    (fake, logits), (real, _) = ((take(half)["pool"], take(half)["logits"]) for half in halves)
+    values = result["metrics"]
+    # features of another batch size differ in the last bit of float32
+    assert values["fid"] == pytest.approx(frechet_distance(real, fake), rel=1e-4)
+    assert (values["precision"], values["recall"]) == pytest.approx(precision_recall(real, fake), abs=0.003)
+    kid = kernel_distance(fake, real, 10, 300)
+    assert (values["kid"], values["kid_std"]) == pytest.approx((kid.mean, kid.std), rel=1e-3, abs=1e-4)
+    adm = evaluate(halves[0], None, ["is"], "digits", settings=Settings(inception_score="adm"), progress=False)
+    assert adm["metrics"]["is"] == pytest.approx(inception_score_adm(logits).mean, rel=1e-5)
+    assert adm["reference"] is None
+
+
+def test_a_mode_collapse_has_precision_but_no_recall(halves):
+    collapsed = halves[1][:1].repeat(100, 1, 1, 1)
+    values = evaluate(collapsed, halves[1], ["precision", "recall"], "digits", progress=False)["metrics"]
+    assert values["precision"] == 1.0
+    assert values["recall"] < 0.01  # the one digit itself
+
+
+def test_the_same_images_are_at_no_distance(digits):
+    values = evaluate("digits", digits, ["fid", "precision", "recall", "coverage"], "pixels", progress=False)["metrics"]
+    assert values["fid"] < 1e-10
+    assert (values["precision"], values["recall"], values["coverage"]) == (1.0, 1.0, 1.0)
+
+
+def test_a_result_says_what_it_is(result):
+    assert json.loads(json.dumps(result)) == result
+    assert result["quarterarc"] == __version__
+    assert result["extractor"] == extractor("digits").describe()
+    assert result["images"]["count"] == 899
+    assert result["images"]["shape"] == [1, 8, 8]
+    assert result["reference"]["count"] == 898
+    assert result["settings"] == {
+        "neighbours": 3, "inception_score": "torch-fidelity", "splits": 10, "subsets": 10, "subset_size": 300,
+        "seed": 2020,
+    }  # fmt: skip
+    assert result["labels"]["fid"] == "Frechet distance of digits pool features"
+    assert result["labels"]["precision"] == "precision of digits pool features, k = 3"
+    assert set(result["versions"]) == {"python", "torch", "numpy"}
+    assert label("fid", "inception") == "FID"
+    assert label("is", "inception", Settings(inception_score="adm")) == "inception score (adm)"
+
+
+def test_few_images_are_noted(halves):
+    few = evaluate(halves[0][:100], halves[1], ["fid"], "digits", progress=False)
+    assert "100 images, fewer than 2 x 64 = 128" in few["notes"][0]
+
+
+def test_kid_of_few_images_says_how_large_its_subsets_were(halves):
+    few = evaluate(halves[0][:50], halves[1], ["kid"], "digits", progress=False)
+    assert few["settings"]["subset_size"] == 50
+
+
+def test_sampled_images_are_evaluated_and_described(digits, halves):
+    denoise = MixtureData(to_float(halves[0]), h=0.05)
+    with pytest.raises(InputError, match="does not say the shape"):
+        SampledSet(lambda x, angle: denoise(x, angle), range(4))
+    made = SampledSet(denoise, range(64), "ddim", 20)
+    values = evaluate(made, halves[0], ["precision", "recall"], "digits", batch_size=32, progress=False)
+    assert values["metrics"]["precision"] > 0.9
+    sampling = values["images"]["sampling"]
+    assert (sampling["sampler"], sampling["steps"], sampling["nfe"], sampling["seeds"]) == ("ddim", 20, 20, "0-63")
+    with pytest.raises(InputError, match="no seeds"):
+        SampledSet(denoise, [])
+
+
+class Shaped:
+    """A bare denoiser that knows the shape of its images."""
+
+    shape = (1, 8, 8)
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def __call__(self, x, angle):
+        return self.inner(x, angle)
+
+
+def test_samples_that_are_not_numbers_are_refused(halves):
+    def wrong(x, angle):
+        image = torch.zeros_like(x)
+        image[3] = torch.nan
+        return Estimate(image, torch.zeros_like(x))
+
+    with pytest.raises(InputError, match="made 1 of 8 images with NaN or infinity, first that of seed 13"):
+        evaluate(SampledSet(Shaped(wrong), range(10, 18), "ddim", 2), halves[0], ["fid"], "digits", progress=False)
+
+
+# references
+
+
+@pytest.mark.parametrize("name", ["ref.safetensors", "ref.npz"])
+def test_statistics_read_back_as_they_were(collected, stand_in, tmp_path, name):
+    path = tmp_path / "deep" / name
+    save_statistics(path, collected, stand_in.describe(), what="digits", fingerprint="abc")
+    read = read_statistics(path)
+    for kind in ("pool", "spatial"):
+        assert torch.equal(read.moments[kind].mean, collected.statistics[kind].mean)
+        assert torch.equal(read.moments[kind].covariance, collected.statistics[kind].covariance)
+        assert read.moments[kind].count == 898
+    assert torch.equal(read.features["pool"], collected.features["pool"])
+    assert (read.shape, read.count, read.fingerprint) == ((1, 8, 8), 898, "abc")
+    assert read.extractor == stand_in.describe()
+
+
+def test_every_layout_gives_the_same_distance(halves, collected, stand_in, tmp_path):
+    """Ours in both formats, pytorch-fid's (mu, sigma), ADM's with and without its images."""
+    metrics = ["fid", "sfid"]
+    direct = evaluate(halves[0], halves[1], metrics, stand_in, progress=False)
+    save_statistics(tmp_path / "ours.safetensors", collected, stand_in.describe(), what="digits",
+                    fingerprint=direct["reference"]["fingerprint"], features=False)  # fmt: skip
+    save_statistics(tmp_path / "ours.npz", collected, stand_in.describe(), what="digits", features=False)
+    moments = {kind: (found.mean.numpy(), found.covariance.numpy()) for kind, found in collected.statistics.items()}
+    fid = dict(zip(("mu", "sigma"), moments["pool"], strict=True))
+    adm = {**fid, **dict(zip(("mu_s", "sigma_s"), moments["spatial"], strict=True))}
+    np.savez(tmp_path / "pytorch_fid.npz", **fid)
+    np.savez(tmp_path / "adm.npz", **adm)
+    np.savez(tmp_path / "adm_images.npz", halves[1].permute(0, 2, 3, 1).numpy(), **adm)
+    np.savez(tmp_path / "images.npz", halves[1].permute(0, 2, 3, 1).numpy())
+    for name in ("ours.safetensors", "ours.npz", "adm.npz", "adm_images.npz", "images.npz"):
+        found = evaluate(halves[0], tmp_path / name, metrics, stand_in, progress=False)
+        assert found["metrics"] == pytest.approx(direct["metrics"], rel=1e-12), name
+    only = evaluate(halves[0], tmp_path / "pytorch_fid.npz", ["fid"], stand_in, progress=False)
+    assert only["metrics"]["fid"] == pytest.approx(direct["metrics"]["fid"], rel=1e-12)
+    with pytest.raises(InputError, match="no statistics of spatial features"):
+        evaluate(halves[0], tmp_path / "pytorch_fid.npz", ["sfid"], stand_in, progress=False)
+    with pytest.raises(InputError, match=r"no pool feature vectors, which precision.*--with-features"):
+        evaluate(halves[0], tmp_path / "ours.npz", ["fid", "recall"], stand_in, progress=False)
+    with np.load(tmp_path / "ours.npz", allow_pickle=False) as ours:  # what pytorch-fid reads
+        assert np.array_equal(ours["mu"], fid["mu"])
+        assert np.array_equal(ours["sigma"], fid["sigma"])
+    # the same images, saved or not, are the same reference
+    saved = evaluate(halves[0], tmp_path / "ours.safetensors", metrics, stand_in, progress=False)
+    assert differences(direct, saved) == []
+
+
+def test_saved_features_give_every_metric(halves, stand_in, tmp_path):
+    metrics = ["fid", "precision", "recall", "density", "coverage", "kid"]
+    path = tmp_path / "reference.safetensors"
+    evaluate(halves[1], halves[0], ["fid"], stand_in, save_to=path, save_features=True, progress=False)
+    options: dict[str, Any] = {"settings": Settings(subsets=5, subset_size=300), "progress": False}
+    direct = evaluate(halves[0], halves[1], metrics, stand_in, **options)["metrics"]
+    assert evaluate(halves[0], path, metrics, stand_in, **options)["metrics"] == pytest.approx(direct, rel=1e-12)
+
+
+def test_references_that_cannot_be_used_are_refused(halves, collected, stand_in, tmp_path):
+    def refused(name, metrics=("fid",), features=stand_in):
+        with pytest.raises(InputError) as caught:
+            evaluate(halves[0], tmp_path / name, list(metrics), features, progress=False)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert "no reference at" in refused("none.npz")
+    assert "no such data" in refused("none")
+    (tmp_path / "empty").mkdir()
+    assert "no images under" in refused("empty")
+
+    class Evil:
+        def __reduce__(self):
+            return (exec, ("raise SystemExit('a pickle was run')",))
+
+    for name in ("stats.pkl", "stats.npz", "stats.safetensors"):
+        (tmp_path / name).write_bytes(pickle.dumps({"mu": Evil()}))
+        assert "never loaded" in refused(name)
+    np.savez(tmp_path / "objects.npz", mu=np.array([Evil()], dtype=object), sigma=np.eye(2))
+    assert "it holds a pickle" in refused("objects.npz")
+    np.savez(tmp_path / "half.npz", mu=np.zeros(64))
+    assert "holds mu but no sigma" in refused("half.npz")
+    np.savez(tmp_path / "nothing.npz", other=np.zeros(3))
+    assert "neither statistics (mu, sigma) nor images (arr_0), only other" in refused("nothing.npz")
+    np.savez(tmp_path / "wide.npz", mu=np.zeros(2048), sigma=np.eye(2048))
+    assert "2048 pool features, but 'stand-in' gives 64" in refused("wide.npz")
+    np.savez(tmp_path / "square.npz", mu=np.zeros(64), sigma=np.eye(63))
+    assert "the statistics in" in refused("square.npz")
+    assert "(64, 64)" not in refused("square.npz")
+    np.savez(tmp_path / "nan.npz", mu=np.full(64, np.nan), sigma=np.eye(64))
+    assert "NaN" in refused("nan.npz")
+    np.savez(tmp_path / "bent.npz", mu=np.zeros(64), sigma=np.triu(np.ones((64, 64))))
+    assert "not symmetric" in refused("bent.npz")
+    save_statistics(tmp_path / "ours.safetensors", collected, stand_in.describe(), what="digits")
+    assert "name stand-in where these have digits" in refused("ours.safetensors", features="digits")
+    whole = (tmp_path / "ours.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
+    assert "not readable as safetensors" in refused("cut.safetensors")
+    with pytest.raises(InputError, match="one of these endings"):
+        save_statistics(tmp_path / "ours.pkl", collected, stand_in.describe(), what="digits")
+    with pytest.raises(InputError, match="give a reference"):
+        evaluate(halves[0], None, ["fid"], stand_in, progress=False)
+
+
+def test_other_weights_under_the_same_name_are_refused(halves, collected, stand_in, tmp_path):
+    save_statistics(tmp_path / "ours.npz", collected, {**stand_in.describe(), "weights_sha256": "0"}, what="digits")
+    with pytest.raises(InputError, match="other features, weights_sha256 0 where"):
+        evaluate(halves[0], tmp_path / "ours.npz", ["fid"], stand_in, progress=False)
+
+
+def test_images_that_do_not_fit_the_reference_are_refused_before_any_work(halves):
+    larger = halves[1].repeat_interleave(2, 2)
+    with pytest.raises(InputError, match=r"8x8 pixels and 1 channel, .* of 16x8 pixels and 1 channel: nothing is res"):
+        evaluate(halves[0], larger, ["fid"], "pixels", progress=False)
+    with pytest.raises(InputError, match="3 channels"):
+        evaluate(halves[0], halves[1].expand(-1, 3, -1, -1), ["fid"], "pixels", progress=False)
+    with pytest.raises(InputError, match="has 3 images, but 'precision' needs at least 4"):
+        evaluate(halves[0][:3], halves[1], ["precision"], "pixels", progress=False)
+    with pytest.raises(InputError, match="has 1 image, but 'fid' needs at least 2"):
+        evaluate(halves[0], halves[1][:1], ["fid"], "pixels", progress=False)
+    with pytest.raises(InputError, match="has 9 images, but 'is' needs at least 10"):
+        evaluate(halves[0][:9], None, ["is"], "digits", progress=False)
+
+
+def test_metrics_that_the_features_cannot_give_are_refused(halves):
+    with pytest.raises(InputError, match="'sfid' needs spatial features, but 'digits' gives pool and logits"):
+        evaluate(halves[0], halves[1], ["sfid"], "digits", progress=False)
+    with pytest.raises(InputError, match="'is' needs logits features, but 'pixels' gives pool"):
+        evaluate(halves[0], halves[1], ["is"], "pixels", progress=False)
+    with pytest.raises(InputError, match=r"unknown metric 'fiid'; did you mean 'fid'\?"):
+        evaluate(halves[0], halves[1], ["fiid"], "pixels", progress=False)
+    with pytest.raises(InputError, match="there are no metrics"):
+        evaluate(halves[0], halves[1], [], "pixels", progress=False)
+    with pytest.raises(InputError, match="asks a model"):
+        evaluate(halves[0], halves[1], ["bits-per-dim"], "pixels", progress=False)
+    with pytest.raises(InputError, match="unknown inception score 'improved'"):
+        Settings(inception_score="improved")
+    with pytest.raises(InputError, match="neighbours is at least 1"):
+        Settings(neighbours=0)
+
+
+def test_every_metric_reads_only_what_it_needs():
+    for name, metric in METRICS.items():
+        assert metric.vectors == (name not in ("fid", "sfid"))
+        assert metric.against == (name != "is")
+
+
+# comparing
+
+
+def test_results_stand_in_one_table_only_if_they_are_comparable(halves, result):
+    other = {**result, "images": {**result["images"], "sampling": {"steps": 50}}}
+    text = table({"ten": result, "fifty": other})
+    assert text.splitlines()[0].startswith("|  | fid | precision | recall |")
+    assert len(text.splitlines()) == 4
+    fewer = evaluate(halves[0][:500], halves[1], ["fid"], "pixels", progress=False)
+    with pytest.raises(
+        InputError, match=r"fewer and all differ in extractor name: digits and pixels.*number of images"
+    ):
+        table({"all": result, "fewer": fewer})
+    said = table({"all": result, "fewer": fewer}, anyway=True)
+    assert "Not comparable: fewer and all differ in number of images: 899 and 500." in said
+    with pytest.raises(InputError, match="no result of metrics of images"):
+        table({"model": {"metrics": {}}})
+    with pytest.raises(InputError, match="no results"):
+        table({})
+
+
+@pytest.mark.parametrize(
+    ("where", "key", "value"),
+    [
+        ("extractor", "weights_sha256", "0"),
+        ("extractor", "resize", "none"),
+        ("images", "count", 1),
+        ("images", "shape", [3, 8, 8]),
+        ("reference", "fingerprint", "0"),
+        ("reference", "count", 1),
+        ("settings", "neighbours", 5),
+        ("settings", "inception_score", "adm"),
+    ],
+)
+def test_what_makes_results_incomparable_is_named(result, where, key, value):
+    (line,) = differences(result, {**result, where: {**result[where], key: value}})
+    assert str(value) in line
+    assert str(result[where][key]) in line
+    assert differences(result, result) == []
+
+
+# what a model says
+
+
+def test_bits_a_dimension_of_a_set_are_those_of_its_images(digits):
+    class Model(Shaped):
+        classes = None
+
+        def __init__(self):
+            from quarterarc.schedules import schedule
+
+            super().__init__(MixtureData(to_float(digits), h=0.1))
+            self.schedule = schedule("linear", 20)
+
+    model, images = Model(), digits[:10]
+    settings = ModelSettings(variance="small", terms=4, batch_size=4)
+    found = evaluate_model(model, TensorSet(images), ["bits-per-dim"], settings, progress=False)
+    expected = bits_per_dim(model, images, "small", terms=4, progress=False)
+    bits = found["metrics"]["bits-per-dim"]
+    # float32 estimates in other batches
+    assert bits["bits_per_dim"] == pytest.approx(float(expected.total.mean()), rel=1e-5)
+    assert bits["images"] == 10
+    with pytest.raises(InputError, match="make them alike"):
+        evaluate_model(model, TensorSet(images.repeat_interleave(2, 2)), ["bits-per-dim"], progress=False)
+
+
+def test_a_reference_is_opened_once(digits):
+    known = open_reference(digits)
+    assert open_reference(known) is known
+    with pytest.raises(InputError, match="got a int"):
+        open_reference(7)
