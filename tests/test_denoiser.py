@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -108,6 +110,14 @@ def test_a_denoiser_knows_the_angles_at_which_its_head_is_defined(of: str, name:
         for given in (angle, torch.tensor([0.5, 0.5, angle], dtype=torch.float64)):
             with pytest.raises(InputError, match=re.escape(f"'{reader.name}' on the schedule '{of}' is defined")):
                 denoise(points(), given)
+
+
+def test_the_refusal_shows_the_angles() -> None:
+    denoise = Denoiser(Recorder(), ARC, head("velocity", ARC))
+    with pytest.raises(InputError, match=r"defined at angles 0\.\.1\.5708, got 1\.6: use"):
+        denoise(points(), 1.6)
+    with pytest.raises(InputError, match=r"defined at angles 0\.\.1\.5708, got 0\.5\.\.1\.6: use"):
+        denoise(points(), torch.tensor([0.5, 1.6, 0.7]))
 
 
 def test_a_bare_function_is_defined_on_the_whole_arc_unless_it_says_otherwise() -> None:
@@ -268,6 +278,14 @@ def test_wrappers_pass_on_what_the_denoiser_says() -> None:
         assert wrapped.classes == 7
         with pytest.raises(AttributeError):
             wrapped.nothing  # noqa: B018
+
+
+def test_wrappers_can_be_copied_and_pickled() -> None:
+    # both make the object before its attributes, when there is no inner denoiser yet to pass a name on to
+    x = points()
+    for wrapped in (Clipped(WORLD), Counted(Clipped(WORLD))):
+        for again in (copy.deepcopy(wrapped), pickle.loads(pickle.dumps(wrapped))):
+            torch.testing.assert_close(again(x, 0.5).image, wrapped(x, 0.5).image, rtol=0, atol=0)
 
 
 def test_labels_are_passed_only_where_there_are_any() -> None:

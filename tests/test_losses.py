@@ -82,6 +82,7 @@ def test_objectives_are_their_formulas(name: str) -> None:
         "both": square["image"] + square["noise"],
         "both+gradient": square["image"] + square["noise"] + 0.7 * square["velocity"],
     }[name]
+    assert Objective(name).gamma == 1.0  # the paper's
     losses = batch.losses(Objective(name, gamma=0.7))
     torch.testing.assert_close(losses.total.detach(), expected, rtol=1e-12, atol=0)
     torch.testing.assert_close(losses.image, square["image"], rtol=1e-12, atol=0)

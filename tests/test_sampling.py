@@ -20,7 +20,7 @@ from quarterarc.estimate import Estimate
 from quarterarc.grids import GRIDS, grid
 from quarterarc.heads import HEADS, head
 from quarterarc.samplers import DDIM, sampler
-from quarterarc.sampling import DEFAULT_STEPS, sample, trajectory
+from quarterarc.sampling import DEFAULT_STEPS, plan, sample, trajectory
 from quarterarc.schedules import Schedule, schedule
 
 PI_2 = math.pi / 2
@@ -240,6 +240,12 @@ def test_a_noise_head_starts_at_the_last_angle_below_pure_noise_and_says_so(
     torch.testing.assert_close(finer, exact, rtol=0, atol=1e-4)
 
 
+def test_a_denoiser_of_the_whole_arc_has_nothing_to_say(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="quarterarc"):
+        assert sample(bare, noise(), "ddim", 4).angles[0] == PI_2
+    assert caplog.text == ""
+
+
 @pytest.mark.parametrize("of", ["arc", "linear", "cosine", "jsd"])
 @pytest.mark.parametrize("sampler_name", EVERY)
 @pytest.mark.parametrize("name", ["image", "mean"])
@@ -272,6 +278,16 @@ def test_real_digits_come_out_of_their_exact_denoiser() -> None:
     made = sample(MixtureData(digits, 0.05), start, "rk4", 100).images
     nearest = ((made[:, None] - digits) ** 2).flatten(2).mean(2).amin(1).sqrt()
     assert (nearest < 0.07).all()  # the root mean square of 64 normal deviations of 0.05, and four of its own
+
+
+def test_a_plan_says_enough_to_do_it_again() -> None:
+    named = plan(WORLD, "ddim", 3, "rho", churn=0.5)
+    angles = grid("rho", 3).tolist()
+    expected = {"sampler": "ddim", "options": {"churn": 0.5}, "grid": "rho", "steps": 3, "angles": angles}
+    assert named.describe() == expected
+    given = plan(WORLD, DDIM(0.5), grid=[1.0, 0.5, 0.0])
+    expected = {"sampler": "DDIM", "options": {}, "grid": "explicit", "steps": 2, "angles": [1.0, 0.5, 0.0]}
+    assert given.describe() == expected
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,12 @@ def test_numbers_are_part_of_every_result() -> None:
     np.testing.assert_array_equal(draw(7), expected.standard_normal(4))
 
 
+@pytest.mark.parametrize(("dtype", "kind"), [(torch.float64, np.float64), (torch.float32, np.float32)])
+def test_images_are_numpy_s_own_draws_of_their_dtype(dtype: torch.dtype, kind: type) -> None:
+    expected = stream(7, Purpose.NOISE).standard_normal((2, 3), dtype=kind)
+    assert torch.equal(normal([stream(7, Purpose.NOISE)], (2, 3), dtype)[0], torch.from_numpy(expected))
+
+
 def test_numpy_integers_are_whole_numbers() -> None:
     np.testing.assert_array_equal(stream(np.int64(5), Purpose.NOISE).standard_normal(3), draw(5)[:3])  # type: ignore[arg-type]
 
