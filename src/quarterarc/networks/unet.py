@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InputError
-from .layers import Convolution, GroupNorm, attend, drop
+from .layers import Convolution, GroupNorm, attend, double, drop
 
 __all__ = ["UNet", "attention_levels"]
 
@@ -67,8 +67,8 @@ class UNet(nn.Module):
         head_channels: channels an attention head; None for one head.
         dropout: probability, inside the residual blocks.
         classes: number of labels; the label `classes` itself then means "no label".
-        groups: groups of every norm; None for the largest divisor of all widths up to 32 that leaves at least
-            4 channels a group.
+        groups: groups of every norm; None for DDPM's 32, or where `channels` is below 128, the most that leave at
+            least 8 channels a group.
         epsilon: added to the variance in the norms.
         symmetric: pad downsampling convolutions by one pixel all around, instead of at the right and bottom
             only as DDPM does for even sizes.
@@ -334,6 +334,8 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor, size: Sequence[int]) -> Tensor:
         """X of shape (B, channels, ceil(H/2), ceil(W/2)), size (H, W); returns (B, channels, H, W)."""
+        if [2 * n for n in x.shape[-2:]] == list(size):
+            return double(x, self.conv)
         x = F.interpolate(x, scale_factor=2.0, mode="nearest")
         return self.conv(x[:, :, : size[0], : size[1]])
 
@@ -367,7 +369,8 @@ def _groups(config: dict[str, Any], widths: Sequence[int]) -> int:
     common = math.gcd(config["channels"], *widths)
     asked = config["groups"]
     if asked is None:
-        most = max(1, min(32, min(widths) // 4))
+        narrowest = min(config["channels"], *widths)
+        most = 32 if narrowest >= 128 else max(1, narrowest // 8)
         return max(count for count in range(1, most + 1) if common % count == 0)
     if asked < 1 or common % asked:
         raise InputError(f"groups {asked} must divide the widths {sorted({config['channels'], *widths})}")
