@@ -246,6 +246,23 @@ def test_order_on_the_monotone_map_of_a_mixture(name: str) -> None:
     assert slope(rule, world, x, exact, counts, PI_2, 0.0) == pytest.approx(order, abs=0.1)
 
 
+@pytest.mark.parametrize("form", ["noise", "image"])
+@pytest.mark.parametrize(("tableau", "order"), [(EULER, 1), (MIDPOINT, 2), (HEUN, 2), (RK4, 4)])
+def test_order_is_kept_in_every_form_of_the_flow(tableau: Tableau, order: int, form: str) -> None:
+    # a mixture: on Gaussian data the midpoint in these forms happens to be of order 3
+    world = MixtureData(torch.tensor([-1.0, 0.2, 0.9], dtype=torch.float64).reshape(3, 1, 1, 1), 0.5)
+    x = torch.linspace(-1.8, 1.8, 9, dtype=torch.float64).reshape(-1, 1, 1, 1)
+    exact = torch.from_numpy(mixture_flow(world, x.flatten().numpy(), 1.2, 0.4)).reshape(x.shape)
+    counts = (48, 64, 80, 96) if order == 4 else (96, 136, 192, 272)
+    assert slope(Gradient(tableau, form), world, x, exact, counts, 1.2, 0.4) == pytest.approx(order, abs=0.15)
+
+
+def test_the_noise_form_has_no_clock_at_pure_noise() -> None:
+    with pytest.raises(InputError, match="the noise form is not defined at pi/2"):
+        run(Gradient(HEUN, "noise"), opinion, one(0.5), [PI_2, 1.0])
+    assert run(Gradient(HEUN, "noise"), opinion, one(0.5), [1.5, PI_2 / 2]).isfinite().all()
+
+
 @pytest.mark.parametrize("tableau", [EULER, MIDPOINT, HEUN, RK4])
 def test_tableaus_meet_the_order_conditions(tableau: Tableau) -> None:
     stages = len(tableau.weights)
@@ -274,6 +291,7 @@ def test_tableaus_meet_the_order_conditions(tableau: Tableau) -> None:
         (((), (0.5, 0.5)), (0.0, 1.0), "row i of an explicit tableau has i entries"),
         (((),), (0.5, 0.5), "row i of an explicit tableau has i entries"),
         (((), (0.5,)), (0.5, 0.4), "weights sum to 1"),
+        (((), (0.0,)), (0.5, 0.5), "nodes above 0"),
     ],
 )
 def test_tableaus_that_are_none_are_refused(matrix: tuple, weights: tuple, message: str) -> None:

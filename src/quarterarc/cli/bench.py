@@ -8,7 +8,6 @@ from importlib import import_module
 
 BENCHES = {
     "network": "our U-Net against diffusers' UNet2DModel, with the same weights",
-    "samplers": "our samplers against diffusers' schedulers, with the same denoiser, noise and NFE",
     "evaluation": "our Frechet distance, precision and recall against the usual implementations",
 }
 

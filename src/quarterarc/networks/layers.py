@@ -8,8 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import winograd
-
 __all__ = ["Convolution", "GroupNorm", "attend", "double", "drop"]
 
 # On the CPU, below these the general way is as fast or faster.
@@ -25,8 +23,6 @@ class Convolution(nn.Conv2d):
 
     def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
         """X of shape (B, inputs, H, W); shift of shape (B, outputs) or (1, outputs) takes the place of the bias."""
-        if _plain(x, self.weight) and winograd.pays(x, self.weight):
-            return winograd.convolve(x, self.weight, self.bias if shift is None else shift)
         if shift is None:
             return F.conv2d(x, self.weight, self.bias, padding=1)
         if len(shift) == 1:

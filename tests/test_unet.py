@@ -1,0 +1,119 @@
+"""The U-Net: any size and channel count, time computed once, labels, precision, and a config that rebuilds it."""
+
+import json
+
+import pytest
+import torch
+
+from quarterarc.errors import InputError
+from quarterarc.networks import UNet, attention_levels
+
+
+def make(in_channels: int = 3, out_channels: int = 6, **options: object) -> UNet:
+    """A small network whose weights are all away from zero, the zero-initialised ones included."""
+    torch.manual_seed(0)
+    chosen = {"channels": 16, "multipliers": (1, 2, 2), "blocks": 1, "attention": (1,), **options}
+    network = UNet(in_channels, out_channels, **chosen).eval()  # type: ignore[arg-type]
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.add_(0.05 * torch.randn_like(weight))
+    return network
+
+
+def test_the_last_convolution_of_a_new_network_is_zero():
+    network = UNet(3, 6, 16, (1, 2), 1, (1,))
+    assert torch.equal(network(torch.randn(2, 3, 8, 8), torch.tensor(5.0)), torch.zeros(2, 6, 8, 8))
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 7), (9, 20), (1, 1), (30, 50)])
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_any_size_and_any_channels(size, channels):
+    out = make(channels, 2 * channels)(torch.randn(2, channels, *size), torch.tensor(3.0))
+    assert out.shape == (2, 2 * channels, *size)
+    assert out.isfinite().all()
+
+
+def test_one_time_for_all_is_the_same_as_that_time_for_each():
+    network, x = make(), torch.randn(5, 3, 8, 8)
+    shared = network(x, torch.tensor(421.5))
+    # the same sums in another order: a few float32 roundings
+    torch.testing.assert_close(network(x, torch.full((5,), 421.5)), shared, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(network(x, torch.full((1,), 421.5)), shared, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(network(x, torch.tensor(20.0)), shared, atol=1e-3)
+
+
+def test_an_image_does_not_see_its_neighbours():
+    network, x, times = make(), torch.randn(6, 3, 8, 8), torch.rand(6) * 1000
+    whole = network(x, times)
+    for place in range(6):
+        alone = network(x[place : place + 1], times[place : place + 1])
+        torch.testing.assert_close(alone, whole[place : place + 1], rtol=1e-4, atol=1e-5)
+
+
+def test_labels_steer_and_none_is_the_last_class():
+    network, x, time = make(classes=4), torch.randn(3, 3, 8, 8), torch.tensor(9.0)
+    nothing = network(x, time)
+    torch.testing.assert_close(network(x, time, torch.full((3,), 4)), nothing, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(network(x, time, torch.tensor([0, 1, 2])), nothing, atol=1e-3)
+
+
+def test_its_config_rebuilds_it():
+    network = make(classes=3, dropout=0.1, head_channels=8)
+    again = UNet(**json.loads(json.dumps(network.config)))
+    again.load_state_dict(network.state_dict())
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(again.eval()(x, torch.tensor(1.0), torch.tensor([0, 1])),
+                       network(x, torch.tensor(1.0), torch.tensor([0, 1])))  # fmt: skip
+
+
+def test_bf16_is_close_to_fp32():
+    network, x, time = make(), torch.randn(4, 3, 16, 16), torch.tensor(300.0)
+    exact = network(x, time)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = network(x, time).float()
+    assert (rounded - exact).norm() < 0.05 * exact.norm()  # eight bits of mantissa through some twenty layers
+
+
+def test_gradients_with_and_without_the_cpu_paths_agree():
+    """What the CPU computes its own way in float32 is what the general way computes in float64."""
+    network, x = make(), torch.randn(4, 3, 8, 8)
+    times = torch.rand(4) * 1000
+    network(x, times).square().sum().backward()
+    single = {name: weight.grad.double() for name, weight in network.named_parameters() if weight.grad is not None}
+    double = make().double()
+    double(x.double(), times).square().sum().backward()
+    for name, weight in double.named_parameters():
+        assert weight.grad is not None
+        scale = weight.grad.abs().max().clamp(min=1e-3)
+        assert (single[name] - weight.grad).abs().max() < 1e-3 * scale, name  # float32 sums of some thousand terms
+
+
+def test_dropout_keeps_the_mean_and_is_seeded():
+    from quarterarc.networks.layers import drop
+
+    x = torch.ones(64, 16, 16, 16).contiguous(memory_format=torch.channels_last)
+    torch.manual_seed(1)
+    dropped = drop(x, 0.3, True)
+    torch.manual_seed(1)
+    assert torch.equal(drop(x, 0.3, True), dropped)
+    kept = (dropped != 0).double().mean()
+    # five standard errors of a binomial share
+    assert abs(kept - 0.7) < 5 * (0.21 / x.numel()) ** 0.5 + 1 / 65536
+    assert dropped[dropped != 0].unique().numel() == 1
+    assert abs(dropped.double().mean() - 1) < 0.01
+    assert drop(x, 0.3, False) is x
+
+
+def test_the_output_lies_channels_last():
+    out = make()(torch.randn(2, 3, 8, 8), torch.tensor(1.0))
+    assert out.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_attention_is_found_by_resolution():
+    assert attention_levels(32, (16,), 4) == (1,)
+    assert attention_levels(256, (16,), 6) == (4,)
+    assert attention_levels(8, (), 2) == ()
+    with pytest.raises(InputError, match="choose from these"):
+        attention_levels(32, (15,), 4)
+    with pytest.raises(InputError, match="groups"):
+        UNet(3, 3, 16, (1, 2), groups=5)

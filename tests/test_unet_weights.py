@@ -1,0 +1,52 @@
+"""Weights to and from diffusers' UNet2DModel: the same outputs, both ways."""
+
+import pytest
+import torch
+
+from quarterarc.errors import InputError
+from quarterarc.interop.unet_weights import from_diffusers, to_diffusers
+
+diffusers = pytest.importorskip("diffusers")
+
+DDPM = {
+    "downsample_padding": 0,
+    "flip_sin_to_cos": False,
+    "freq_shift": 1,
+    "norm_eps": 1e-6,
+    "attention_head_dim": None,
+}
+
+
+def theirs(**options):
+    torch.manual_seed(0)
+    settings = {
+        "sample_size": 16, "in_channels": 3, "out_channels": 3, "layers_per_block": 2, "norm_num_groups": 8,
+        "block_out_channels": (16, 32, 32), "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"), **DDPM, **options,
+    }  # fmt: skip
+    model = diffusers.UNet2DModel(**settings).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.03 * torch.randn_like(weight))
+    return model
+
+
+@pytest.mark.parametrize("options", [{}, {"num_class_embeds": 5}, {"downsample_padding": 1, "flip_sin_to_cos": True,
+                                          "freq_shift": 0, "norm_eps": 1e-5, "attention_head_dim": 8}])  # fmt: skip
+def test_outputs_agree_both_ways(options):
+    model = theirs(**options)
+    ours = from_diffusers(model).eval()
+    back = to_diffusers(ours).eval()
+    x = torch.randn(3, 3, 16, 16)
+    for time in (torch.tensor(17.0), torch.tensor([0.0, 400.0, 999.0])):
+        labels = torch.tensor([0, 3, 4]) if options.get("num_class_embeds") else None
+        with torch.no_grad():
+            expected = model(x, time, class_labels=labels).sample
+            scale = max(1.0, float(expected.abs().max()))
+            for got in (ours(x, time, labels), back(x, time, class_labels=labels).sample):
+                assert (got - expected).abs().max() < 1e-5 * scale
+
+
+def test_what_cannot_be_represented_is_refused():
+    with pytest.raises(InputError):
+        from_diffusers(theirs(resnet_time_scale_shift="scale_shift"))
