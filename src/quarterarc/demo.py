@@ -39,7 +39,7 @@ COMPARED = (("ddpm", 10), ("ddim", 10), ("cold", 10), ("rotation", 10), ("euler"
 """Samplers and their steps: six at 10 evaluations, and one at 200 as where the trajectories lead."""
 
 
-def run_demo(recipe: Recipe, out: Path, measured: int = 500) -> dict[str, Any]:
+def run_demo(recipe: Recipe, out: Path, measured: int = 200) -> dict[str, Any]:
     """Train by `recipe` in `out` (or go on, if it was begun), then write the pictures, metrics.json and report.html.
 
     Args:
