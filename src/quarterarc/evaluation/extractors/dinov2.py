@@ -1,7 +1,7 @@
 """DINOv2 ViT-L/14 (Oquab et al. 2023), which follows human judgement better than Inception does (Stein et al. 2023).
 
 The network is transformers' `Dinov2Model`; its weights come from the hub (`facebook/dinov2-large`) or a local folder.
-It interpolates the position embeddings of 518 pixels down to 224 in its own way, so compare its features among themselves.
+It brings the position embeddings of 518 pixels to 224 in its own way, so compare its features among themselves.
 """
 
 from __future__ import annotations
