@@ -103,20 +103,22 @@ def frechet(dimensions: int, repeats: int) -> list[Row]:
 
 
 def _known_pair(dimensions: int) -> tuple[Tensor, Tensor, Tensor, float]:
-    """Difference of means, two covariances that commute, of condition 1e8, and the distance in closed form."""
+    """Difference of means, two covariances that do not commute, of condition 1e8, and the distance in closed form.
+
+    A symmetric positive T moves N(0, S) to N(0, T S T) by the shortest way, so the distance is |(T - I) S^{1/2}|^2.
+    (Covariances that commute would be too easy: their product is symmetric, and its eigenvalues are found in no time.)
+    """
     import torch
 
     random = torch.Generator().manual_seed(0)
-    axes = torch.linalg.qr(torch.randn(dimensions, dimensions, generator=random, dtype=torch.float64)).Q
-    a = torch.logspace(0.0, -8.0, dimensions, dtype=torch.float64)
-    b = a * (0.5 + torch.rand(dimensions, generator=random, dtype=torch.float64))
-    mean = torch.full((dimensions,), 0.01, dtype=torch.float64)
-    exact = mean.square().sum() + (a.sqrt() - b.sqrt()).square().sum()
-    return (
-        mean,
-        *((covariance + covariance.T) / 2 for covariance in ((axes * x) @ axes.T for x in (a, b))),
-        exact.item(),
-    )
+    shape, double = (dimensions, dimensions), torch.float64
+    axes, other_axes = (torch.linalg.qr(torch.randn(shape, generator=random, dtype=double)).Q for _ in range(2))
+    root = axes * torch.logspace(0.0, -4.0, dimensions, dtype=double)
+    move = (other_axes * (0.5 + torch.rand(dimensions, generator=random, dtype=double))) @ other_axes.T
+    mean = torch.full((dimensions,), 0.01, dtype=double)
+    exact = mean.square().sum() + (move @ root - root).square().sum()
+    first, second = (x @ x.T for x in (root, move @ root))
+    return mean, (first + first.T) / 2, (second + second.T) / 2, exact.item()
 
 
 def _frechet_ways() -> dict[str, Callable[[Tensor, Tensor, Tensor], float]]:
