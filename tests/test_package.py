@@ -35,7 +35,13 @@ def run(installed: Path, *command: str) -> str:
 def test_the_wheel_holds_what_is_not_code(installed):
     (wheel,) = installed.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    for name in ("py.typed", "data/digits.npz", "recipes/digits.yaml", "report/templates/demo.html"):
+    for name in (
+        "py.typed",
+        "data/digits.npz",
+        "evaluation/digits_classifier.safetensors",
+        "recipes/digits.yaml",
+        "report/templates/demo.html",
+    ):
         assert f"quarterarc/{name}" in names
     assert not [name for name in names if name.startswith(("tests", "docs", "tools"))]
     assert any(name.endswith("licenses/LICENSE") for name in names)
