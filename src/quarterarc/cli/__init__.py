@@ -29,8 +29,8 @@ COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status: 0, or 2 after a one-line error."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    # GNU OpenMP's threads wait for each other by spinning for ever. Where two share a processor, on a busy machine or an
-    # unlucky virtual one, that is fifty times slower; spinning for some microseconds costs little. Read as torch loads.
+    # GNU OpenMP's threads wait for each other by spinning for ever. Where two share a processor, on a busy machine or
+    # an unlucky virtual one, that is fifty times slower; spinning for microseconds costs little. Read as torch loads.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     parser = argparse.ArgumentParser(
         prog="quarterarc", description="Diffusion models of images on the quarter arc between image and noise."
