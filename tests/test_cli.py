@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from quarterarc.cli import main
-from quarterarc.cli.sample import parse_grid, parse_labels, parse_option, parse_seeds
+from quarterarc.cli.model import parse_grid, parse_labels, parse_option, parse_seeds
 from quarterarc.errors import InputError
 from quarterarc.runs import checkpoints
 

@@ -1,12 +1,16 @@
 """Every example runs as it stands."""
 
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
+ROOT = Path(__file__).parent.parent
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=[path.stem for path in EXAMPLES])
@@ -14,3 +18,27 @@ def test_example(example, tmp_path):
     done = subprocess.run([sys.executable, str(example)], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
+
+
+def test_the_python_of_the_readme_runs(tmp_path):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("ddim 20 ")
+
+
+def test_the_commands_of_the_readme_run(tmp_path, tiny):
+    """As they are written there, on a few images and for a few steps."""
+    (tmp_path / "PHOTOS").mkdir()
+    for number in range(3):
+        Image.new("RGB", (40, 30), (80 * number, 20, 200)).save(tmp_path / "PHOTOS" / f"{number}.jpg")
+    lines = re.findall(r"^quarterarc ((?:train|sample) .+)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert [line.split()[0] for line in lines] == ["train", "train", "sample"]
+    for place, line in enumerate(lines):
+        words = shlex.split(line, comments=True)
+        words += tiny if place == 0 else ()
+        words = [word.replace("0-999", "0-3") for word in words]
+        command = [sys.executable, "-m", "quarterarc", *words]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "made").glob("00*.png"))) == 4

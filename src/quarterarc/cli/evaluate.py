@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from .sample import parse_grid, parse_labels, parse_option, parse_seeds
+from .model import add_sampling_arguments, ask, parse_grid, parse_seeds
 
 if TYPE_CHECKING:
     from ..evaluation.extractors import Extractor
@@ -43,13 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="cpu, cuda, mps (default: the best there is)")
     run = parser.add_argument_group("a run")
     run.add_argument("--seeds", default=None, help="which images it makes: 0-9999 (default: from 0, --count of them)")
-    run.add_argument("--sampler", default=None, help="a sampler by name (default: what measures best)")
-    run.add_argument("--steps", type=int, default=None, help="how many steps (default: 10)")
-    run.add_argument("--grid", default=None, help="a grid of angles by name, or angles: 1.57,1.2,0.6,0")
-    run.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the sampler")
-    run.add_argument("--labels", default=None, help="classes to make, 3 or 0,1,2, used in turn over the seeds")
-    run.add_argument("--guidance", type=float, default=None, help="scale of classifier-free guidance (with --labels)")
-    run.add_argument("--bf16", action="store_true", help="run the network in bfloat16")
+    add_sampling_arguments(run)
     numbers = parser.add_argument_group("numbers that metrics depend on")
     numbers.add_argument("--neighbours", type=int, default=3, help="k of precision and recall (default: %(default)s)")
     numbers.add_argument("--inception-score", default="torch-fidelity", metavar="NAME",
@@ -154,37 +148,15 @@ def _images(args: argparse.Namespace, reference: Any) -> ImageSet:
 
 
 def _sampled(args: argparse.Namespace, count: int | None) -> ImageSet:
-    import torch
-
-    from ..denoiser import Guided
-    from ..devices import pick_device
     from ..evaluation.sets import SampledSet
-    from ..runs import hash_of, load, newest_checkpoint
 
-    labels = parse_labels(args.labels)
-    options = dict(parse_option(option) for option in args.option)
     if args.seeds is not None and args.count is not None:
         raise InputError("give --seeds or --count, not both: --count 100 is --seeds 0-99")
     seeds = parse_seeds(args.seeds) if args.seeds else range(args.count or min(count or _MOST, _MOST))
-    checkpoint = newest_checkpoint(args.source)
-    denoise: Any = load(checkpoint, pick_device(args.device), torch.bfloat16 if args.bf16 else None)
-    if args.guidance is not None:
-        if labels is None:
-            raise InputError("--guidance needs --labels: it steers towards a class")
-        denoise = Guided(denoise, args.guidance)
-    if labels is not None and (denoise.classes is None or max(labels) >= denoise.classes):
-        knows = f"labels 0..{denoise.classes - 1}" if denoise.classes else "no labels"
-        raise InputError(f"--labels {args.labels}: the model in {args.source} was trained with {knows}")
-    about = {
-        "model": str(args.source),
-        "checkpoint": checkpoint.name,
-        "checkpoint_sha256": hash_of(checkpoint),
-        "guidance": args.guidance,
-        "precision": "bf16" if args.bf16 else "fp32",
-    }
+    asked = ask(args, args.source)
     return SampledSet(
-        denoise, seeds, args.sampler, args.steps, parse_grid(args.grid), labels=labels, options=options,
-        what=f"the run {args.source}", about=about,
+        asked.denoise, seeds, args.sampler, args.steps, parse_grid(args.grid), labels=asked.labels,
+        options=asked.options, what=f"the run {args.source}", about=asked.about,
     )  # fmt: skip
 
 

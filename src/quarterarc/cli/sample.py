@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from ..errors import InputError
+from .model import add_sampling_arguments, ask, parse_grid, parse_seeds
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,109 +13,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="RUN", help="a run folder, or one of its checkpoints")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="where the images go")
     parser.add_argument("--seeds", default="0-63", help="which images: 0-63, or 1,5,10-19 (default: %(default)s)")
-    parser.add_argument("--sampler", default=None, help="a sampler by name (default: what measures best)")
-    parser.add_argument("--steps", type=int, default=None, help="how many steps (default: 10)")
-    parser.add_argument("--grid", default=None, help="a grid of angles by name, or angles: 1.57,1.2,0.6,0")
-    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE",
-                        help="an option of the sampler, such as churn=0.5 or variance=large")  # fmt: skip
-    parser.add_argument("--labels", default=None, help="classes to make, 3 or 0,1,2, used in turn over the seeds")
-    parser.add_argument(
-        "--guidance", type=float, default=None, help="scale of classifier-free guidance (with --labels)"
-    )
+    add_sampling_arguments(parser)
     parser.add_argument("--batch-size", type=int, default=64, help="images at once (default: %(default)s)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, mps (default: the best there is)")
-    parser.add_argument("--bf16", action="store_true", help="run the network in bfloat16")
 
 
 def run(args: argparse.Namespace) -> int:
     """Write the images; 0 when all are there."""
     seeds = parse_seeds(args.seeds)
-    labels = parse_labels(args.labels)
-    options = dict(parse_option(option) for option in args.option)
+    asked = ask(args, args.model)
 
-    import torch
-
-    from ..denoiser import Guided
-    from ..devices import pick_device
     from ..output import write_samples
-    from ..runs import hash_of, load, newest_checkpoint
 
-    checkpoint = newest_checkpoint(args.model)
-    denoise: Any = load(checkpoint, pick_device(args.device), torch.bfloat16 if args.bf16 else None)
-    if args.guidance is not None:
-        if labels is None:
-            raise InputError("--guidance needs --labels: it steers towards a class")
-        denoise = Guided(denoise, args.guidance)
-    if labels is not None and (denoise.classes is None or max(labels) >= denoise.classes):
-        knows = f"labels 0..{denoise.classes - 1}" if denoise.classes else "no labels"
-        raise InputError(f"--labels {args.labels}: the model in {args.model} was trained with {knows}")
     made = write_samples(
-        denoise,
+        asked.denoise,
         args.out,
         seeds,
         sampler=args.sampler,
         steps=args.steps,
         grid=parse_grid(args.grid),
         batch_size=args.batch_size,
-        labels=labels,
-        options=options,
-        about={
-            "model": str(args.model),
-            "checkpoint": checkpoint.name,
-            "checkpoint_sha256": hash_of(checkpoint),
-            "guidance": args.guidance,
-            "precision": "bf16" if args.bf16 else "fp32",
-        },
+        labels=asked.labels,
+        options=asked.options,
+        about=asked.about,
     )
     if made:
         print(f"{made['count']} images, {made['nfe']} network evaluations each, in {args.out} (look at grid.png)")
     return 0
-
-
-def parse_seeds(text: str) -> list[int]:
-    """Seeds from text such as "0-63" or "1,5,10-19"."""
-    seeds: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        try:
-            low = int(first)
-            high = int(last) if dash else low
-        except ValueError:
-            raise InputError(f"--seeds takes whole numbers and ranges, 0-63 or 1,5,10-19, got '{text}'") from None
-        if high < low:
-            raise InputError(f"--seeds {part}: the range runs backwards")
-        seeds.extend(range(low, high + 1))
-    if len(set(seeds)) != len(seeds):
-        raise InputError(f"--seeds {text} names a seed twice")
-    return seeds
-
-
-def parse_labels(text: str | None) -> list[int] | None:
-    """Labels from text such as "3" or "0,1,2"."""
-    if text is None:
-        return None
-    try:
-        labels = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise InputError(f"--labels takes whole numbers, 3 or 0,1,2, got '{text}'") from None
-    if min(labels) < 0:
-        raise InputError(f"--labels are numbers from 0, got '{text}'")
-    return labels
-
-
-def parse_option(text: str) -> tuple[str, Any]:
-    """A sampler's option from text such as "churn=0.5"."""
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise InputError(f"--option {text}: write NAME=VALUE, such as churn=0.5")
-    return name, yaml.safe_load(value)
-
-
-def parse_grid(text: str | None) -> str | list[float] | None:
-    """A grid's name, or its angles from text such as "1.57,0.8,0"."""
-    if text is None or "," not in text:
-        return text
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise InputError(f"--grid takes a name or angles, 1.57,0.8,0, got '{text}'") from None

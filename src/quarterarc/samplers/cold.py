@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -24,31 +25,35 @@ class Cold(LinearSampler):
         return Weights(ratio, math.cos(a) - ratio * math.cos(b), 0.0)
 
 
-@dataclass(frozen=True)
-class ColdNaive:
-    """Bansal et al., Algorithm 1: x_a = D(image, a), with the noise that the trajectory began with."""
+class _FixedNoise(ABC):
+    """A rule of Bansal et al., whose degradation D keeps the noise that the trajectory began with."""
 
     evaluations = 1
+
+    @abstractmethod
+    def step(self, x: Tensor, image: Tensor, noise: Tensor, b: float, a: float) -> Tensor:
+        """From x at angle b to angle a, by the estimated image and the first noise."""
 
     def __call__(self, denoise: Denoise, x: Tensor, angles: Sequence[float], draw: Draw) -> Iterator[State]:
         noise = x
         for b, a in pairwise(angles):
             estimate = denoise(x, b)
             yield State(x, b, estimate)
-            x = mix(estimate.image, noise, a)
+            x = self.step(x, estimate.image, noise, b, a)
         yield State(x, angles[-1], None)
 
 
 @dataclass(frozen=True)
-class ColdImproved:
-    """Bansal et al., Algorithm 2: x_a = x - D(image, b) + D(image, a), with the noise the trajectory began with."""
+class ColdNaive(_FixedNoise):
+    """Bansal et al., Algorithm 1: x_a = D(image, a)."""
 
-    evaluations = 1
+    def step(self, x: Tensor, image: Tensor, noise: Tensor, b: float, a: float) -> Tensor:
+        return mix(image, noise, a)
 
-    def __call__(self, denoise: Denoise, x: Tensor, angles: Sequence[float], draw: Draw) -> Iterator[State]:
-        noise = x
-        for b, a in pairwise(angles):
-            estimate = denoise(x, b)
-            yield State(x, b, estimate)
-            x = x - mix(estimate.image, noise, b) + mix(estimate.image, noise, a)
-        yield State(x, angles[-1], None)
+
+@dataclass(frozen=True)
+class ColdImproved(_FixedNoise):
+    """Bansal et al., Algorithm 2: x_a = x - D(image, b) + D(image, a)."""
+
+    def step(self, x: Tensor, image: Tensor, noise: Tensor, b: float, a: float) -> Tensor:
+        return x - mix(image, noise, b) + mix(image, noise, a)
