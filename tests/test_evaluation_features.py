@@ -13,8 +13,8 @@ from torch import nn
 from quarterarc.data import DataSpec, open_data
 from quarterarc.devices import Processes
 from quarterarc.errors import InputError
+from quarterarc.evaluation import evaluate
 from quarterarc.evaluation import features as features_module
-from quarterarc.evaluation.evaluate import evaluate
 from quarterarc.evaluation.extractors import Extractor, extractor
 from quarterarc.evaluation.extractors.digits import HELD_OUT, WEIGHTS
 from quarterarc.evaluation.extractors.inception import FILE, Inception, find_weights, load_inception, resize_tf1

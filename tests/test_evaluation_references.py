@@ -14,13 +14,28 @@ from quarterarc.closed_form import MixtureData
 from quarterarc.data import DataSpec, open_data, to_float
 from quarterarc.errors import InputError
 from quarterarc.estimate import Estimate
-from quarterarc.evaluation import frechet_distance, inception_score_adm, kernel_distance, precision_recall
-from quarterarc.evaluation.evaluate import METRICS, Settings, differences, evaluate, label, table
-from quarterarc.evaluation.extractors import Extractor, extractor
-from quarterarc.evaluation.features import collect
-from quarterarc.evaluation.models import ModelSettings, evaluate_model
-from quarterarc.evaluation.references import open_reference, read_statistics, save_statistics
-from quarterarc.evaluation.sets import SampledSet, TensorSet
+from quarterarc.evaluation import (
+    METRICS,
+    Extractor,
+    ModelSettings,
+    SampledSet,
+    Settings,
+    collect,
+    differences,
+    evaluate,
+    evaluate_model,
+    extractor,
+    frechet_distance,
+    inception_score_adm,
+    kernel_distance,
+    open_reference,
+    precision_recall,
+    save_statistics,
+    table,
+)
+from quarterarc.evaluation.metrics import label
+from quarterarc.evaluation.references import read_statistics
+from quarterarc.evaluation.sets import TensorSet
 from quarterarc.likelihood import bits_per_dim
 
 ALL = ["fid", "precision", "recall", "density", "coverage", "is", "kid"]
@@ -216,6 +231,14 @@ def test_every_layout_gives_the_same_distance(halves, collected, stand_in, tmp_p
     with np.load(tmp_path / "ours.npz", allow_pickle=False) as ours:  # what pytorch-fid reads
         assert np.array_equal(ours["mu"], fid["mu"])
         assert np.array_equal(ours["sigma"], fid["sigma"])
+    # statistics of other features stand back where the images are there too
+    pixels = evaluate(halves[0], halves[1], ["fid", "recall"], "digits", progress=False)
+    np.savez(
+        tmp_path / "of_inception.npz", halves[1].permute(0, 2, 3, 1).numpy(), mu=np.zeros(2048), sigma=np.eye(2048)
+    )
+    through = evaluate(halves[0], tmp_path / "of_inception.npz", ["fid", "recall"], "digits", progress=False)
+    assert through["metrics"] == pixels["metrics"]
+    assert through["reference"]["statistics"] == []
     # the same images, saved or not, are the same reference
     saved = evaluate(halves[0], tmp_path / "ours.safetensors", metrics, stand_in, progress=False)
     assert differences(direct, saved) == []

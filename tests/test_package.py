@@ -77,3 +77,18 @@ def test_every_public_name_is_there():
     assert set(qa.__all__) <= set(dir(qa))
     with pytest.raises(AttributeError, match="no attribute 'sampel'"):
         _ = qa.sampel
+
+
+def test_evaluation_brings_everything_and_loads_what_reads_images_only_when_used():
+    import quarterarc.evaluation as evaluation
+
+    for name in evaluation.__all__:
+        assert getattr(evaluation, name) is not None
+    assert set(evaluation.__all__) <= set(dir(evaluation))
+    with pytest.raises(AttributeError, match="no attribute 'evalaute'"):
+        _ = evaluation.evalaute
+    code = (
+        "import sys, quarterarc.evaluation as e; e.frechet_distance, e.precision_recall; "
+        "print([name for name in ('PIL', 'pydantic', 'yaml', 'accelerate') if name in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from .denoiser import Clipped, Denoiser, Guided
     from .errors import InputError
     from .estimate import Estimate
+    from .flow import decode, encode, log_likelihood
     from .generation import generate, noise
     from .grids import grid
     from .heads import head
+    from .likelihood import bits_per_dim, rate_distortion
     from .runs import load
     from .samplers import sampler
     from .sampling import Result, sample, trajectory
@@ -34,9 +36,11 @@ _HOME = {
     "denoiser": ("Clipped", "Denoiser", "Guided"),
     "errors": ("InputError",),
     "estimate": ("Estimate",),
+    "flow": ("decode", "encode", "log_likelihood"),
     "generation": ("generate", "noise"),
     "grids": ("grid",),
     "heads": ("head",),
+    "likelihood": ("bits_per_dim", "rate_distortion"),
     "runs": ("load",),
     "samplers": ("sampler",),
     "sampling": ("Result", "sample", "trajectory"),
@@ -54,12 +58,17 @@ __all__ = [
     "MixtureData",
     "Result",
     "Schedule",
+    "bits_per_dim",
+    "decode",
+    "encode",
     "generate",
     "grid",
     "head",
     "load",
+    "log_likelihood",
     "mix",
     "noise",
+    "rate_distortion",
     "rotate",
     "sample",
     "sampler",

@@ -17,7 +17,7 @@ from .data import open_data
 from .data.order import permutation
 from .data.pixels import to_uint8
 from .denoiser import Denoiser
-from .evaluation.evaluate import evaluate
+from .evaluation.measure import evaluate
 from .files import make_folder, write_json
 from .generation import batches, generate, noise
 from .images import grid_of, write_png

@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     if args.with_features and args.save_reference is None:
         raise InputError("--with-features goes with --save-reference: it keeps feature vectors in that file")
 
-    from ..evaluation.evaluate import check_metrics
+    from ..evaluation.metrics import check_metrics
     from ..evaluation.models import MODEL_METRICS
 
     if args.metrics is not None:
@@ -101,8 +101,9 @@ def _is_run(source: str) -> bool:
 
 def _run_image_metrics(args: argparse.Namespace, names: list[str]) -> int:
     from ..devices import pick_device, processes
-    from ..evaluation.evaluate import METRICS, Settings, evaluate
     from ..evaluation.extractors import extractor as named_extractor
+    from ..evaluation.measure import evaluate
+    from ..evaluation.metrics import METRICS, Settings
     from ..evaluation.references import Reference, check_ending, open_reference
 
     settings = Settings(args.neighbours, args.inception_score, args.splits)
