@@ -124,6 +124,27 @@ def test_a_dependent_feature_that_rounding_hides_from_cholesky(seed: int) -> Non
     assert frechet_distance(x, y) == pytest.approx(from_singular_values(x, y), abs=1e-12)
 
 
+@pytest.mark.parametrize("spread", [2.0, 4.0, 6.0, 7.0])
+@pytest.mark.parametrize("seed", range(5))
+def test_eigenvalues_serve_only_where_they_are_right(spread: float, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Standard deviations over up to seven decades, whose squares' squares eigenvalues cannot hold."""
+    random = torch.Generator().manual_seed(seed)
+
+    def covariance(deviations: Tensor) -> Moments:
+        root = torch.linalg.qr(torch.randn(60, 60, generator=random, dtype=torch.float64)).Q * deviations
+        found = root @ root.T
+        return gaussian((found + found.T) / 2)
+
+    falling = torch.logspace(0, -spread, 60, dtype=torch.float64)
+    two = torch.where(torch.arange(60) % 2 == 0, 1.0, falling[-1])
+    a, b = covariance(falling), covariance(two)
+    got = frechet_distance(a, b), frechet_distance(a, a)
+    assert got[1] < 1e-10
+    monkeypatch.setattr("quarterarc.evaluation.frechet._is_triangular", lambda factor: False)
+    # 1e-12 of traces of up to 60
+    assert got == pytest.approx((frechet_distance(a, b), frechet_distance(a, a)), abs=6e-11)
+
+
 def test_the_published_forms_agree_where_they_are_accurate() -> None:
     x, y = draw(2000, 32, 32, 1), draw(2500, 32, 32, 2) + 0.3
     a, b = np.cov(x.numpy(), rowvar=False), np.cov(y.numpy(), rowvar=False)
