@@ -118,6 +118,41 @@ def test_bits_a_dimension_of_a_run(tiny_run, tmp_path, capsys):
     assert found["data"]["count"] == 6
 
 
+@pytest.mark.parametrize("name", ["bits-per-dim", "flow-bits-per-dim"])
+def test_an_interrupted_likelihood_goes_on_image_by_image(tiny_run, tmp_path, monkeypatch, capsys, name):
+    from quarterarc.evaluation import models
+
+    function = "bits_per_dim" if name == "bits-per-dim" else "flow_bits_per_dim"
+    ask, numbers = getattr(models, function), []
+
+    def interrupted(*args, **options):
+        numbers.extend(options["numbers"])
+        if numbers == [0, 1, 2]:
+            raise KeyboardInterrupt
+        return ask(*args, **options)
+
+    def command(out):
+        return ["evaluate", str(tiny_run), "--metrics", name, "--terms", "3", "--count", "5", "--batch-size",
+                "3" if name == "bits-per-dim" else "1", "--out", str(tmp_path / out)]  # fmt: skip
+
+    monkeypatch.setattr(models, function, interrupted)
+    assert main(command("a.json")) == 130
+    assert not (tmp_path / "a.json").exists()
+    assert (tmp_path / "a.json.partial").is_dir()
+    assert main(command("a.json")) == 0
+    assert numbers == [0, 1, 2, 2, 3, 4]
+    assert not (tmp_path / "a.json.partial").exists()
+    assert main(command("b.json")) == 0
+    whole = json.loads((tmp_path / "b.json").read_text())
+    assert json.loads((tmp_path / "a.json").read_text()) == whole
+    assert set(whole["model"]) == {"what", "checkpoint", "checkpoint_sha256"}
+
+
+def test_bits_of_a_single_image_have_no_standard_error(tiny_run, capsys):
+    assert main(["evaluate", str(tiny_run), "--metrics", "bits-per-dim", "--terms", "2", "--count", "1"]) == 0
+    assert "+-" not in capsys.readouterr().out
+
+
 def test_an_interrupted_command_goes_on(digits, tmp_path, monkeypatch, capsys):
     folder = write_folder(tmp_path / "png", digits[:60])
     other = write_folder(tmp_path / "other", digits[60:100])

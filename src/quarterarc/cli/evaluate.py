@@ -202,20 +202,27 @@ def _run_model_metrics(args: argparse.Namespace, names: list[str]) -> int:
     from ..devices import pick_device
     from ..evaluation.models import ModelSettings, evaluate_model
     from ..evaluation.references import open_reference
-    from ..runs import load, newest_checkpoint
+    from ..runs import hash_of, load, newest_checkpoint
 
     if not _is_run(args.source):
         raise InputError(f"{', '.join(names)} ask a model, but {args.source} is no run: give a run folder")
     images = open_reference(args.reference or args.source, args.count).images
     if images is None:
         raise InputError(f"{', '.join(names)} need images, but {args.reference} holds statistics: give the images")
-    denoise = load(newest_checkpoint(args.source), pick_device(args.device))
+    checkpoint = newest_checkpoint(args.source)
+    denoise = load(checkpoint, pick_device(args.device))
+    about = {"checkpoint": checkpoint.name, "checkpoint_sha256": hash_of(checkpoint)}
     settings = ModelSettings(args.variance, args.terms, batch_size=args.batch_size)
-    result = evaluate_model(denoise, images, names, settings, what=str(args.source))
+    cache = None if args.out is None else args.out.with_name(f"{args.out.name}.partial")
+    result = evaluate_model(denoise, images, names, settings, what=str(args.source), about=about, cache=cache)
     if not result:
         return 0
     for name in names:
         found = result["metrics"][name]
-        print(f"{name}  {found['bits_per_dim']:.6g} +- {found['standard_error']:.2g} (standard error)")
+        error = found["standard_error"]
+        more = "" if error is None else f" +- {error:.2g} (standard error)"
+        print(f"{name}  {found['bits_per_dim']:.6g}{more}")
     _write(result, args.out)
+    if cache is not None:
+        shutil.rmtree(cache, ignore_errors=True)
     return 0
