@@ -252,6 +252,20 @@ def test_guidance_needs_labels_and_classes() -> None:
             guided(x, 0.5, labels)
 
 
+def test_a_network_that_always_had_labels_is_never_asked_without() -> None:
+    """Its row for "no label" was never trained, and would give pictures of nothing."""
+    x, labels = points(), torch.tensor([0, 3, 5])
+    always = Denoiser(Recorder(), ARC, head("noise", ARC), classes=7, unlabelled=False)
+    always(x, 0.5, labels)
+    with pytest.raises(InputError, match=r"one of the labels 0\.\.6 for every image: give labels"):
+        always(x, 0.5)
+    with pytest.raises(InputError, match="trained with some labels dropped: this one was not"):
+        Guided(always)
+    sometimes = Denoiser(Recorder(), ARC, head("noise", ARC), classes=7)
+    sometimes(x, 0.5)
+    Guided(sometimes)(x, 0.5, labels)
+
+
 @pytest.mark.parametrize(
     ("wrap", "cost"),
     [

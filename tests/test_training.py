@@ -95,6 +95,17 @@ def test_killed_at_random_moments_it_ends_in_the_same_bits(tmp_path, tiny_run, t
     assert log_of(run) == log_of(tiny_run)
 
 
+def test_a_run_says_whether_it_knows_images_without_labels(tmp_path, tiny, cli):
+    for share, knows in ((0.0, False), (0.1, True)):
+        fields = ("data.labels=true", f"training.drop_labels={share}", "training.steps=1")
+        train(read_recipe("digits", [*tiny, *fields]), tmp_path / str(share), progress=False)
+        assert load(tmp_path / str(share)).unlabelled == knows
+    done = cli("sample", tmp_path / "0.0", "--out", "made", "--seeds", "0-1")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "trained with a label for every image: give --labels" in done.stderr
+    assert not (tmp_path / "made").exists()
+
+
 def test_a_write_cut_short_is_never_taken_for_a_checkpoint(tmp_path, tiny, tiny_run):
     run = tmp_path / "run"
     train(read_recipe("digits", [*tiny, "training.steps=2"]), run, progress=False)

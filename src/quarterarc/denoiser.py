@@ -57,6 +57,8 @@ class Denoiser:
         precision: dtype to autocast the network to (torch.bfloat16); estimates are float32 or wider all the same.
         time_scale: what a training step adds to the time, 1000/T unless given; 1 for networks that count steps.
         time_shift: added to the time, -1 for networks that number DDPM's steps from 0. No network is asked below 0.
+        unlabelled: whether it knows images without a label too, because some labels were dropped in training; if it
+            does not, a denoiser with classes is never asked without labels.
     """
 
     network: Callable[..., Tensor]
@@ -67,6 +69,7 @@ class Denoiser:
     precision: torch.dtype | None = None
     time_shift: float = 0.0
     time_scale: float | None = None
+    unlabelled: bool = True
 
     @property
     def largest_angle(self) -> float:
@@ -98,8 +101,13 @@ class Denoiser:
             The estimate, in the dtype of x.
 
         Raises:
-            InputError: if the angle lies outside the range, or the network's channels do not fit the head.
+            InputError: if the angle lies outside the range, the network's channels do not fit the head, or there are no
+                labels and it was trained with a label for every image.
         """
+        if labels is None and self.classes is not None and not self.unlabelled:
+            raise InputError(
+                f"this denoiser was trained with one of the labels 0..{self.classes - 1} for every image: give labels"
+            )
         what = f"the head '{self.head.name}' on the schedule '{self.schedule.name}'"
         check_angle(angle, (self.smallest_angle, self.largest_angle), what)
         weight = self._weight()
@@ -171,12 +179,19 @@ class Guided(_Wrapper):
     Attributes:
         inner: a denoiser with `classes`, trained with some labels dropped.
         scale: 1 is the conditional estimate itself, larger follows the label more closely.
+
+    Raises:
+        InputError: if the denoiser says that it was not, or is asked without labels.
     """
 
     inner: Denoise
     scale: float = 1.0
 
     evaluations = 2
+
+    def __post_init__(self) -> None:
+        if not getattr(self.inner, "unlabelled", True):
+            raise InputError("guidance needs a denoiser that was trained with some labels dropped: this one was not")
 
     def __call__(self, x: Tensor, angle: Angle, labels: Tensor | None = None) -> Estimate:
         classes = getattr(self.inner, "classes", None)

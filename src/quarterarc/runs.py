@@ -118,6 +118,7 @@ def describe_denoiser(denoise: Denoiser, network: UNet) -> dict[str, Any]:
         "head": denoise.head.name,
         "shape": list(denoise.shape or ()),
         "classes": denoise.classes,
+        "unlabelled": denoise.unlabelled,
     }
 
 
@@ -138,6 +139,7 @@ def build_denoiser(description: Mapping[str, Any], precision: torch.dtype | None
             shape=shape if len(shape) == 3 else None,
             classes=description["classes"],
             precision=precision,
+            unlabelled=description.get("unlabelled", True),
         )
     except (KeyError, TypeError) as error:
         raise InputError(f"config.json does not describe a denoiser: {error}") from None

@@ -67,6 +67,8 @@ def ask(args: argparse.Namespace, run: str) -> Asked:
     if labels is not None and (denoise.classes is None or max(labels) >= denoise.classes):
         knows = f"labels 0..{denoise.classes - 1}" if denoise.classes else "no labels"
         raise InputError(f"--labels {args.labels}: the model in {run} was trained with {knows}")
+    if labels is None and denoise.classes is not None and not denoise.unlabelled:
+        raise InputError(f"the model in {run} was trained with a label for every image: give --labels")
     about = {
         "model": str(run),
         "checkpoint": checkpoint.name,

@@ -331,7 +331,8 @@ class Trainer:
         network = network.to(self.accelerator.device)
         precision = torch.bfloat16 if recipe.training.precision == "bf16" else None
         shape = (data.channels, data.height, data.width)
-        return network, Denoiser(network, table, head, shape, classes, precision)
+        unlabelled = recipe.training.drop_labels > 0
+        return network, Denoiser(network, table, head, shape, classes, precision, unlabelled=unlabelled)
 
     def _resume(self) -> None:
         found = checkpoints(self.run)
