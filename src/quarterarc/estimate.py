@@ -13,7 +13,7 @@ from .arc import Angle, mix, velocity
 __all__ = ["Denoise", "Estimate"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Estimate:
     """Estimates of image and noise behind x = cos(angle) image + sin(angle) noise.
 

@@ -51,7 +51,7 @@ Images = Tensor | np.ndarray
 """Images as a tensor, or an array (memory-mapped, say) that is read a batch at a time; shape (N, C, H, W)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Moments:
     """Count, mean and sum of squared deviations of a sample, float64; those of several samples merge exactly.
 
@@ -93,7 +93,7 @@ def _json(values: np.ndarray) -> Any:
     return [_json(each) for each in values] if values.ndim else None if math.isnan(values) else float(values)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Bound:
     """The bound of some images, in bits a dimension, image by image and stratum by stratum.
 
@@ -185,7 +185,7 @@ class Bound:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RateDistortion:
     """Rate against distortion, by falling noise from the last to the first row (Ho et al. 2020, Figure 5).
 

@@ -70,7 +70,7 @@ OBJECTIVES: tuple[str, ...] = tuple(_WEIGHTS)
 HYBRID_WEIGHT = 0.001
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Losses:
     """What an objective says, one number an image, each of shape (B,).
 

@@ -46,7 +46,7 @@ class Settings:
                 raise InputError(f"{name} is at least {least}, got {getattr(self, name)}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Side:
     """The images, or the reference, as metrics see them: moments and feature vectors by kind, and how many images."""
 

@@ -33,7 +33,7 @@ _NAMES = {"pool": ("mu", "sigma", "features"), "spatial": ("mu_s", "sigma_s", "f
 _PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".bin", ".npy")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Reference:
     """What is known of a reference.
 

@@ -24,7 +24,7 @@ _ROWS = 512
 _PANEL = 512
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Moments:
     """The mean and covariance of features, as saved statistics give them.
 

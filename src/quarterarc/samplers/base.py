@@ -23,7 +23,7 @@ Draw: TypeAlias = Callable[[Tensor], Tensor]
 """Fresh standard normal noise, shaped like what it is given."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class State:
     """Where a trajectory stands.
 
