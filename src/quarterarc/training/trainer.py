@@ -6,28 +6,23 @@ resumed ends bit for bit where an uninterrupted one does (on the CPU), and two p
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from copy import deepcopy
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
 from ..arc import mix
-from ..data import ImageData, apply_flips, open_data, to_float, to_uint8
-from ..data.order import indices
+from ..data import ImageData, open_data, to_uint8
 from ..denoiser import Denoiser
 from ..errors import InputError
 from ..files import make_folder, replace_file
@@ -38,16 +33,18 @@ from ..losses import Losses, Objective
 from ..networks import UNet, attention_levels
 from ..runs import checkpoints, describe_denoiser, locked
 from ..schedules import schedule as named_schedule
-from ..streams import Purpose, normal, stream, torch_seed
+from ..streams import Purpose, torch_seed
 from . import ema
+from .batches import Batch, Batches, part_size
 from .checkpoint import restore, save, sweep
+from .log import LOGGED, Log, Pending
 from .recipe import Recipe, differences, read_recipe
+from .stopping import Interrupted, Stop
 
-__all__ = ["Diverged", "Interrupted", "train"]
+__all__ = ["MAY_CHANGE", "Diverged", "Interrupted", "Trainer", "build_network", "train"]
 
 logger = logging.getLogger("quarterarc")
 
-LOGGED = ("loss", "image", "noise", "gradient", "residual")
 MAY_CHANGE = ("training.steps", "training.log_every", "training.checkpoint_every", "training.keep",
               "training.sample_every", "training.sample_count")  # fmt: skip
 """What a resumed run may set anew without becoming another run."""
@@ -55,43 +52,6 @@ MAY_CHANGE = ("training.steps", "training.log_every", "training.checkpoint_every
 
 class Diverged(InputError):
     """The loss or its gradient is no longer a finite number."""
-
-
-class Interrupted(Exception):
-    """A signal asked the run to stop; it did, after saving.
-
-    Attributes:
-        signal: which one.
-        checkpoint: what was saved.
-    """
-
-    def __init__(self, number: int, checkpoint: Path) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}; saved {checkpoint}: go on with --resume")
-        self.signal = number
-        self.checkpoint = checkpoint
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A part of a step's global batch, on the device: images and noise (B, C, H, W), times and labels (B,)."""
-
-    image: Tensor
-    noise: Tensor
-    times: Tensor
-    labels: Tensor | None
-
-
-@dataclass
-class Pending:
-    """The mean losses since the last line of the log; checkpointed, so that the next line is the same after a kill."""
-
-    means: Tensor | float = 0.0
-    steps: int = 0
-
-    def add(self, losses: Tensor) -> None:
-        """Take one more step into the mean."""
-        self.steps += 1
-        self.means = self.means + (losses - self.means) / self.steps
 
 
 def train(recipe: Recipe | None, out: str | Path, *, resume: bool = False, progress: bool = True) -> Path:
@@ -152,13 +112,7 @@ class Trainer:
         self.recipe, self.run, self.accelerator = recipe, run, accelerator
         self.progress = progress and accelerator.is_main_process
         settings = recipe.training
-        parts = accelerator.num_processes * settings.accumulate
-        if settings.batch % parts:
-            raise InputError(
-                f"training.batch={settings.batch} is the global batch: it must divide by "
-                f"{accelerator.num_processes} processes times training.accumulate={settings.accumulate}"
-            )
-        self.part = settings.batch // parts
+        part_size(recipe, accelerator.num_processes)  # refused before any data is read
         self.data: ImageData = open_data(
             recipe.data, accelerator.device, progress=None if self.progress else False, seed=settings.seed
         )
@@ -180,8 +134,9 @@ class Trainer:
             self.parallel, self.denoise.schedule, self.denoise.head, precision=self.denoise.precision
         )
         # the largest time at which the head's estimates are defined: T, or T - 1 for a noise head that ends at pi/2
-        self.last_time = math.floor(self.denoise.schedule.time(self.denoise.largest_angle) + 1e-6)
-        self.stop_signal = 0
+        last_time = math.floor(self.denoise.schedule.time(self.denoise.largest_angle) + 1e-6)
+        self.batches = Batches(self.data, recipe, accelerator, last_time)
+        self.stop = Stop(accelerator)
 
     # --- the run ---------------------------------------------------------------------------------------------------
 
@@ -192,21 +147,21 @@ class Trainer:
             weights = sum(weight.numel() for weight in self.network.parameters())
             logger.info("%s; %s parameters on %s", self.data.description, f"{weights:,}", self.accelerator.device)
             logger.info("training in %s from step %d to %d", self.run, self.step, settings.steps)
-        log = _Log(self.run, self.step) if self.accelerator.is_main_process else None
+        log = Log(self.run, self.step) if self.accelerator.is_main_process else None
         bar = tqdm(total=settings.steps, initial=self.step, unit="step", desc=self.recipe.name, smoothing=0.05,
                    disable=None if self.progress else True, dynamic_ncols=True)  # fmt: skip
         started, logged_at = time.perf_counter(), self.step
         checkpoint: Path | None = None
-        with bar, ThreadPoolExecutor(1) as ahead, self._signals():
-            waiting = ahead.submit(self._parts, self.step)
+        with bar, ThreadPoolExecutor(1) as ahead, self.stop.listening():
+            waiting = ahead.submit(self.batches.of_step, self.step)
             while self.step < settings.steps:
                 parts = waiting.result()
                 if self.step + 1 < settings.steps:
-                    waiting = ahead.submit(self._parts, self.step + 1)  # drawn while this step computes
+                    waiting = ahead.submit(self.batches.of_step, self.step + 1)  # drawn while this step computes
                 losses, norm = self._step(parts)
                 self.pending.add(losses)
                 done = self.step == settings.steps
-                stop = self._asked_to_stop()
+                stop = self.stop.asked()
                 bar.update()
                 if self.step % settings.log_every == 0 or done:
                     means = self._pending_means()
@@ -278,47 +233,6 @@ class Trainer:
         span = max(1, self.recipe.training.steps - chosen.warmup)
         return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (step - chosen.warmup) / span)))
 
-    # --- the data --------------------------------------------------------------------------------------------------
-
-    def _numbers(self, step: int, part: int) -> range:
-        """The numbers, counted over the whole run, of this process's examples in one part of a step."""
-        settings = self.recipe.training
-        share = settings.batch // self.accelerator.num_processes
-        first = step * settings.batch + self.accelerator.process_index * share + part * self.part
-        return range(first, first + self.part)
-
-    def _places(self, numbers: Sequence[int]) -> list[int]:
-        """Which images these examples are: a new order every epoch; a stream has its own order."""
-        if self.data.count is None:
-            return list(numbers)
-        return indices(numbers, self.recipe.training.seed, self.data.count).tolist()
-
-    def _parts(self, step: int) -> list[Batch]:
-        """The process's parts of a step's global batch; images on disk begin to be read for the step after it."""
-        parts = range(self.recipe.training.accumulate)
-        if step + 1 < self.recipe.training.steps:
-            for part in parts:
-                self.data.prefetch(self._places(self._numbers(step + 1, part)))
-        return [self._batch(step, self._numbers(step, part)) for part in parts]
-
-    def _batch(self, step: int, numbers: range) -> Batch:
-        settings, device = self.recipe.training, self.accelerator.device
-        raw = self.data.batch(self._places(numbers))
-        first = step * settings.batch
-        streams = [stream(settings.seed, Purpose.EXAMPLE, step, number - first) for number in numbers]
-        # the order of an example's draws is fixed, so that switching flips on leaves its time and noise alone
-        flips, dropped = torch.from_numpy(np.stack([each.random(2) for each in streams])).unbind(1)
-        times = torch.tensor([each.integers(1, self.last_time + 1) for each in streams], dtype=torch.float64)
-        noise = normal(streams, (self.data.channels, self.data.height, self.data.width))
-        image = to_float(raw.images.to(device, non_blocking=True))
-        if self.recipe.data.flip:
-            image = apply_flips(image, flips < 0.5)
-        labels = raw.labels
-        if labels is not None:
-            assert self.data.classes is not None
-            labels = torch.where(dropped.to(device) < settings.drop_labels, self.data.classes, labels)
-        return Batch(image, noise.to(device, non_blocking=True), times, labels)
-
     # --- what it is made of, and what it writes --------------------------------------------------------------------
 
     def _build(self) -> tuple[UNet, Denoiser]:
@@ -370,48 +284,19 @@ class Trainer:
                            self.denoise.precision)  # fmt: skip
         seeds = range(settings.sample_count)
         labels = None if classes is None else [seed % classes for seed in seeds]
-        images = generate(denoise, seeds, labels=labels, batch_size=min(64, self.part * settings.accumulate))
+        images = generate(denoise, seeds, labels=labels, batch_size=min(64, self.batches.share))
         folder = self.run / "samples"
         folder.mkdir(exist_ok=True)
         write_png(folder / f"step-{self.step:08d}.png", grid_of(to_uint8(images)))
 
     def _diverged(self, loss: float) -> None:
-        places = [self._places(self._numbers(self.step, part)) for part in range(self.recipe.training.accumulate)]
         found = checkpoints(self.run)
         last = f"the last good checkpoint is {found[-1]}" if found else "no checkpoint has been written yet"
         raise Diverged(
             f"the gradient is not finite at step {self.step} (loss {loss:.6g}), on the images with indices "
-            f"{[index for part in places for index in part]}: {last}; lower optimizer.learning_rate, or look at "
+            f"{self.batches.places(self.step)}: {last}; lower optimizer.learning_rate, or look at "
             "these images"
         )
-
-    # --- being asked to stop ---------------------------------------------------------------------------------------
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Take note of SIGINT and SIGTERM, to act on between steps; a second SIGINT stops at once."""
-
-        def note(number: int, frame: object) -> None:
-            if self.stop_signal and number == signal.SIGINT:
-                raise KeyboardInterrupt
-            self.stop_signal = number
-
-        try:
-            before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not in the main thread: whoever called takes care of signals
-            before = {}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _asked_to_stop(self) -> int:
-        """The signal that any process got, or 0; all processes learn of it after the same step."""
-        if self.accelerator.num_processes == 1:
-            return self.stop_signal
-        asked = torch.tensor([float(self.stop_signal)], device=self.accelerator.device)
-        return int(self.accelerator.gather(asked).max())
 
 
 def build_network(recipe: Recipe, in_channels: int, out_channels: int, classes: int | None) -> UNet:
@@ -427,42 +312,3 @@ def build_network(recipe: Recipe, in_channels: int, out_channels: int, classes: 
         dropout=chosen.dropout,
         classes=classes,
     )
-
-
-class _Log:
-    """metrics.jsonl and, if it is installed, TensorBoard; lines after the step that a run resumes from are dropped."""
-
-    def __init__(self, run: Path, step: int) -> None:
-        path = run / "metrics.jsonl"
-        if path.exists():
-            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-            with replace_file(path) as beside:
-                beside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        self.file = path.open("a", encoding="utf-8")
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:  # the extra quarterarc[tensorboard] is not installed
-            self.board = None
-        else:
-            self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else None)
-
-    def write(self, step: int, batch: int, means: dict[str, float], norm: float, rate: float, speed: float) -> None:
-        line = {"step": step, "images": step * batch, **means, "gradient_norm": norm, "learning_rate": rate}
-        self.file.write(json.dumps({**line, "images_per_second": round(speed, 1)}) + "\n")
-        self.file.flush()
-        if self.board:
-            for name, value in line.items():
-                if name not in ("step", "images"):
-                    self.board.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        self.file.close()
-        if self.board:
-            self.board.close()
-
-
-def _step_of(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf  # cut short by a kill: to be written again
