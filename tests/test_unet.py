@@ -117,3 +117,11 @@ def test_attention_is_found_by_resolution():
         attention_levels(32, (15,), 4)
     with pytest.raises(InputError, match="groups"):
         UNet(3, 3, 16, (1, 2), groups=5)
+
+
+def test_compiling_meets_no_break_in_the_graph() -> None:
+    network = UNet(1, 2, 8, (1, 2), 1, classes=3)
+    x, times, labels = torch.randn(2, 1, 8, 8), torch.tensor([3.0, 900.0]), torch.tensor([0, 3])
+    compiled = torch.compile(network, backend="eager", fullgraph=True)
+    # the traced way takes the general form of attention and upsampling
+    torch.testing.assert_close(compiled(x, times, labels), network(x, times, labels), rtol=0, atol=1e-5)

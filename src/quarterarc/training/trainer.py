@@ -113,6 +113,8 @@ class Trainer:
         self.progress = progress and accelerator.is_main_process
         settings = recipe.training
         part_size(recipe, accelerator.num_processes)  # refused before any data is read
+        if settings.compile:
+            _check_compiler(accelerator.device)
         self.data: ImageData = open_data(
             recipe.data, accelerator.device, progress=None if self.progress else False, seed=settings.seed
         )
@@ -297,6 +299,18 @@ class Trainer:
             f"{self.batches.places(self.step)}: {last}; lower optimizer.learning_rate, or look at "
             "these images"
         )
+
+
+def _check_compiler(device: torch.device) -> None:
+    """Refuse, in one line and before any work, to compile where that cannot be done: without a C++ compiler, say."""
+    try:
+        torch.compile(torch.sin)(torch.zeros(2, device=device))
+    except Exception as error:  # whatever the compiler, or what it calls, raises
+        reason = str(error).partition(" Set TORCHDYNAMO_VERBOSE")[0].partition("\n\n")[0]
+        raise InputError(
+            f"training.compile=true cannot be done here ({' '.join(reason.split())[:200]}): leave it out, or install "
+            "what is missing"
+        ) from None
 
 
 def build_network(recipe: Recipe, in_channels: int, out_channels: int, classes: int | None) -> UNet:
