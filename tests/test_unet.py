@@ -120,7 +120,7 @@ def test_attention_is_found_by_resolution():
 
 
 def test_compiling_meets_no_break_in_the_graph() -> None:
-    network = UNet(1, 2, 8, (1, 2), 1, classes=3)
+    network = make(1, 2, channels=8, multipliers=(1, 2), classes=3)
     x, times, labels = torch.randn(2, 1, 8, 8), torch.tensor([3.0, 900.0]), torch.tensor([0, 3])
     compiled = torch.compile(network, backend="eager", fullgraph=True)
     # the traced way takes the general form of attention and upsampling
