@@ -201,7 +201,9 @@ def test_a_trajectory_is_the_sample_and_what_led_to_it(name: str) -> None:
 def test_named_grids_are_the_denoiser_s(name: str) -> None:
     denoise = told("velocity", "linear", 100)
     result = sample(denoise, noise(), "ddim", 7, name)
-    np.testing.assert_array_equal(result.angles, grid(name, 7, denoise.largest_angle, denoise.schedule))
+    np.testing.assert_array_equal(
+        result.angles, grid(name, 7, denoise.largest_angle, denoise.schedule, dimensions=noise()[0].numel())
+    )
     assert result.angles[0] == denoise.schedule.end < PI_2
 
 

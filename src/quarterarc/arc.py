@@ -30,6 +30,8 @@ __all__ = [
     "log_snr",
     "log_snr_to_angle",
     "mix",
+    "octave",
+    "octave_to_angle",
     "rotate",
     "sigma",
     "sigma_to_angle",
@@ -146,3 +148,31 @@ def log_snr_to_angle(log_snr: Numbers) -> Numbers:
     """The angle at which log(cos^2 / sin^2) is `log_snr`, in [-inf, inf]."""
     with np.errstate(over="ignore"):  # the arc tangent of infinity is pi/2
         return np.arctan(np.exp(-0.5 * log_snr))
+
+
+FINEST = 0.3
+"""The noise level, in units of [-1, 1] pixels, below which `octave` counts no further: noise there hides no shapes."""
+
+
+def octave(angle: Numbers, coarsest: float, finest: float = FINEST) -> Numbers:
+    """The noise level in octaves, log2 of sigma, made finite at both ends of the arc.
+
+        log2 (sin + finest cos) / (cos + sin / coarsest)
+
+    Half the (negative) log-SNR in units of log 2 where finest << sigma << coarsest; log2 finest at angle 0, log2
+    coarsest at pi/2. A picture is decided between the two scales, at about the same pace in every octave, which is why
+    estimates are nearly polynomials of this coordinate, and evenly spaced steps in it are well spent.
+
+    Args:
+        angle: in [0, pi/2].
+        coarsest: the noise level that drowns every picture: sqrt(D) for D pixel values (their distances grow so).
+        finest: that below which nothing is decided any more.
+    """
+    sine, cosine = np.sin(angle), np.cos(angle)
+    return np.log2((sine + finest * cosine) / (cosine + sine / coarsest))
+
+
+def octave_to_angle(octave: Numbers, coarsest: float, finest: float = FINEST) -> Numbers:
+    """The angle at which the noise level is this many octaves, from log2 finest (0) to log2 coarsest (pi/2)."""
+    level = 2.0**octave
+    return np.arctan2(level - finest, 1.0 - level / coarsest)

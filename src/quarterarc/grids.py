@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from .arc import NOISE_END, ROUNDING, log_snr, log_snr_to_angle, sigma, sigma_to_angle
+from .arc import NOISE_END, ROUNDING, log_snr, log_snr_to_angle, octave, octave_to_angle, sigma, sigma_to_angle
 from .errors import InputError, unknown_name
 from .schedules import Schedule
 from .schedules import schedule as named_schedule
@@ -20,33 +21,48 @@ __all__ = ["GRIDS", "explicit", "grid"]
 LARGEST_SIGMA, SMALLEST_SIGMA = 80.0, 0.002
 RHO = 7.0
 
+OCTAVE_POWER = 1.5
+"""How much finer than evenly the grid `octave` steps near the image; measured (docs/solvers.md)."""
+DIMENSIONS = 3 * 32 * 32
+"""Pixel values of an image where nobody says how many there are."""
+
 
 def grid(
-    name: str, steps: int, start: float = NOISE_END, schedule: Schedule | None = None, smallest: float = 0.0
+    name: str,
+    steps: int,
+    start: float = NOISE_END,
+    schedule: Schedule | None = None,
+    smallest: float = 0.0,
+    dimensions: int = DIMENSIONS,
 ) -> np.ndarray:
     """The angles of a grid, shape (steps + 1,), strictly descending from `start` to exactly 0.
 
     Args:
         name: `angle` (uniform in angle), `time` (uniform in the schedule's t, rounded to the times it was trained at),
             `quadratic` (t falls as a square, so that steps are fine near the image; Song et al. 2021), `log-snr`
-            (uniform in log-SNR, Lu et al. 2022), `rho` (uniform in sigma^(1/7), Karras et al. 2022). The last two
+            (uniform in log-SNR, Lu et al. 2022), `rho` (uniform in sigma^(1/7), Karras et al. 2022), `octave`
+            (`quarterarc.arc.octave` falls as a power, 1.5, from the size of the images down). `log-snr` and `rho`
             place their angles where sigma is within 0.002..80, and add `start` and 0.
         steps: how many steps, at least 1.
         start: the first angle, in (0, pi/2].
         schedule: what `time` and `quadratic` are uniform in; `arc` with 1000 steps if not given.
         smallest: where `log-snr` and `rho` stop before 0, for a denoiser that is defined from there.
+        dimensions: C H W of the images, which `octave` starts from.
 
     Raises:
         InputError: for an unknown name, fewer than one step, more steps than the schedule has times, or a start
             outside (0, pi/2].
     """
-    if name not in _GRIDS:
+    if name not in GRIDS:
         raise unknown_name("grid", name, GRIDS)
     if not isinstance(steps, int | np.integer) or isinstance(steps, bool) or steps < 1:
         raise InputError(f"sampling takes a whole number of steps, at least 1, got {steps!r}")
     if not 0.0 < start <= NOISE_END:
         raise InputError(f"a grid starts in (0, pi/2], got {start!r}")
-    angles = _GRIDS[name](int(steps), float(start), float(smallest), schedule or named_schedule())
+    if name == "octave":
+        angles = _octave(int(steps), float(start), math.sqrt(dimensions))
+    else:
+        angles = _GRIDS[name](int(steps), float(start), float(smallest), schedule or named_schedule())
     angles[0], angles[-1] = start, 0.0
     return explicit(angles)
 
@@ -119,6 +135,11 @@ def _rho(steps: int, start: float, smallest: float, schedule: Schedule) -> np.nd
     return np.append(sigma_to_angle(roots**RHO), 0.0)
 
 
+def _octave(steps: int, start: float, coarsest: float) -> np.ndarray:
+    first, last = octave(start, coarsest), octave(0.0, coarsest)
+    return octave_to_angle(last + (first - last) * _falling(steps) ** OCTAVE_POWER, coarsest)
+
+
 _GRIDS: dict[str, Callable[[int, float, float, Schedule], np.ndarray]] = {
     "angle": _angle,
     "time": _time,
@@ -126,5 +147,5 @@ _GRIDS: dict[str, Callable[[int, float, float, Schedule], np.ndarray]] = {
     "log-snr": _log_snr,
     "rho": _rho,
 }
-GRIDS: tuple[str, ...] = tuple(_GRIDS)
+GRIDS: tuple[str, ...] = (*_GRIDS, "octave")
 """The names that `grid` knows."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +30,7 @@ DEFAULT_GRID = "angle"
 DEFAULT_STEPS = 10
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Result:
     """What sampling made.
 
@@ -84,9 +85,15 @@ def plan(
     sampler: str | Sampler | None = None,
     steps: int | None = None,
     grid: str | Sequence[float] | np.ndarray | None = None,
+    *,
+    shape: Sequence[int] | None = None,
     **options: Any,
 ) -> Plan:
-    """Resolve what `sample` takes; arguments and errors as there."""
+    """Resolve what `sample` takes; arguments and errors as there.
+
+    Args:
+        shape: (C, H, W) of the images, for the grid `octave`; the denoiser's own, where it has one.
+    """
     sampler = DEFAULT_SAMPLER if sampler is None else sampler
     if isinstance(sampler, str):
         name, sampler = sampler, named_sampler(sampler, **options)
@@ -95,7 +102,7 @@ def plan(
     else:
         name = type(sampler).__name__
     grid = DEFAULT_GRID if grid is None else grid
-    angles = resolve_grid(denoise, grid, steps)
+    angles = resolve_grid(denoise, grid, steps, shape)
     return Plan(sampler, name, options, grid if isinstance(grid, str) else "explicit", angles)
 
 
@@ -128,7 +135,7 @@ def sample(
         InputError: for an unknown name or option, steps below 1 or at odds with the grid, seeds or labels that are
             not one an image, or a grid outside the denoiser's angles.
     """
-    chosen = plan(denoise, sampler, steps, grid, **options)
+    chosen = plan(denoise, sampler, steps, grid, shape=noise.shape[1:], **options)
     counted = Counted(denoise)
     x = noise
     for state in trajectory(counted, noise, chosen.sampler, grid=chosen.angles, labels=labels, seeds=seeds):
@@ -156,19 +163,26 @@ def trajectory(
             raise InputError(f"there are {len(noise)} images but {len(values)} {name}: give one an image")
     if not noise.is_floating_point():
         raise InputError(f"noise is a floating point tensor, got {noise.dtype}")
-    chosen = plan(denoise, sampler, steps, grid, **options)
+    chosen = plan(denoise, sampler, steps, grid, shape=noise.shape[1:], **options)
     angles = [float(angle) for angle in chosen.angles]
     return _run(_Labelled(denoise, labels), noise, chosen.sampler, angles, _draw(seeds))
 
 
-def resolve_grid(denoise: Denoise, grid: str | Sequence[float] | np.ndarray, steps: int | None = None) -> np.ndarray:
+def resolve_grid(
+    denoise: Denoise,
+    grid: str | Sequence[float] | np.ndarray,
+    steps: int | None = None,
+    shape: Sequence[int] | None = None,
+) -> np.ndarray:
     """The angles that a grid means for this denoiser, checked against the angles at which it is defined."""
     smallest, largest = angle_range(denoise)
     if isinstance(grid, str):
         if largest < NOISE_END:
             logger.info("the denoiser is defined up to angle %.6g, so the grid starts there and not at pi/2", largest)
         schedule = getattr(denoise, "schedule", None)
-        angles = grids.grid(grid, DEFAULT_STEPS if steps is None else steps, largest, schedule, smallest)
+        shape = getattr(denoise, "shape", None) if shape is None else shape
+        dimensions = grids.DIMENSIONS if shape is None else math.prod(shape)
+        angles = grids.grid(grid, DEFAULT_STEPS if steps is None else steps, largest, schedule, smallest, dimensions)
     else:
         angles = grids.explicit(grid)
     if steps is not None and steps != len(angles) - 1:

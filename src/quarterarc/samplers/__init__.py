@@ -14,6 +14,7 @@ from .ddim import DDIM
 from .ddpm import DDPM
 from .forms import FORMS
 from .gradient import EULER, HEUN, MIDPOINT, RK4, Gradient, Tableau
+from .multistep import Multistep
 from .rotation import Rotation
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "Draw",
     "Gradient",
     "LinearSampler",
+    "Multistep",
     "Rotation",
     "Sampler",
     "State",
@@ -50,6 +52,7 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "heun": partial(Gradient, HEUN),
     "rk4": partial(Gradient, RK4),
     "rotation": Rotation,
+    "multistep": Multistep,
 }
 """Every sampler by name; the value makes one from its options."""
 
@@ -67,4 +70,7 @@ def sampler(name: str, **options: Any) -> Sampler:
         if key not in known:
             has = f"it has {', '.join(known)}" if known else "it has none"
             raise InputError(f"the sampler '{name}' has no option '{key}' ({has})")
-    return SAMPLERS[name](**options)
+    try:
+        return SAMPLERS[name](**options)
+    except TypeError as error:  # of a comparison of a number with a word, say
+        raise InputError(f"the sampler '{name}' cannot use the options {options}: {error}") from None

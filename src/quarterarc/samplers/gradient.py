@@ -12,10 +12,11 @@ from torch import Tensor
 from ..arc import NOISE_END
 from ..denoiser import angle_range
 from ..errors import InputError, unknown_name
+from ..estimate import Estimate
 from .base import Denoise, Draw, State
 from .forms import FORMS, Form
 
-__all__ = ["EULER", "HEUN", "MIDPOINT", "RK4", "Gradient", "Tableau"]
+__all__ = ["EULER", "HEUN", "MIDPOINT", "RK4", "Gradient", "Tableau", "runge_kutta"]
 
 
 @dataclass(frozen=True)
@@ -95,22 +96,34 @@ class Gradient:
         for b, a in pairwise(angles):
             estimate = denoise(x, b)
             yield State(x, b, estimate)
-            tableau = self._tableau(form, b, a, smallest)
-            slopes = [form.read(estimate, b)]
-            for row, node in zip(tableau.matrix[1:], tableau.nodes[1:], strict=True):
-                at = form.angle((1.0 - node) * form.clock(b) + node * form.clock(a))
-                angle = max(at, smallest)
-                slopes.append(form.read(denoise(_advance(x, form, b, at, row, slopes), angle), angle))
-            x = _advance(x, form, b, a, tableau.weights, slopes)
+            x = runge_kutta(denoise, x, estimate, form, self.tableau, b, a, smallest)
         yield State(x, angles[-1], None)
 
-    def _tableau(self, form: Form, b: float, a: float, smallest: float) -> Tableau:
-        """The method of the step from b to a."""
-        if a == 0.0 and not form.at_image:
-            return EULER
-        last = max(self.tableau.nodes)
-        lowest = form.angle((1.0 - last) * form.clock(b) + last * form.clock(a))
-        return MIDPOINT if last > 0.0 and lowest < smallest else self.tableau
+
+def runge_kutta(
+    denoise: Denoise, x: Tensor, estimate: Estimate, form: Form, tableau: Tableau, b: float, a: float, smallest: float
+) -> Tensor:
+    """One step from x at angle b, where the denoiser said `estimate`, to angle a; see `Gradient`.
+
+    Args:
+        smallest: the denoiser's smallest angle; no stage asks below it.
+    """
+    tableau = _fitting(tableau, form, b, a, smallest)
+    slopes = [form.read(estimate, b)]
+    for row, node in zip(tableau.matrix[1:], tableau.nodes[1:], strict=True):
+        at = form.angle((1.0 - node) * form.clock(b) + node * form.clock(a))
+        angle = max(at, smallest)
+        slopes.append(form.read(denoise(_advance(x, form, b, at, row, slopes), angle), angle))
+    return _advance(x, form, b, a, tableau.weights, slopes)
+
+
+def _fitting(tableau: Tableau, form: Form, b: float, a: float, smallest: float) -> Tableau:
+    """The method of the step from b to a."""
+    if a == 0.0 and not form.at_image:
+        return EULER
+    last = max(tableau.nodes)
+    lowest = form.angle((1.0 - last) * form.clock(b) + last * form.clock(a))
+    return MIDPOINT if last > 0.0 and lowest < smallest else tableau
 
 
 def _advance(x: Tensor, form: Form, b: float, a: float, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:

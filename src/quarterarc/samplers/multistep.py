@@ -1,0 +1,246 @@
+"""Multistep: the probability flow by polynomials through the last estimates, one evaluation a step.
+
+The flow is one integral in four forms (`forms`). A step puts into it the polynomial through the latest estimates, in a
+clock of its own, and integrates exactly:
+
+| form     | x_a =                                            | in the clock angle, tan, log-SNR akin to      |
+|----------|--------------------------------------------------|-----------------------------------------------|
+| velocity | x_b + int v                                      | Adams-Bashforth on the arc                    |
+| noise    | (cos a / cos b) x_b + cos a int noise d tan      | DEIS (Zhang & Chen 2023)                      |
+| image    | (sin a / sin b) x_b + sin a int image d cot      | DPM-Solver++ (Lu et al. 2022b)                |
+| both     | x_b + int (cos noise - sin image)                | -; exact for constant image and noise         |
+
+The clock is `octave` by default (`quarterarc.arc.octave`): estimates change at an even pace in it and it is finite at
+both ends of the arc, where log-SNR and tan are not.
+
+With `corrector` a step is taken once more when the estimate at its end has come in, through that estimate too
+(Adams-Moulton; it costs no evaluation, for that estimate is the next step's own): predict, evaluate, correct.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+
+import numpy as np
+from numpy.polynomial.legendre import leggauss
+from torch import Tensor
+
+from ..arc import FINEST, NOISE_END, octave, octave_to_angle
+from ..denoiser import angle_range
+from ..errors import InputError, unknown_name
+from ..estimate import Estimate
+from .base import Denoise, Draw, State
+from .forms import VELOCITY
+from .gradient import EULER, HEUN, RK4, Tableau, runge_kutta
+
+__all__ = ["CLOCKS", "Multistep", "StepWeights", "step_weights"]
+
+FORMS = ("both", "velocity", "noise", "image")
+CLOCKS = ("octave", "angle")
+STARTS = ("rising", "runge-kutta")
+FINISHES = ("falling", "level")
+
+_POINTS, _SHARES = leggauss(48)  # relative 1e-14 on steps as long as the whole arc
+
+
+@dataclass(frozen=True)
+class StepWeights:
+    """A step as weights, in float64: x_a = x x_b + sum_j image_j image_hat_j + noise_j noise_hat_j.
+
+    Attributes:
+        x: of the point the step starts from.
+        image, noise: of the estimates at the nodes.
+    """
+
+    x: float
+    image: tuple[float, ...]
+    noise: tuple[float, ...]
+
+    def apply(self, x: Tensor, estimates: Sequence[Estimate]) -> Tensor:
+        """The step itself, from x with the estimates at the nodes."""
+        moved = x if self.x == 1.0 else self.x * x
+        for image, noise, estimate in zip(self.image, self.noise, estimates, strict=True):
+            if image != 0.0:
+                moved = moved + image * estimate.image
+            if noise != 0.0:
+                moved = moved + noise * estimate.noise
+        return moved
+
+
+@lru_cache(maxsize=4096)
+def step_weights(form: str, clock: str, b: float, a: float, nodes: tuple[float, ...], coarsest: float) -> StepWeights:
+    """The weights of the step from angle b to angle a through estimates at the nodes, exact to rounding.
+
+    Args:
+        form, clock: as for `Multistep`.
+        b, a: where the step starts and ends; b is not pi/2 in the noise form, nor 0 in the image form.
+        nodes: distinct angles.
+        coarsest: of the clock `octave`, as for `quarterarc.arc.octave`.
+    """
+    at, none = np.array(nodes), np.zeros(len(nodes))
+    if form == "image" and a == 0.0:  # all that counts is the image at the end
+        return _rounded(0.0, _lagrange(at, np.zeros(1), clock, coarsest)[:, 0], none)
+    angles, shares = _quadrature(form, clock, b, a, coarsest)
+    weights = _lagrange(at, angles, clock, coarsest) * shares
+    if form == "velocity":
+        return _rounded(1.0, -np.sin(at) * weights.sum(1), np.cos(at) * weights.sum(1))
+    if form == "both":
+        return _rounded(1.0, -weights @ np.sin(angles), weights @ np.cos(angles))
+    if form == "noise":
+        return _rounded(math.cos(a) / math.cos(b), none, math.cos(a) * weights.sum(1))
+    return _rounded(math.sin(a) / math.sin(b), math.sin(a) * weights.sum(1), none)
+
+
+def _rounded(x: float, image: np.ndarray, noise: np.ndarray) -> StepWeights:
+    return StepWeights(x, tuple(map(float, image)), tuple(map(float, noise)))
+
+
+def _quadrature(form: str, clock: str, b: float, a: float, coarsest: float) -> tuple[np.ndarray, np.ndarray]:
+    """Angles and shares that integrate from b to a over tan (noise form), cot (image form) or the angle (the others).
+
+    Each integral is taken in a variable in which the integrand is smooth up to the end of the arc: log(1 + tan),
+    log(1 + cot), and the octave.
+    """
+
+    def over(first: float, last: float) -> tuple[np.ndarray, np.ndarray]:
+        half = (last - first) / 2
+        return first + half * (_POINTS + 1.0), half * _SHARES
+
+    if form == "noise":
+        w, shares = over(math.log1p(math.tan(b)), math.log1p(math.tan(a)))
+        return np.arctan(np.expm1(w)), shares * np.exp(w)
+    if form == "image":
+        w, shares = over(math.log1p(1.0 / math.tan(b)), math.log1p(1.0 / math.tan(a)))
+        return np.arctan2(1.0, np.expm1(w)), shares * np.exp(w)
+    if clock == "angle":
+        return over(b, a)
+    w, shares = over(float(octave(b, coarsest)), float(octave(a, coarsest)))
+    angles = octave_to_angle(w, coarsest)
+    sine, cosine = np.sin(angles), np.cos(angles)
+    pace = (1.0 - FINEST / coarsest) / ((sine + FINEST * cosine) * (cosine + sine / coarsest) * math.log(2.0))
+    return angles, shares / pace
+
+
+def _lagrange(nodes: np.ndarray, angles: np.ndarray, clock: str, coarsest: float) -> np.ndarray:
+    """Lagrange's polynomials of the nodes at angles, in a clock; shape (nodes, angles)."""
+    if clock == "octave":
+        nodes, angles = octave(nodes, coarsest), octave(angles, coarsest)
+    values = np.ones((len(nodes), len(angles)))
+    for i, node in enumerate(nodes):
+        for other in np.delete(nodes, i):
+            values[i] *= (angles - other) / (node - other)
+    return values
+
+
+@dataclass(frozen=True)
+class Multistep:
+    """Adams' methods on the arc: each step through the last `order` estimates, one evaluation a step.
+
+    Order of convergence: `order`, with `start="runge-kutta"` and `finish="level"`. The defaults are for few steps:
+    a rising start spends nothing on its first steps (with the corrector it keeps order 3), and a falling finish
+    extrapolates less and less towards the image, where a step is short and the polynomial trusted least: that costs
+    the order of convergence (2 remains) and gains accuracy wherever there are few steps (docs/solvers.md).
+
+    Attributes:
+        order: 1 to 4, the number of estimates in a step; at most the number of steps. 3 if not given, or as many as
+            there are steps.
+        form: what the polynomial goes through: `both` (image and noise each), `velocity`, `noise` or `image`. `both`
+            if not given, and `image` with churn.
+        clock: what it is a polynomial of: `octave` or `angle`.
+        corrector: whether a step is taken again with the estimate at its end. On if not given, but off with churn:
+            a step that has been made noisy cannot be corrected by what was seen after.
+        start: `rising` order over the first steps, or `runge-kutta` of the full order (2, 2 or 4 evaluations a step
+            for order - 1 steps at orders 2, 3, 4, the first of which is the step's own).
+        finish: `falling` order over the last steps, or `level`.
+        churn: how much of the noise is made anew on the way, 0 (none) to 1 (as much as DDPM). A step goes below its
+            angle along the flow and comes back up by fresh noise, so that the marginals stay those of the flow.
+
+    Raises:
+        InputError: for a value not listed, an order that is more than the steps, the corrector with churn, or a grid
+            from pi/2 in the noise form.
+    """
+
+    order: int | None = None
+    form: str | None = None
+    clock: str = "octave"
+    corrector: bool | None = None
+    start: str = "rising"
+    finish: str = "falling"
+    churn: float = 0.0
+
+    evaluations = 1
+
+    def __post_init__(self) -> None:
+        if self.order is not None and (isinstance(self.order, bool) or self.order not in (1, 2, 3, 4)):
+            raise InputError(f"the order of multistep is 1, 2, 3 or 4, got {self.order!r}")
+        for kind, name, known in (
+            ("form", self.form or "both", FORMS),
+            ("clock", self.clock, CLOCKS),
+            ("start", self.start, STARTS),
+            ("finish", self.finish, FINISHES),
+        ):
+            if name not in known:
+                raise unknown_name(kind, name, known)
+        if not 0.0 <= self.churn <= 1.0:
+            raise InputError(f"churn is 0 (no fresh noise) to 1 (as much as DDPM), got {self.churn!r}")
+        if self.churn > 0.0 and self.corrector:
+            raise InputError("the corrector cannot take a step again after fresh noise: use churn=0 or corrector=False")
+
+    def __call__(self, denoise: Denoise, x: Tensor, angles: Sequence[float], draw: Draw) -> Iterator[State]:
+        """The states at every angle of the grid."""
+        steps = len(angles) - 1
+        order = min(3, steps) if self.order is None else self.order
+        if order > steps:
+            raise InputError(f"order {order} takes at least {order} steps, got {steps}: take more, or a lower order")
+        form = self.form or ("image" if self.churn else "both")
+        if form == "noise" and angles[0] >= NOISE_END:
+            raise InputError("the noise form is not defined at pi/2: start below it, or use form='both'")
+        corrector = self.churn == 0.0 if self.corrector is None else self.corrector
+        coarsest = math.sqrt(x[0].numel())
+        smallest, _ = angle_range(denoise)
+        estimates: list[Estimate] = []  # at angles[: len(estimates)], the last `order` of them kept in use
+        before = x  # where the last step started from
+
+        def through(b: float, a: float, last: int, count: int) -> StepWeights:
+            nodes = tuple(angles[last + 1 - count : last + 1])
+            return step_weights(form, self.clock, b, a, nodes, coarsest)
+
+        for k, (b, a) in enumerate(pairwise(angles)):
+            estimate = denoise(x, b)
+            yield State(x, b, estimate)
+            estimates = [*estimates, estimate][-order:]
+            if corrector and k > 0 and self._free(k - 1, order):
+                x = through(angles[k - 1], b, k, len(estimates)).apply(before, estimates)
+            before = x
+            if not self._free(k, order):
+                x = runge_kutta(denoise, x, estimate, VELOCITY, _STARTER[order], b, a, smallest)
+                continue
+            count = len(estimates) if self.finish == "level" else min(len(estimates), steps - k)
+            below, fresh = _below(b, a, self.churn)
+            x = through(b, below, k, count).apply(x, estimates[-count:])
+            if fresh > 0.0:
+                x = math.sqrt(1.0 - fresh**2) * x + fresh * draw(x)
+        yield State(x, angles[-1], None)
+
+    def _free(self, k: int, order: int) -> bool:
+        """Whether step k is the polynomial's own, and not the Runge-Kutta start's."""
+        return self.start == "rising" or k >= order - 1
+
+
+_STARTER: dict[int, Tableau] = {1: EULER, 2: HEUN, 3: HEUN, 4: RK4}
+
+
+def _below(b: float, a: float, churn: float) -> tuple[float, float]:
+    """The angle that a step from b goes to before fresh noise brings it up to a, and the weight of that noise.
+
+    DDIM's fresh noise (`quarterarc.samplers.DDIM`), s^2 = churn^2 beta sin^2 a / sin^2 b, put on by the forward
+    process: x_a = sqrt(1 - s^2) x_below + s z, which keeps cos below / cos a and sin^2 below as the marginal at a asks.
+    """
+    if churn == 0.0 or a == 0.0:
+        return a, 0.0
+    fresh = churn * math.sqrt(math.sin(b - a) * math.sin(b + a)) / math.cos(a) * math.sin(a) / math.sin(b)
+    return math.atan2(math.sqrt(max(math.sin(a) ** 2 - fresh**2, 0.0)), math.cos(a)), fresh

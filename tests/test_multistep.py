@@ -1,0 +1,252 @@
+"""Multistep: exact weights, order by slope in every form, what it equals at order 1, the marginals with churn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import count, pairwise, product
+
+import numpy as np
+import pytest
+import torch
+from scipy.integrate import quad
+from torch import Tensor
+
+from quarterarc import sample
+from quarterarc.arc import octave, octave_to_angle
+from quarterarc.closed_form import GaussianData, MixtureData
+from quarterarc.errors import InputError
+from quarterarc.estimate import Estimate
+from quarterarc.samplers import DDIM, DDPM, EULER, Cold, Gradient, Multistep, Sampler
+from quarterarc.samplers.multistep import CLOCKS, FORMS, step_weights
+
+PI_2 = math.pi / 2
+NODES = (1.45, 1.3, 1.05, 0.8)
+
+
+def run(rule: Sampler, denoise: Callable, x: Tensor, angles: Sequence[float]) -> Tensor:
+    *_, end = rule(denoise, x, angles, torch.randn_like)
+    return end.x
+
+
+def world_of_one() -> MixtureData:
+    return MixtureData(torch.tensor([-1.0, 0.2, 0.9], dtype=torch.float64).reshape(3, 1, 1, 1), 0.5)
+
+
+def points(count: int = 9) -> Tensor:
+    return torch.linspace(-1.8, 1.8, count, dtype=torch.float64).reshape(-1, 1, 1, 1)
+
+
+def uniform(steps: int, b: float, a: float) -> list[float]:
+    return np.linspace(b, a, steps + 1).tolist()
+
+
+@pytest.mark.parametrize("coarsest", [1.0, 8.0, 443.0])
+def test_octave_and_back(coarsest: float) -> None:
+    angles = np.concatenate([np.linspace(0, PI_2, 101), [1e-9, 1e-3, PI_2 - 1e-3, PI_2 - 1e-9]])
+    np.testing.assert_allclose(octave_to_angle(octave(angles, coarsest), coarsest), angles, rtol=0, atol=1e-12)
+    assert octave(0.0, coarsest) == pytest.approx(math.log2(0.3), abs=1e-14)
+    assert octave(PI_2, coarsest) == pytest.approx(math.log2(coarsest), abs=1e-12)
+    # an octave is a doubling of sigma where both ends are far
+    assert octave(math.atan(2e3), 1e9) - octave(math.atan(1e3), 1e9) == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.parametrize(("form", "clock"), [*product(FORMS, CLOCKS)])
+@pytest.mark.parametrize(("b", "a"), [(1.05, 0.8), (0.8, 0.3), (0.8, 1e-3)])
+def test_weights_are_the_integrals_of_lagrange_s_polynomials(form: str, clock: str, b: float, a: float) -> None:
+    coarsest = 12.0
+
+    def at(angle: float) -> float:
+        return float(octave(angle, coarsest)) if clock == "octave" else angle
+
+    def basis(j: int, angle: float) -> float:
+        others = [node for i, node in enumerate(NODES) if i != j]
+        return math.prod((at(angle) - at(node)) / (at(NODES[j]) - at(node)) for node in others)
+
+    def integral(j: int, weight: Callable[[float], float]) -> float:
+        middle = math.sqrt(a * b)  # cot changes by decades near 0
+        return sum(
+            quad(lambda angle: weight(angle) * basis(j, angle), *ends, epsabs=1e-13, epsrel=1e-13, limit=200)[0]
+            for ends in pairwise((b, middle, a))
+        )
+
+    got = step_weights(form, clock, b, a, NODES, coarsest)
+    for j, node in enumerate(NODES):
+        if form == "both":
+            image, noise = integral(j, lambda t: -math.sin(t)), integral(j, math.cos)
+        elif form == "velocity":
+            share = integral(j, lambda t: 1.0)
+            image, noise = -math.sin(node) * share, math.cos(node) * share
+        elif form == "noise":
+            image, noise = 0.0, math.cos(a) * integral(j, lambda t: math.cos(t) ** -2)
+        else:
+            image, noise = math.sin(a) * integral(j, lambda t: -(math.sin(t) ** -2)), 0.0
+        assert (got.image[j], got.noise[j]) == pytest.approx((image, noise), rel=1e-10, abs=1e-11)
+    scale = {"noise": math.cos(a) / math.cos(b), "image": math.sin(a) / math.sin(b)}.get(form, 1.0)
+    assert got.x == pytest.approx(scale, rel=1e-15)
+
+
+@pytest.mark.parametrize(("form", "clock"), [*product(("both", "image"), CLOCKS)])
+def test_the_whole_arc_is_one_step(form: str, clock: str) -> None:
+    got = step_weights(form, clock, PI_2, 0.0, (PI_2,), 55.4)
+    assert got.image == pytest.approx((1.0,), abs=1e-13)
+    assert got.noise == pytest.approx((-1.0,) if form == "both" else (0.0,), abs=1e-13)
+    assert got.x == (1.0 if form == "both" else 0.0)
+
+
+@pytest.mark.parametrize(("form", "clock", "order"), [*product(FORMS, CLOCKS, (1, 2, 3, 4))])
+def test_order_in_every_form(form: str, clock: str, order: int) -> None:
+    world, x, (b, a) = world_of_one(), points(), (1.2, 0.4)
+    fine = sample(world, x, "rk4", grid=uniform(2048, b, a)).images
+    counts = (64, 96, 128, 192)
+    rule = Multistep(order, form, clock, corrector=False, start="runge-kutta", finish="level")
+    errors = [float((run(rule, world, x, uniform(n, b, a)) - fine).abs().mean()) for n in counts]
+    slope = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
+    assert slope == pytest.approx(order, abs=0.25)
+
+
+@pytest.mark.parametrize("order", [2, 3, 4])
+def test_the_corrector_keeps_the_order_and_gains_accuracy_for_nothing(order: int) -> None:
+    world, x, (b, a) = world_of_one(), points(), (PI_2, 0.0)
+    fine = sample(world, x, "rk4", grid=uniform(2048, b, a)).images
+    counts, errors = (48, 64, 96, 128), {}
+    for corrector in (False, True):
+        rule = Multistep(order, "velocity", "angle", corrector=corrector, start="runge-kutta", finish="level")
+        errors[corrector] = [float((run(rule, world, x, uniform(n, b, a)) - fine).abs().mean()) for n in counts]
+    slope = -np.polyfit(np.log(counts), np.log(errors[True]), 1)[0]
+    assert slope > order - 0.25  # and more where the corrector's own error, a fraction of the predictor's, hides
+    assert all(with_it < 0.75 * without for without, with_it in zip(errors[False], errors[True], strict=True))
+    for corrector in (False, True):
+        rule = Multistep(order, corrector=corrector)
+        assert sample(world, x, rule, 12).nfe == 12
+
+
+def test_what_the_defaults_converge_at() -> None:
+    """A falling finish ends with a step of order 1, so that 2 is left; level, with the corrector, 3."""
+    world, x = world_of_one(), points()
+    fine = sample(world, x, "rk4", grid=uniform(2048, PI_2, 0.0)).images
+    counts = (64, 96, 128, 192)
+    for finish, order in (("falling", 2), ("level", 3)):
+        rule = Multistep(finish=finish)
+        errors = [float((run(rule, world, x, uniform(n, PI_2, 0.0)) - fine).abs().mean()) for n in counts]
+        assert -np.polyfit(np.log(counts), np.log(errors), 1)[0] == pytest.approx(order, abs=0.25)
+
+
+@pytest.mark.parametrize(("b", "a"), [(1.4, 1.0), (0.8, 0.3), (0.4, 0.0)])
+def test_order_1_is_euler_cold_and_ddim(b: float, a: float) -> None:
+    x, image, noise = 0.9, 0.7, -1.3
+
+    def one(value: float) -> Tensor:
+        return torch.full((1, 1, 1, 1), value, dtype=torch.float64)
+
+    def move(rule: Sampler) -> float:
+        return float(run(rule, lambda x, angle: Estimate(one(image), one(noise)), one(x), [b, a]))
+
+    for form, twin in (("velocity", Gradient(EULER)), ("image", Cold()), ("noise", Gradient(EULER, "noise"))):
+        assert move(Multistep(1, form)) == pytest.approx(move(twin), abs=1e-13)
+    # `both` moves x by what DDIM moves the point that the estimates agree on
+    agreed = math.cos(b) * image + math.sin(b) * noise
+    assert move(Multistep(1)) - x == pytest.approx(move(DDIM()) - agreed, abs=1e-13)
+
+
+def test_constant_estimates_are_followed_exactly_in_every_form() -> None:
+    image, noise = (torch.full((1, 1, 1, 1), value, dtype=torch.float64) for value in (0.6, -1.1))
+    for form, order in product(("both", "image"), (1, 2, 3, 4)):
+        end = run(Multistep(order, form), lambda x, angle: Estimate(image, noise), noise, uniform(6, PI_2, 0.0))
+        assert float(end) == pytest.approx(0.6, abs=1e-12)
+
+
+def test_the_default_is_good_in_few_steps() -> None:
+    """A mixture of 64 pictures: the median distance to the exact end, a pixel, beside Euler's and Heun's."""
+    generator = torch.Generator().manual_seed(0)
+    means = torch.rand(64, 1, 8, 8, generator=generator, dtype=torch.float64).round() * 2 - 1
+    world = MixtureData(means, 0.15)
+    x = torch.randn(64, 1, 8, 8, generator=generator, dtype=torch.float64)
+    fine = sample(world, x, "rk4", grid=PI_2 * (1 - np.linspace(0, 1, 401)) ** 1.5).images
+
+    def miss(*how: object, **options: object) -> float:
+        images = sample(world, x, *how, **options).images  # type: ignore[arg-type]
+        return float((images - fine).flatten(1).norm(dim=1).median()) / 8
+
+    ours = miss("multistep", 10, "octave")
+    assert ours < 0.3 * min(miss("euler", 10), miss("heun", 5), miss("rotation", 10), miss("ddim", 10, "time"))
+
+
+def moments(rule: Sampler, denoise: Callable, angles: Sequence[float]) -> list[tuple[float, float]]:
+    """Exact mean and variance at every angle of a sampler that is linear in the start and in its fresh noise.
+
+    Image 0 starts at zero and draws zero, image 1 starts at one, and image 2 + k draws one at the k-th time.
+    """
+    steps = len(angles) - 1
+    x = torch.zeros(2 + steps, 1, 1, 1, dtype=torch.float64)
+    x[1] = 1.0
+    drawn = count(2)
+
+    def draw(like: Tensor) -> Tensor:
+        fresh = torch.zeros_like(like)
+        fresh[next(drawn)] = 1.0
+        return fresh
+
+    found = []
+    for state in rule(denoise, x, angles, draw):
+        values = state.x.flatten()
+        found.append((float(values[0]), float((values[1:] - values[0]).square().sum())))
+    return found
+
+
+@pytest.mark.parametrize("churn", [0.4, 1.0])
+def test_churn_keeps_the_marginals(churn: float) -> None:
+    mean, deviation = 0.3, 0.4
+    world = GaussianData(
+        torch.full((1, 1, 1), mean, dtype=torch.float64), torch.tensor([[deviation**2]], dtype=torch.float64)
+    )
+    worst = []
+    counts = (40, 80, 160, 320)
+    for steps in counts:
+        angles = uniform(steps, PI_2, 0.0)
+        misses = [
+            (abs(m - math.cos(at) * mean), abs(v / ((math.cos(at) * deviation) ** 2 + math.sin(at) ** 2) - 1.0))
+            for at, (m, v) in zip(angles, moments(Multistep(2, churn=churn), world, angles), strict=True)
+        ]
+        worst.append(np.max(misses, axis=0))
+    slopes = -np.polyfit(np.log(counts), np.log(np.array(worst)), 1)[0]
+    assert np.all(worst[-1] < 0.004)
+    assert np.all(slopes > 0.9)
+
+
+@pytest.mark.parametrize(("b", "a"), [(PI_2, 1.2), (1.0, 0.7), (0.3, 0.1), (0.3, 0.0)])
+def test_order_1_with_full_churn_is_ddpm(b: float, a: float) -> None:
+    image = torch.full((1, 1, 1, 1), 0.7, dtype=torch.float64)
+    x = torch.full((1, 1, 1, 1), -0.4, dtype=torch.float64)
+
+    def denoise(x: Tensor, angle: float) -> Estimate:
+        return Estimate(image, (x - math.cos(angle) * image) / math.sin(angle))
+
+    for z in (0.0, 1.7):
+        ours, theirs = (
+            list(rule(denoise, x, [b, a], lambda like, z=z: torch.full_like(like, z)))[-1].x
+            for rule in (Multistep(1, churn=1.0), DDPM("small"))
+        )
+        assert float(ours) == pytest.approx(float(theirs), abs=1e-7 if b == PI_2 else 1e-12)
+
+
+def test_what_it_refuses() -> None:
+    world, x = world_of_one(), points()
+    for options, message in (
+        ({"order": 5}, "order of multistep is 1, 2, 3 or 4, got 5"),
+        ({"order": True}, "order of multistep"),
+        ({"form": "noises"}, "unknown form 'noises'"),
+        ({"clock": "sigma"}, "unknown clock 'sigma'"),
+        ({"start": "heun"}, "unknown start 'heun'"),
+        ({"finish": "none"}, "unknown finish 'none'"),
+        ({"churn": 1.5}, "churn is 0"),
+        ({"churn": 0.5, "corrector": True}, "corrector cannot"),
+    ):
+        with pytest.raises(InputError, match=message):
+            Multistep(**options)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="order 4 takes at least 4 steps, got 3"):
+        sample(world, x, "multistep", 3, order=4)
+    with pytest.raises(InputError, match="the noise form is not defined at pi/2"):
+        sample(world, x, "multistep", 5, form="noise")
+    assert sample(world, x, "multistep", 1).images.isfinite().all()
+    assert sample(world, x, "multistep", 2).images.isfinite().all()
