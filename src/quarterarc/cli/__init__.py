@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import NoReturn
 
 from .. import __version__
 from ..errors import InputError
@@ -22,6 +23,7 @@ COMMANDS = {
     "train": "train a model by a recipe, on your own images or a known data set",
     "sample": "make images from seeds with a trained model",
     "evaluate": "measure images against a reference: FID, precision, recall and more",
+    "experiment": "run a table or figure of the papers, from training to report",
     "bench": "measure against peers: the network, samplers, evaluation",
 }
 
@@ -32,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # GNU OpenMP's threads wait for each other by spinning for ever. Where two share a processor, on a busy machine or
     # an unlucky virtual one, that is fifty times slower; spinning for microseconds costs little. Read as torch loads.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="quarterarc", description="Diffusion models of images on the quarter arc between image and noise."
     )
     parser.add_argument("--version", action="version", version=f"quarterarc {__version__}")
@@ -70,6 +72,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     finally:
         logger.removeHandler(handler)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as all of our errors are said."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}; `{self.prog} --help` says more\n")
 
 
 def _complain(message: str) -> int:

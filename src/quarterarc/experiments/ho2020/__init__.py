@@ -1,0 +1,1 @@
+"""Ho, Jain & Abbeel (2020), Denoising Diffusion Probabilistic Models."""

@@ -1,0 +1,164 @@
+"""Progressive generation: estimates over time (Figures 6 and 10), and images that share a latent (Figure 7)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ...report import Series, line_chart
+from ..cells import Cell
+from ..claims import Claim, Comparison, spread
+from ..experiment import Experiment, Measured
+from ..findings import Chart, Findings, Picture, Section, Table
+from ..scales import Scale
+from ..zhang2023.ablation import OURS, Row
+from .ddpm_ablation import SIMPLE
+
+__all__ = ["PROGRESSIVE"]
+
+METHODS = (Row("DDPM", SIMPLE.arm, "ddpm"), Row("ours, DDPM sampler", OURS.arm, "ddpm"), OURS)
+SHARES = (0.0, 0.25, 0.5, 0.625, 0.75, 0.875, 1.0)
+"""Of the steps, at which the estimates are measured."""
+SHARED_AT = (1.0, 0.75, 0.5, 0.25)
+"""Shares of T at which images share their x_t."""
+
+
+def _shown(scale: Scale, row: Row, seed: int) -> Cell:
+    return Cell.of(
+        row.arm,
+        seed,
+        "progress",
+        sampler=row.sampler,
+        steps=scale.all_steps,
+        grid="time",
+        images=min(8, scale.shown),
+        options=(),
+        close=(0.2,),
+        columns=13,
+        rows=min(8, scale.shown),
+    )
+
+
+def _measured_on_the_way(scale: Scale, row: Row, seed: int) -> Cell:
+    return Cell.of(
+        row.arm,
+        seed,
+        "estimates",
+        sampler=row.sampler,
+        steps=scale.all_steps,
+        grid="time",
+        images=scale.few,
+        shares=SHARES,
+        metrics=("fid",),
+    )
+
+
+def _shared(scale: Scale, row: Row, seed: int) -> Cell:
+    return Cell.of(row.arm, seed, "shared", steps=scale.all_steps, images=8, shares=SHARED_AT)
+
+
+def _cells(scale: Scale, seeds: Sequence[int]) -> list[Cell]:
+    return [
+        cell
+        for row in METHODS
+        for seed in seeds
+        for cell in (
+            _shown(scale, row, seed),
+            _measured_on_the_way(scale, row, seed),
+            *([_shared(scale, row, seed)] if row.sampler == "ddpm" else []),
+        )
+    ]
+
+
+def _report(measured: Measured) -> Findings:
+    scale, seed = measured.scale, measured.seeds[0]
+    stable = [row for row in METHODS if "picture" in measured[_shown(scale, row, seed)]]
+    pictures = [
+        Picture(
+            f"estimates-{place}",
+            measured.picture(_shown(scale, row, seed)),
+            f"{row.label}: image estimates, from noise on the left to the image on the right",
+        )
+        for place, row in enumerate(stable)
+    ]
+    series = []
+    for row in stable:
+        found = measured[_measured_on_the_way(scale, row, seed)]
+        series.append(Series(row.label, found["steps"], found["fid"]))
+    chart = line_chart(series, "Frechet distance of the image estimates", "steps", "Frechet distance", log_y=True)
+    noisy = [row for row in stable if row.sampler == "ddpm"]
+    latents = [
+        Picture(
+            f"shared-{place}",
+            measured.picture(_shared(scale, row, seed)),
+            f"{row.label}: rows share x_t at t = {', '.join(f'{share:g} T' for share in SHARED_AT)}",
+        )
+        for place, row in enumerate(noisy)
+    ]
+    rows = [
+        [
+            row.label,
+            *(
+                spread([measured[_shared(scale, row, s)]["apart"][place] for s in measured.seeds])
+                for place in range(len(SHARED_AT))
+            ),
+        ]
+        for row in noisy
+    ]
+    table = Table(
+        "How far images that share x_t are apart",
+        ["", *(f"t = {share:g} T" for share in SHARED_AT)],
+        rows,
+        "Mean root mean square difference of pairs, on the scale -1..1.",
+    )
+    return Findings(
+        [
+            Section("Estimates over time", "", [*pictures, Chart("estimates", chart, f"{scale.few} images.")]),
+            Section("Images that share a latent", "", [*latents, table]),
+        ],
+        _claims(measured, noisy),
+    )
+
+
+def _claims(measured: Measured, noisy: Sequence[Row]) -> list[Claim]:
+    claims = []
+    for row in noisy[:1]:
+        apart = [measured[_shared(measured.scale, row, seed)]["apart"] for seed in measured.seeds]
+        claims.append(
+            Claim(
+                "The less noise x_t has, the more do images that share it have in common.",
+                "Ho et al., section 4.3 and Figure 7",
+                [
+                    Comparison(
+                        f"t = {SHARED_AT[place + 1]:g} T against {SHARED_AT[place]:g} T",
+                        [each[place + 1] for each in apart],
+                        [each[place] for each in apart],
+                    )
+                    for place in range(len(SHARED_AT) - 1)
+                ],
+            )
+        )
+        found = [measured[_measured_on_the_way(measured.scale, row, seed)]["fid"] for seed in measured.seeds]
+        claims.append(
+            Claim(
+                "The estimates become better over the whole of the reverse process.",
+                "Ho et al., Figure 10",
+                [
+                    Comparison(
+                        f"after {SHARES[place + 1]:g} of the steps against {SHARES[place]:g}",
+                        [each[place + 1] for each in found],
+                        [each[place] for each in found],
+                    )
+                    for place in range(len(SHARES) - 1)
+                ],
+            )
+        )
+    return claims
+
+
+PROGRESSIVE = Experiment(
+    "progressive",
+    "What is decided when?",
+    "Ho, Jain & Abbeel 2020, Figures 6, 7 and 10",
+    _cells,
+    _report,
+)

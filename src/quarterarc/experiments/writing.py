@@ -1,0 +1,162 @@
+"""Writing what an experiment found: results.json, results.csv, results.md with its figures, and report.html."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from ..files import make_folder, replace_file, write_json
+from ..report import data_url, write_page
+from .claims import RULE
+from .findings import Chart, Findings, Part, Picture, Section, Table
+
+__all__ = ["write_results"]
+
+
+def write_results(out: Path, about: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], findings: Findings) -> None:
+    """Write the four files and the figures; each appears under its name when it is whole.
+
+    Args:
+        out: the experiment's folder.
+        about: name, title, source, scale, seeds, command, commit, versions, arms.
+        cells: every cell with its settings and values.
+        findings: what the experiment says of them.
+    """
+    figures = make_folder(out / "figures")
+    for section in findings.sections:
+        for part in section.parts:
+            _write_figure(figures, part)
+    tables = [part for section in findings.sections for part in section.parts if isinstance(part, Table)]
+    write_json(
+        out / "results.json",
+        {
+            **about,
+            "tables": [{"name": t.name, "header": list(t.header), "rows": [list(r) for r in t.rows]} for t in tables],
+            "rule": RULE,
+            "claims": [claim.describe() for claim in findings.claims],
+            "cells": list(cells),
+        },
+    )
+    _write_text(out / "results.csv", _csv(cells))
+    _write_text(out / "results.md", "\n".join(_markdown(about, findings)) + "\n")
+    write_page(
+        out / "report.html",
+        "experiment.html",
+        title=about["title"],
+        about=about,
+        sections=[_for_page(section) for section in findings.sections],
+        claims=[claim.describe() for claim in findings.claims],
+        rule=RULE,
+    )
+
+
+def _write_text(path: Path, text: str) -> None:
+    with replace_file(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def _write_figure(folder: Path, part: Part) -> None:
+    if isinstance(part, Chart):
+        # on its own a chart has no page whose background it could take
+        _write_text(
+            folder / f"{part.name}.svg",
+            part.svg.replace("<title>", '<rect width="100%" height="100%" fill="white"/><title>', 1),
+        )
+    elif isinstance(part, Picture):
+        with replace_file(folder / f"{part.name}.png") as beside:
+            shutil.copyfile(part.path, beside)
+
+
+# --- CSV ------------------------------------------------------------------------------------------------------------
+
+
+def _csv(cells: Sequence[Mapping[str, Any]]) -> str:
+    """One row a cell: settings and those values that are one number or text."""
+    rows = [
+        {
+            "arm": cell["arm"],
+            "seed": cell["seed"],
+            "measure": cell["measure"],
+            **{name: _plain(value) for name, value in cell["settings"].items()},
+            **{name: value for name, value in cell["values"].items() if isinstance(value, int | float | str)},
+        }
+        for cell in cells
+    ]
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return " ".join("=".join(map(str, each)) if isinstance(each, list | tuple) else str(each) for each in value)
+    return value
+
+
+# --- Markdown -------------------------------------------------------------------------------------------------------
+
+
+def _markdown(about: Mapping[str, Any], findings: Findings) -> Iterable[str]:
+    yield f"# {about['title']}"
+    yield f"\n{about['source']}. Scale `{about['scale']}`, seeds {', '.join(map(str, about['seeds']))}."
+    yield f"\n{about['setting']}"
+    yield f"\n```\n{about['command']}\n```"
+    for section in findings.sections:
+        yield f"\n## {section.title}"
+        if section.text:
+            yield f"\n{section.text}"
+        for part in section.parts:
+            yield ""
+            yield from _part(part)
+    if findings.claims:
+        yield f"\n## Claims\n\n{RULE}\n"
+        yield from _rows(
+            ["claim", "source", "verdict", "evidence"],
+            [[c.text, c.source, f"**{c.verdict}**", c.evidence] for c in findings.claims],
+        )
+    yield f"\nMade by quarterarc {about['quarterarc']}, commit {about['commit']}."
+
+
+def _part(part: Part) -> Iterable[str]:
+    if isinstance(part, Table):
+        yield f"**{part.name}**\n"
+        yield from _rows(part.header, part.rows)
+        if part.note:
+            yield f"\n{part.note}"
+    else:
+        ending = "svg" if isinstance(part, Chart) else "png"
+        yield f"![{part.caption or part.name}](figures/{part.name}.{ending})"
+        if part.caption:
+            yield f"\n*{part.caption}*"
+
+
+def _rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterable[str]:
+    for cells in (header, ["---", *["---:"] * (len(header) - 1)] if rows else [], *rows):
+        if cells:
+            yield "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+
+
+# --- HTML -----------------------------------------------------------------------------------------------------------
+
+
+def _for_page(section: Section) -> dict[str, Any]:
+    parts: list[dict[str, Any]] = []
+    for part in section.parts:
+        if isinstance(part, Table):
+            parts.append(
+                {"kind": "table", "name": part.name, "header": part.header, "rows": part.rows, "note": part.note}
+            )
+        elif isinstance(part, Chart):
+            parts.append({"kind": "chart", "svg": Markup(part.svg), "caption": part.caption})
+        else:
+            parts.append({"kind": "picture", "url": data_url(part.path), "caption": part.caption})
+    return {"title": section.title, "text": section.text, "parts": parts}
