@@ -30,9 +30,10 @@ STOCHASTIC: list[tuple[str, dict[str, Any]]] = [
     ("ddpm", {}),
     ("ddpm", {"variance": "large"}),
     ("ddim", {"churn": 0.5}),
+    ("multistep", {"churn": 0.5}),
 ]
 NFE = {"heun": 2, "midpoint": 2, "rk4": 4}  # a step; the others of this list ask once
-ONCE = ["ddpm", "ddim", "cold", "cold-naive", "cold-improved", "euler", "rotation"]
+ONCE = ["ddpm", "ddim", "cold", "cold-naive", "cold-improved", "euler", "rotation", "multistep"]
 EVERY = [*NFE, *ONCE]  # that follows the grid it is given
 
 

@@ -87,7 +87,7 @@ def run_demo(recipe: Recipe, out: Path, measured: int = 200) -> dict[str, Any]:
     return metrics
 
 
-def _nfe(denoise: Denoiser) -> int:
+def _nfe(denoise: Denoiser) -> float:
     return sample(denoise, noise(range(1), denoise.shape or ())).nfe
 
 

@@ -216,11 +216,18 @@ class Counted(_Wrapper):
 
     def __init__(self, inner: Denoise) -> None:
         self.inner = inner
-        self.nfe = 0
+        self.seen = self.images = 0
 
     def __call__(self, x: Tensor, angle: Angle, labels: Tensor | None = None) -> Estimate:
-        self.nfe += getattr(self.inner, "evaluations", 1)
+        self.images = max(self.images, len(x))
+        self.seen += len(x) * getattr(self.inner, "evaluations", 1)
         return call(self.inner, x, angle, labels)
+
+    @property
+    def nfe(self) -> float:
+        """An image, the mean over the batch: whole unless a sampler takes more steps for some images than others."""
+        mean = self.seen / max(self.images, 1)
+        return int(mean) if mean.is_integer() else mean
 
 
 def call(denoise: Denoise, x: Tensor, angle: Angle, labels: Tensor | None) -> Estimate:

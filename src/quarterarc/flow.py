@@ -34,6 +34,7 @@ from .denoiser import angle_range, call
 from .errors import InputError
 from .estimate import Denoise
 from .likelihood import Images, Moments, batch, check_images, read_levels, refuse_nonfinite
+from .samplers.adaptive import check_tolerance, integrate
 from .streams import Purpose, stream
 
 __all__ = [
@@ -246,7 +247,7 @@ def _carry(
         flow = _Flow(denoise, some, None if labels is None else labels[first:last])
         b, a = (end, 0.0) if down else (0.0, end)
         with torch.no_grad():
-            carried, _ = integrate(flow.velocity, flow.start, b, a, tolerance)
+            carried, _, _ = integrate(flow.velocity, flow.start, b, a, tolerance)
         parts.append(carried.to(some.dtype).reshape(some.shape).cpu())
     return torch.cat(parts)
 
@@ -287,7 +288,7 @@ def _densities(
         return torch.cat([v, divergence / root], 1)
 
     start = torch.cat([flow.start, flow.start.new_zeros(len(numbers), columns)], 1)
-    state, nfe = integrate(slope, start, 0.0, end, tolerance)
+    state, nfe, _ = integrate(slope, start, 0.0, end, tolerance)
     normal = -0.5 * ((state[:, :d] ** 2).sum(1) + d * math.log(2.0 * math.pi))
     gained = (state[:, d:] * root).cpu().double().numpy()
     scatter = np.zeros(len(numbers)) if probes is None else Moments.of(gained.T).standard_error
@@ -365,8 +366,7 @@ def _probed(v: Tensor, x: Tensor, signs: Tensor) -> Tensor:
 
 def _check(denoise: Denoise, tolerance: float, batch_size: int) -> float:
     """The angle at which the flow ends."""
-    if not 0.0 < tolerance < 1.0:
-        raise InputError(f"the solver's tolerance lies in (0, 1), got {tolerance!r}")
+    check_tolerance(tolerance)
     if batch_size < 1:
         raise InputError(f"batch_size is at least 1, got {batch_size}")
     return min(angle_range(denoise)[1], NOISE_END)
@@ -379,66 +379,3 @@ def _batches(count: int, batch_size: int, what: str, progress: bool) -> Iterator
             last = min(first + batch_size, count)
             yield first, last
             bar.update(last - first)
-
-
-# Dormand & Prince 1980, 5(4): the last row of the matrix makes the step, and the slope at its end opens the next one;
-# the error row is the difference to the embedded method of order 4.
-_MATRIX = (
-    (1 / 5,),
-    (3 / 40, 9 / 40),
-    (44 / 45, -56 / 15, 32 / 9),
-    (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
-    (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
-    (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
-)
-_ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
-_FIRST, _SMALLEST = 1 / 50, 1e-10  # shares of the way: the first step, and the one at which a flow is given up
-
-
-def integrate(
-    velocity: Callable[[Tensor, Tensor, Tensor], Tensor], x: Tensor, b: float, a: float, tolerance: float
-) -> tuple[Tensor, Tensor]:
-    """Carry points along a flow, each in steps of its own, so that none depends on the others.
-
-    A step is taken where the root mean square of its error over tolerance (1 + |x|) is at most 1.
-
-    Args:
-        velocity: of points, shape (B', D), at angles, float64 on the CPU, shape (B',), with these row numbers of x.
-        x: the points at angle b, shape (B, D).
-        b, a: where the flow starts and ends, in either order.
-        tolerance: absolute and relative.
-
-    Returns:
-        The points at angle a, and the NFE of each, shape (B,).
-
-    Raises:
-        InputError: if a step would have to be too small.
-    """
-    x, rows, way = x.clone(), torch.arange(len(x)), a - b
-    done, step = torch.zeros(len(x), dtype=torch.float64), torch.full((len(x),), _FIRST, dtype=torch.float64)
-    slope, nfe = velocity(x, b + way * done, rows), torch.ones(len(x), dtype=torch.int64)
-    while len(rows):
-        h, start, here = torch.minimum(step[rows], 1.0 - done[rows]), done[rows], x[rows]
-        slopes, moved = [slope[rows]], here
-        for weights in _MATRIX:
-            moved = here + _weighted(weights, slopes, way * h)
-            slopes.append(velocity(moved, b + way * (start + math.fsum(weights) * h), rows))
-        nfe[rows] += len(_MATRIX)
-        missed = _weighted(_ERROR, slopes, way * h) / (tolerance * (1.0 + torch.maximum(here.abs(), moved.abs())))
-        error = missed.square().mean(1).sqrt().cpu().double()
-        taken = error <= 1.0
-        x[rows[taken]], slope[rows[taken]] = moved[taken], slopes[-1][taken]
-        ends = taken & (h == 1.0 - start)
-        done[rows] = torch.where(taken, start + h, start)
-        step[rows] = h * (0.9 * error.clamp(min=1e-10) ** -0.2).clamp(0.2, 5.0)
-        if bool((step[rows[~ends]] < _SMALLEST).any()):
-            angle = b + way * float(done[rows].min())
-            raise InputError(f"the flow is too steep near angle {angle:.6g} for a tolerance of {tolerance:g}: raise it")
-        rows = rows[~ends]
-    return x, nfe
-
-
-def _weighted(weights: Sequence[float], slopes: Sequence[Tensor], by: Tensor) -> Tensor:
-    """The weighted sum of slopes times a step for each image."""
-    total = torch.stack([w * slope for w, slope in zip(weights, slopes, strict=True) if w != 0.0]).sum(0)
-    return by.to(total)[:, None] * total

@@ -46,7 +46,7 @@ def grid(
         steps: how many steps, at least 1.
         start: the first angle, in (0, pi/2].
         schedule: what `time` and `quadratic` are uniform in; `arc` with 1000 steps if not given.
-        smallest: where `log-snr` and `rho` stop before 0, for a denoiser that is defined from there.
+        smallest: where `log-snr`, `rho` and `octave` stop before 0, for a denoiser that is defined from there.
         dimensions: C H W of the images, which `octave` starts from.
 
     Raises:
@@ -60,7 +60,7 @@ def grid(
     if not 0.0 < start <= NOISE_END:
         raise InputError(f"a grid starts in (0, pi/2], got {start!r}")
     if name == "octave":
-        angles = _octave(int(steps), float(start), math.sqrt(dimensions))
+        angles = _octave(int(steps), float(start), math.sqrt(dimensions), float(smallest))
     else:
         angles = _GRIDS[name](int(steps), float(start), float(smallest), schedule or named_schedule())
     angles[0], angles[-1] = start, 0.0
@@ -135,9 +135,13 @@ def _rho(steps: int, start: float, smallest: float, schedule: Schedule) -> np.nd
     return np.append(sigma_to_angle(roots**RHO), 0.0)
 
 
-def _octave(steps: int, start: float, coarsest: float) -> np.ndarray:
-    first, last = octave(start, coarsest), octave(0.0, coarsest)
-    return octave_to_angle(last + (first - last) * _falling(steps) ** OCTAVE_POWER, coarsest)
+def _octave(steps: int, start: float, coarsest: float, smallest: float) -> np.ndarray:
+    def down_to(end: float, steps: int) -> np.ndarray:
+        first, last = octave(start, coarsest), octave(end, coarsest)
+        return octave_to_angle(last + (first - last) * _falling(steps) ** OCTAVE_POWER, coarsest)
+
+    angles = down_to(0.0, steps)
+    return angles if angles[-2] >= smallest else np.append(down_to(smallest, steps - 1), 0.0)
 
 
 _GRIDS: dict[str, Callable[[int, float, float, Schedule], np.ndarray]] = {

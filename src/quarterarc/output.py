@@ -61,6 +61,8 @@ def write_samples(
     Raises:
         InputError: for settings that `sample` refuses, or a folder that cannot be used.
     """
+    if batch_size < 1:
+        raise InputError(f"batch_size is at least 1, got {batch_size}")
     chosen = plan(denoise, sampler, steps, grid, **(options or {}))
     settings = {**(about or {}), **chosen.describe(), "labels": None if labels is None else list(labels)}
     here = processes()
@@ -78,16 +80,19 @@ def write_samples(
         batch_size=batch_size,
         labels=None if labels is None else [labels[seed % len(labels)] for seed in mine],
     )
-    started = time.perf_counter()
+    started, seen = time.perf_counter(), 0.0
     bar = tqdm(total=len(mine), unit="image", desc="sample", disable=None if here.rank == 0 else True)
     with bar, ThreadPoolExecutor(4) as writers:
         for some, result in made:
-            nfe = result.nfe
+            seen += result.nfe * len(some)
             pixels = to_uint8(result.images).cpu()
             # a batch is on disk before the next is made: memory stays bounded, and what is written stays written
             list(writers.map(write_png, (out / _name(seed) for seed in some), pixels))
             bar.update(len(some))
     seconds = time.perf_counter() - started
+    if mine:
+        mean = seen / len(mine)
+        nfe = int(mean) if mean.is_integer() else round(mean, 2)
     here.wait()
     if here.rank:
         return None
@@ -101,7 +106,7 @@ def _name(seed: int) -> str:
     return f"{seed:06d}.png"
 
 
-def _check_same(out: Path, settings: Mapping[str, Any]) -> int | None:
+def _check_same(out: Path, settings: Mapping[str, Any]) -> float | None:
     """Refuse a folder whose images were made with other settings or are of unknown origin; the NFE of those there."""
     if (out / ABOUT).is_file():
         before = read_json(out / ABOUT)

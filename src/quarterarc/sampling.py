@@ -37,12 +37,12 @@ class Result:
     Attributes:
         images: shape (B, C, H, W), in the dtype and on the device of the noise. Images live in [-1, 1]; a sampler may
             overshoot, and nothing is clamped here (`quarterarc.to_uint8` does).
-        nfe: how often the network saw each image.
+        nfe: how often the network saw each image; the mean, where a sampler's steps are each image's own.
         angles: the grid, float64, from the first angle to 0.
     """
 
     images: Tensor
-    nfe: int
+    nfe: float
     angles: np.ndarray
 
 
@@ -101,7 +101,9 @@ def plan(
         raise InputError(f"options ({', '.join(options)}) go with a sampler's name; give them to the sampler itself")
     else:
         name = type(sampler).__name__
-    grid = DEFAULT_GRID if grid is None else grid
+    if grid is None:
+        grid = getattr(sampler, "default_grid", DEFAULT_GRID)
+        steps = getattr(sampler, "default_steps", None) if steps is None else steps
     angles = resolve_grid(denoise, grid, steps, shape)
     return Plan(sampler, name, options, grid if isinstance(grid, str) else "explicit", angles)
 
@@ -219,6 +221,10 @@ class _Labelled:
 
     def __call__(self, x: Tensor, angle: float) -> Estimate:
         return call(self.inner, x, angle, self.labels)
+
+    def of_rows(self, rows: Tensor) -> _Labelled:
+        """The same for some images of the batch."""
+        return self if self.labels is None else _Labelled(self.inner, self.labels[rows.to(self.labels.device)])
 
     def __getattr__(self, name: str) -> Any:
         if name in ("inner", "labels") or name.startswith("__"):

@@ -8,6 +8,7 @@ from inspect import signature
 from typing import Any
 
 from ..errors import InputError, unknown_name
+from .adaptive import Adaptive
 from .base import Draw, LinearSampler, Sampler, State, Weights
 from .cold import Cold, ColdImproved, ColdNaive
 from .ddim import DDIM
@@ -26,6 +27,7 @@ __all__ = [
     "MIDPOINT",
     "RK4",
     "SAMPLERS",
+    "Adaptive",
     "Cold",
     "ColdImproved",
     "ColdNaive",
@@ -53,6 +55,7 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "rk4": partial(Gradient, RK4),
     "rotation": Rotation,
     "multistep": Multistep,
+    "adaptive": Adaptive,
 }
 """Every sampler by name; the value makes one from its options."""
 

@@ -14,11 +14,10 @@ from typing import Protocol, TypeAlias
 
 from torch import Tensor
 
-from ..estimate import Estimate
+from ..estimate import Denoise, Estimate
 
-__all__ = ["Draw", "LinearSampler", "Sampler", "State", "Weights"]
+__all__ = ["Denoise", "Draw", "LinearSampler", "Sampler", "State", "Weights", "of_rows"]
 
-Denoise: TypeAlias = Callable[[Tensor, float], Estimate]
 Draw: TypeAlias = Callable[[Tensor], Tensor]
 """Fresh standard normal noise, shaped like what it is given."""
 
@@ -41,6 +40,8 @@ class State:
 class Sampler(Protocol):
     """A rule that moves states down a grid of angles: n + 1 angles give n + 1 states, the first being x itself.
 
+    A sampler may also say the name of the grid it is best on, `default_grid`, and its `default_steps`.
+
     Attributes:
         evaluations: how often a step asks the denoiser (the NFE of one step).
     """
@@ -49,6 +50,14 @@ class Sampler(Protocol):
     def evaluations(self) -> int: ...
 
     def __call__(self, denoise: Denoise, x: Tensor, angles: Sequence[float], draw: Draw) -> Iterator[State]: ...
+
+
+def of_rows(denoise: Denoise, rows: Tensor) -> Denoise:
+    """The denoiser for some images of the batch, by their row numbers: one that knows labels has one for each."""
+    if hasattr(denoise, "of_rows"):
+        chosen: Denoise = denoise.of_rows(rows)
+        return chosen
+    return denoise
 
 
 @dataclass(frozen=True)
