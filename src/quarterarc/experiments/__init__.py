@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from ..errors import unknown_name
 
 if TYPE_CHECKING:
-    from .experiment import Experiment
+    from .base import Experiment
 
 __all__ = ["EXPERIMENTS", "experiment"]
 

@@ -139,7 +139,7 @@ class Lab:
                     train(recipe, run, resume=True, progress=self.progress)
             except Diverged as diverged:
                 why = f"training diverged: {diverged}".partition(", on the images")[0]
-                write_json(run / _UNSTABLE, {"why": why})
+                write_json(make_folder(run) / _UNSTABLE, {"why": why})
                 return why
             logger.info("trained '%s', seed %d, in %.0f s", arm.name, seed, time.perf_counter() - started)
         return ""

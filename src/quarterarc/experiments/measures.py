@@ -50,6 +50,10 @@ def image_seeds(seed: int, count: int, draw: int = 0) -> range:
     return range(first, first + count)
 
 
+INVERSION_TOLERANCE = 1e-4
+"""How far a step of the flow's inversion may miss; a level of 8 bits is 8e-3."""
+
+
 @dataclass(frozen=True)
 class Measure:
     """A way to measure.
@@ -328,8 +332,10 @@ def _interpolation(lab: Lab, denoise: Denoiser, cell: Cell, folder: Path) -> dic
             made = sample(denoise, mixed, "ddpm", grid=grid[at:], seeds=seeds).images
             rows += [one[None], made, two[None]]
             missed[str(share)].append(_apart(made[0], one))
-        ends = encode(denoise, torch.stack([one, two]).cpu(), tolerance=1e-4, progress=False)
-        made = decode(denoise, _slerp(ends[0], ends[1], weights.cpu()), tolerance=1e-4, progress=False).to(one)
+        ends = encode(denoise, torch.stack([one, two]).cpu(), tolerance=INVERSION_TOLERANCE, progress=False)
+        made = decode(
+            denoise, _slerp(ends[0], ends[1], weights.cpu()), tolerance=INVERSION_TOLERANCE, progress=False
+        ).to(one)
         rows += [one[None], made, two[None]]
         missed["flow"].append(_apart(made[0], one))
     _write(folder / "interpolation.png", torch.cat(rows), columns=cell["weights"] + 2)

@@ -8,9 +8,9 @@ from itertools import combinations, pairwise
 from statistics import fmean, stdev
 
 from ..report import Series, line_chart
+from .base import Measured
 from .cells import Cell
 from .claims import Comparison, judge, spread
-from .experiment import Measured
 from .findings import Chart, Table
 
 __all__ = ["BETTER", "compare", "grid_table", "order_table", "quality_chart", "values_at"]

@@ -20,7 +20,7 @@ from ..errors import InputError
 from ..files import make_folder, read_json, write_json
 from ..training.trainer import Interrupted
 from .arms import decisive, digest
-from .experiment import Experiment, Measured
+from .base import Experiment, Measured
 from .lab import Lab
 from .plan import Job, describe_plan, jobs_of, probe
 from .scales import Scale

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..arms import Arm, arm
+from ..base import Experiment, Measured
 from ..cells import Cell, quality
 from ..claims import Claim, Comparison, spread
-from ..experiment import Experiment, Measured
 from ..findings import Findings, Section, Table
 from ..scales import Scale
 
@@ -44,7 +44,7 @@ ROWS = (
 
 def bits(scale: Scale, arm: Arm, seed: int, split: str, variance: str | None, name: str = "bits-per-dim") -> Cell:
     """Bits a dimension of training or test images."""
-    count = scale.likelihood_images if name == "bits-per-dim" else min(64, scale.likelihood_images)
+    count = scale.likelihood_images if name == "bits-per-dim" else max(1, min(64, scale.likelihood_images // 4))
     terms = None if scale.terms is None else min(scale.terms, scale.all_steps - 1)
     return Cell.of(arm, seed, "bits", bits=name, split=split, variance=variance, images=count, terms=terms)
 

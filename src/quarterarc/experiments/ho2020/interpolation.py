@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 from statistics import fmean
 
+from ..base import Experiment, Measured
 from ..cells import Cell
 from ..claims import Claim, Comparison, spread
-from ..experiment import Experiment, Measured
 from ..findings import Findings, Picture, Section, Table
 from ..scales import Scale
 from ..zhang2023.ablation import OURS, Row

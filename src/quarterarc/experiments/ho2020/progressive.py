@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...report import Series, line_chart
+from ..base import Experiment, Measured
 from ..cells import Cell
 from ..claims import Claim, Comparison, spread
-from ..experiment import Experiment, Measured
 from ..findings import Chart, Findings, Picture, Section, Table
 from ..scales import Scale
 from ..zhang2023.ablation import OURS, Row

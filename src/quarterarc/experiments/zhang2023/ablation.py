@@ -8,9 +8,9 @@ from functools import partial
 
 from ...samplers import sampler as named_sampler
 from ..arms import Arm, arm
+from ..base import Experiment, Measured
 from ..cells import Cell, quality
 from ..claims import Claim, Comparison
-from ..experiment import Experiment, Measured
 from ..findings import Findings, Section
 from ..reading import CellAt, compare, grid_table, order_table, quality_chart
 from ..scales import Scale

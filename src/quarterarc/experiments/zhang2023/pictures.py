@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from statistics import fmean, median
 
 from ...report import Series, line_chart
+from ..base import Experiment, Measured
 from ..cells import Cell
 from ..claims import Claim, Comparison, spread
-from ..experiment import Experiment, Measured
 from ..findings import Chart, Findings, Picture, Section, Table
 from ..scales import Scale
 from .ablation import Row

@@ -8,9 +8,9 @@ import numpy as np
 
 from ...report import Series, line_chart
 from ..arms import arm
+from ..base import Experiment, Measured
 from ..cells import Cell
 from ..claims import Claim, Comparison, spread
-from ..experiment import Experiment, Measured
 from ..findings import Chart, Findings, Section, Table
 from ..scales import Scale
 from .ablation import OURS

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from functools import partial
 
 from ..arms import arm
+from ..base import Experiment, Measured
 from ..cells import Cell
 from ..claims import Claim
-from ..experiment import Experiment, Measured
 from ..findings import Findings, Section
 from ..reading import CellAt, compare, grid_table, quality_chart
 from ..scales import Scale

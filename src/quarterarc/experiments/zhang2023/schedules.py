@@ -10,9 +10,9 @@ from ...report import Series, line_chart
 from ...schedules import SCHEDULES as NAMES
 from ...schedules import Schedule
 from ...schedules import schedule as named_schedule
+from ..base import Experiment, Measured
 from ..cells import Cell
 from ..claims import Claim, Comparison
-from ..experiment import Experiment, Measured
 from ..findings import Chart, Findings, Section, Table
 from ..scales import Scale
 

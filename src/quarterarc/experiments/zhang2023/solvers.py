@@ -10,9 +10,9 @@ from typing import Any
 
 from ...report import Series, line_chart
 from ...samplers import sampler as named_sampler
+from ..base import Experiment, Measured
 from ..cells import Cell, quality
 from ..claims import Claim
-from ..experiment import Experiment, Measured
 from ..findings import Chart, Findings, Section, Table
 from ..reading import CellAt, compare, grid_table, order_table, quality_chart, values_at
 from ..scales import Scale

@@ -7,9 +7,9 @@ from functools import partial
 from itertools import pairwise
 from statistics import fmean, stdev
 
+from ..base import Experiment, Measured
 from ..cells import Cell, quality
 from ..claims import Claim, Comparison, spread
-from ..experiment import Experiment, Measured
 from ..findings import Findings, Section, Table
 from ..reading import CellAt, compare, grid_table, order_table, quality_chart
 from ..scales import Scale

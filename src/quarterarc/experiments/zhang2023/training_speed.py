@@ -7,9 +7,9 @@ from statistics import fmean, stdev
 
 from ...report import Series, line_chart
 from ..arms import Arm, arm
+from ..base import Experiment, Measured
 from ..cells import Cell, quality
 from ..claims import Claim, Comparison, spread
-from ..experiment import Experiment, Measured
 from ..findings import Chart, Findings, Section, Table
 from ..scales import Scale
 

@@ -1,0 +1,379 @@
+"""Experiments: the papers' arms differ in the stated point alone, nothing is done twice, and claims follow one rule."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+
+from quarterarc.cli import main
+from quarterarc.errors import InputError
+from quarterarc.evaluation.models import MODEL_METRICS
+from quarterarc.experiments import EXPERIMENTS, experiment, measures
+from quarterarc.experiments.arms import Arm, arm
+from quarterarc.experiments.cells import quality
+from quarterarc.experiments.claims import Claim, Comparison, judge, spread
+from quarterarc.experiments.lab import Lab
+from quarterarc.experiments.measures import image_seeds
+from quarterarc.experiments.plan import jobs_of
+from quarterarc.experiments.scales import SCALES, Scale, scale
+from quarterarc.experiments.zhang2023.ablation import BY_SOLVER, OURS, PAPER_ROWS, ROWS, solver_steps
+from quarterarc.samplers import sampler as named_sampler
+from quarterarc.training.recipe import Recipe, differences
+
+TINY = {
+    "name": "tiny",
+    "data": {"source": "digits", "size": 8, "channels": 1, "limit": 100},
+    "schedule": {"name": "arc", "steps": 12},
+    "network": {"channels": 8, "multipliers": [1], "blocks": 1, "attention": []},
+    "optimizer": {"warmup": 2},
+    "ema": {"decay": 0.9},
+    "training": {"steps": 8, "batch": 4, "log_every": 2, "checkpoint_every": 1, "keep": 1, "sample_count": 1},
+}
+"""A recipe whose training takes a fraction of a second; its pictures are noise."""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where all tests of this module keep arms and cells, as all experiments do."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def tiny_scale(recipe: Path) -> Scale:
+    return scale(str(recipe), images=12)
+
+
+def run(recipe: Path, cache: Path, out: Path, name: str, *more: str) -> int:
+    return main(["experiment", name, "--scale", str(recipe), "--images", "12", "--device", "cpu",
+                 "--cache", str(cache), "--out", str(out), *more])  # fmt: skip
+
+
+# --- the arms ------------------------------------------------------------------------------------------------------
+
+
+def changed(one: Recipe, other: Recipe) -> set[str]:
+    return {name for name, _, _ in differences(one, other)}
+
+
+@pytest.mark.parametrize("name", SCALES)
+def test_the_seven_rows_differ_in_exactly_the_stated_point(name: str) -> None:
+    at = scale(name)
+    recipes = {row.label: row.arm.recipe(at, 0) for row in PAPER_ROWS}
+    samplers = {row.label: row.sampler for row in PAPER_ROWS}
+    schedule, both = {"schedule.name"}, {"head", "objective.name"}
+    stated = {
+        ("DDIM", "DDIM + β*"): schedule,
+        ("DDIM", "DDIM + sin"): schedule,
+        ("DDIM", "DDIM + both"): both,
+        ("DDIM + sin", "DDIM + sin + both"): both,
+        ("DDIM + both", "DDIM + sin + both"): schedule,
+        ("DDIM + β*", "DDIM + β* + both"): both,
+        ("DDIM + both", "DDIM + β* + both"): schedule,
+        ("DDIM + sin + both", "ours"): {"objective.name"},
+    }
+    for (one, other), fields in stated.items():
+        assert changed(recipes[one], recipes[other]) == fields, (one, other)
+    names = {label: (r.head, r.schedule.name, r.objective.name) for label, r in recipes.items()}
+    assert names == {
+        "DDIM": ("noise", "linear", "noise"),
+        "DDIM + β*": ("noise", "beta-star", "noise"),
+        "DDIM + sin": ("noise", "arc", "noise"),
+        "DDIM + both": ("both", "linear", "both"),
+        "DDIM + sin + both": ("both", "arc", "both"),
+        "DDIM + β* + both": ("both", "beta-star", "both"),
+        "ours": ("both", "arc", "both+gradient"),
+    }
+    assert recipes["ours"].objective.gamma == 1.0
+    assert samplers == {**dict.fromkeys(recipes, "ddim"), "ours": "euler"}  # Eq. 6 for all, Eq. 13 for ours
+
+
+def test_every_arm_shares_network_optimiser_data_and_images_seen() -> None:
+    at = scale("digits")
+    for name in EXPERIMENTS:
+        for job in jobs_of(experiment(name).cells(at, (0,))):
+            fields = changed(at.recipe, job.arm.recipe(at, 0))
+            shared = {each for each in fields if each.split(".")[0] not in ("schedule", "head", "objective")}
+            assert shared == ({"training.steps"} if job.arm.share < 1 else set()), job.arm.name
+            assert "schedule.steps" not in fields
+
+
+def test_an_arm_is_named_by_what_decides_it(tiny_scale: Scale) -> None:
+    def hash_of(*fields: str, seed: int = 0) -> str:
+        return Arm("any", ("head=both", *fields)).hash(tiny_scale, seed)
+
+    assert hash_of() == hash_of("training.log_every=7", "training.keep=5")  # how often it writes decides nothing
+    different = [hash_of(), hash_of(seed=1), hash_of("optimizer.learning_rate=0.5"), hash_of("schedule.name=jsd"),
+                 hash_of("data.limit=99")]  # fmt: skip
+    assert len(set(different)) == len(different)
+    assert arm("both").hash(tiny_scale, 0) != arm("both", share=0.5).hash(tiny_scale, 0)
+
+
+def test_all_arms_begin_with_the_same_noise(tiny_scale: Scale) -> None:
+    cells = [row.cell(tiny_scale, 10, seed) for row in ROWS for seed in (0, 1)]
+    for seed in (0, 1):
+        assert {(c["draw"], c["images"]) for c in cells if c.seed == seed} == {(0, 12)}
+    blocks = [image_seeds(seed, 100_000, draw) for seed in (0, 1, 2) for draw in (0, 1, 2)]
+    assert len({first for block in blocks for first in (block[0], block[-1])}) == 18  # none reaches into another
+
+
+def test_solvers_are_compared_at_equal_evaluations() -> None:
+    at = scale("digits")
+    for row in BY_SOLVER:
+        each = named_sampler(row.sampler).evaluations
+        for nfe in at.table_steps:
+            steps = row.cell(at, nfe, 0)["steps"]
+            assert steps == nfe // each
+            assert nfe - each < steps * each <= nfe
+    assert solver_steps("rk4", 3) == 1  # at least one step, even if that is more
+
+
+# --- claims --------------------------------------------------------------------------------------------------------
+
+
+def test_a_claim_needs_every_seed_and_two_standard_errors() -> None:
+    assert judge([1.0, 1.1, 0.9]) == "held"
+    assert judge([-1.0, -1.1, -0.9]) == "not held"
+    assert judge([1.0, 1.1, -0.1]) == "undecided"  # a seed disagrees
+    assert judge([0.01, 2.0, 0.02]) == "undecided"  # all agree, but the mean is within two standard errors of 0
+    assert judge([5.0]) == "undecided"  # one seed says nothing of the spread
+    assert judge([5.0], exact=True) == "held"
+    assert judge([0.0], exact=True) == "not held"
+    assert judge([1.0, math.nan]) == "undecided"
+    assert judge([]) == "undecided"
+
+
+def test_a_claim_holds_where_all_its_comparisons_do() -> None:
+    good = Comparison("a", [1.0, 1.1], [2.0, 2.1])
+    bad = Comparison("b", [2.0, 2.1], [1.0, 1.1])
+    unclear = Comparison("c", [1.0, 2.0], [2.0, 1.0])
+    more = Comparison("d", [2.0, 2.1], [1.0, 1.1], lower=False)
+    assert [each.verdict for each in (good, bad, unclear, more)] == ["held", "not held", "undecided", "held"]
+    assert Claim("x", "y", [good, more]).verdict == "held"
+    assert Claim("x", "y", [good, unclear]).verdict == "undecided"
+    assert Claim("x", "y", [good, unclear, bad]).verdict == "not held"
+    assert Claim("x", "y").verdict == "undecided"
+    assert "1.05 ± 0.07 against 2.05 ± 0.07" in Claim("x", "y", [good]).evidence
+
+
+def test_a_spread_shows_mean_and_deviation_in_the_same_digits() -> None:
+    assert spread([9.4, 9.5, 9.6]) == "9.50 ± 0.10"
+    assert spread([123.4]) == "123"
+    assert spread([0.01234]) == "0.0123"
+    assert spread([0.0, 0.0]) == "0.00 ± 0.00"
+
+
+# --- the work ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_runs_from_training_to_report(
+    name: str,
+    recipe: Path,
+    cache: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # the flow of a network that has learned nothing takes a thousand evaluations; it has tests of its own
+    monkeypatch.setitem(MODEL_METRICS, "flow-bits-per-dim", MODEL_METRICS["bits-per-dim"])
+    monkeypatch.setattr(measures, "INVERSION_TOLERANCE", 0.1)
+    out = tmp_path / name
+    assert run(recipe, cache, out, name) == 0
+    assert str(out / "report.html") in capsys.readouterr().out
+    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    assert results["experiment"] == name
+    assert results["command"].startswith(f"quarterarc experiment {name} --scale {recipe} --seeds 0 --images 12")
+    for cell in results["cells"]:
+        if cell["measure"] == "quality" and "unstable" not in cell["values"]:
+            settings = cell["settings"]
+            each = named_sampler(settings["sampler"], **dict(settings["options"])).evaluations
+            assert cell["values"]["nfe"] == settings["steps"] * each  # counted, not computed
+    with (out / "results.csv").open(encoding="utf-8") as file:
+        assert len(list(csv.DictReader(file))) == len(results["cells"])
+    page, text = ((out / each).read_text(encoding="utf-8") for each in ("report.html", "results.md"))
+    for claim in results["claims"]:
+        assert claim["verdict"] in ("held", "not held", "undecided")
+        assert claim["claim"] in text
+    assert ("<h2>Claims</h2>" in page) == bool(results["claims"])
+    for line in text.splitlines():
+        if line.startswith("!["):
+            assert (out / line.rpartition("(")[2].rstrip(")")).is_file()  # every figure that the text shows is there
+    assert 'src="figures' not in page  # the page needs no other file
+
+
+def test_arms_and_measurements_are_shared_and_never_made_twice(
+    recipe: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(recipe, cache, tmp_path / "one", "ablation") == 0
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise AssertionError("this was there already")
+
+    monkeypatch.setattr("quarterarc.experiments.lab.train", refuse)
+    monkeypatch.setattr("quarterarc.experiments.measures.evaluate", refuse)
+    assert run(recipe, cache, tmp_path / "two", "ablation") == 0  # another folder, the same arms and cells
+    one, two = (json.loads((tmp_path / each / "results.json").read_text())["cells"] for each in ("one", "two"))
+    assert one == two
+    with pytest.raises(AssertionError, match="there already"):  # another seed is another network
+        run(recipe, cache, tmp_path / "three", "ablation", "--seeds", "1")
+
+
+def test_a_changed_recipe_is_another_arm(tiny_scale: Scale, tmp_path: Path) -> None:
+    lab = Lab(tiny_scale, tmp_path, progress=False)
+    cell = OURS.cell(tiny_scale, 10, 0)
+    lab.measured(cell)
+    changed_recipe = tiny_scale.recipe.model_copy(
+        update={"ema": tiny_scale.recipe.ema.model_copy(update={"decay": 0.5})}
+    )
+    other = Lab(Scale("tiny", changed_recipe, "digits", images=12), tmp_path, progress=False)
+    assert not other.kept(OURS.cell(other.scale, 10, 0))
+    assert OURS.arm.steps_done(other.scale, 0, tmp_path) == 0
+    assert lab.kept(cell)
+
+
+def test_a_run_that_was_killed_goes_on_with_the_next_cell(
+    tiny_scale: Scale, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from quarterarc.experiments.run import run_experiment
+
+    whole = measures.evaluate
+    calls = 0
+
+    def killed(*arguments: object, **options: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise KeyboardInterrupt
+        return whole(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(measures, "evaluate", killed)
+    training, out = experiment("training-speed"), tmp_path / "out"
+    lab = Lab(tiny_scale, tmp_path / "cache", progress=False)
+    cells = len({lab.folder(cell) for cell in training.cells(tiny_scale, (0,))})
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(training, lab, (0,), out)
+    assert not (out / "results.json").exists()  # nothing half written
+    assert not list((tmp_path / "cache" / "cells").glob(".*"))
+    run_experiment(training, Lab(tiny_scale, tmp_path / "cache", progress=False), (0,), out)
+    assert calls == cells + 1  # the one that was cut short, and no other, was measured again
+    assert json.loads((out / "results.json").read_text())["experiment"] == "training-speed"
+
+
+def test_processes_find_what_one_finds(recipe: Path, tmp_path: Path) -> None:
+    found = []
+    for jobs in ("1", "2"):
+        assert run(recipe, tmp_path / f"cache{jobs}", tmp_path / jobs, "reconstruction", "--jobs", jobs) == 0
+        found.append(json.loads((tmp_path / jobs / "results.json").read_text())["cells"])
+    assert found[0] == found[1]
+
+
+def test_an_arm_that_diverges_is_reported_as_unstable(
+    tiny_scale: Scale, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from quarterarc.experiments import lab as module
+
+    def diverge(*arguments: object, **options: object) -> None:
+        raise module.Diverged("the gradient is not finite at step 3 (loss inf), on the images with indices [1, 2]: ...")
+
+    monkeypatch.setattr(module, "train", diverge)
+    lab = Lab(tiny_scale, tmp_path, progress=False)
+    found = lab.measured(quality(tiny_scale, arm("mean", "linear"), 0, "ddpm", 12))
+    assert found == {"unstable": "training diverged: the gradient is not finite at step 3 (loss inf)"}
+
+
+# --- the plan ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["cifar10", "celeba64", "church256"])
+def test_the_papers_own_scales_are_planned_without_their_images(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from quarterarc.experiments import run as module
+    from quarterarc.experiments.plan import Speed
+
+    monkeypatch.setattr(module, "probe", lambda lab: Speed(1e-3, 1e-4))  # the networks are large
+    assert main(["experiment", "ablation", "--scale", name, "--dry-run", "--cache", str(tmp_path / "cache")]) == 0
+    shown = capsys.readouterr().out
+    training = scale(name).recipe.training
+    assert f"11 arms, 85 measurements; {11 * training.steps * training.batch:,} images to train on" in shown
+    assert "days on this machine" in shown
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_plan_counts_what_is_left(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cache = tmp_path / "cache"
+    assert run(recipe, cache, tmp_path / "out", "reconstruction", "--dry-run") == 0
+    before = capsys.readouterr().out
+    assert "4 arms, 4 measurements; 128 images to train on" in before
+    assert not cache.exists()
+    assert not (tmp_path / "out").exists()
+    assert run(recipe, cache, tmp_path / "out", "reconstruction") == 0
+    assert run(recipe, cache, tmp_path / "out", "reconstruction", "--dry-run") == 0
+    assert "; 0 images to train on" in capsys.readouterr().out
+
+
+# --- bad input -----------------------------------------------------------------------------------------------------
+
+
+def test_mistakes_are_one_clear_line(
+    recipe: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*arguments: object) -> str:
+        assert main(["experiment", *map(str, arguments), "--cache", str(cache)]) == 2
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith("quarterarc: error: ")
+        return error
+
+    known = fails("ablatoin")
+    assert "did you mean 'ablation'" in known
+    assert all(name in known for name in EXPERIMENTS)
+    known = fails("ablation", "--scale", "cifar")
+    assert all(name in known for name in SCALES)
+    assert "no recipe file" in fails("ablation", "--scale", tmp_path / "none.yaml")
+    assert "whole numbers" in fails("ablation", "--seeds", "a")
+    assert "whole numbers" in fails("ablation", "--seeds", "0.5")
+    assert "seed twice" in fails("ablation", "--seeds", "0,0")
+    assert "--jobs" in fails("ablation", "--jobs", "0")
+    assert "at least 8" in fails("ablation", "--images", "2")
+    assert "no data at" in fails("ablation", "--scale", "cifar10", "--data", tmp_path / "none")
+
+    out = tmp_path / "out"
+    assert run(recipe, cache, out, "schedules") == 0
+    there = (out / "results.json").read_bytes()
+    other = ["--scale", recipe, "--images", "12", "--out", out]
+    assert "holds another experiment" in fails("reconstruction", *other)
+    assert "holds another experiment" in fails("schedules", "--out", out)
+    assert (out / "results.json").read_bytes() == there
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear reader")
+    assert "holds other files" in fails("schedules", "--scale", recipe, "--out", tmp_path / "mine")
+
+    (tmp_path / "empty").mkdir()
+    missing = fails("ablation", "--scale", "celeba64", "--data", tmp_path / "empty", "--out", tmp_path / "x",
+                    "--features", "pixels")  # fmt: skip
+    assert "img_align_celeba" in missing
+    assert "--data" in missing
+
+
+def test_missing_weights_are_missed_before_training(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_weights(name: str, device: object) -> None:
+        raise InputError("the weights of 'inception' are not there: download them")
+
+    monkeypatch.setattr("quarterarc.experiments.lab.named_extractor", no_weights)
+    assert run(recipe, tmp_path / "cache", tmp_path / "out", "ablation", "--features", "inception") == 2
+    assert "download them" in capsys.readouterr().err
+    assert not (tmp_path / "cache" / "arms").exists()
