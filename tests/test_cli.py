@@ -83,7 +83,23 @@ def test_bad_data_is_named(tmp_path, fails, tiny):
     assert "cut.png" in fails(*train, f"data.source={folder}")
     (folder / "cut.png").unlink()
     assert "a.png" in fails(*train, f"data.source={folder}", "data.crop=[0,0,30,30]")
-    assert not checkpoints(out)
+    assert not out.exists()
+
+
+def test_a_command_line_that_cannot_be_read_is_one_line(capsys):
+    for words in (
+        (),
+        ("smaple",),
+        ("sample", "run"),
+        ("sample", "run", "--out", "x", "--steps", "1.5"),
+        ("train", "--x"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(words)
+        assert stopped.value.code == 2
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert re.fullmatch(r"quarterarc[a-z ]*: error: [^\n]+ --help` says more\n", printed.err), printed.err
 
 
 def test_skip_bad_goes_on_and_counts(tmp_path, tiny, capsys):
@@ -127,6 +143,10 @@ def test_sampling_options_that_do_not_exist_are_refused(tmp_path, fails, tiny_ru
     assert "known" in fails(*sample, "--grid", "anglee")
     assert "no option" in fails(*sample, "--sampler", "ddim", "--option", "chrun=1")
     assert "0..1" in fails(*sample, "--sampler", "ddim", "--option", "churn=2")
+    assert "cannot use" in fails(*sample, "--sampler", "ddim", "--option", "churn=much")
+    assert "no number and no word" in fails(*sample, "--option", "churn=[")
+    assert "at least 1" in fails(*sample, "--batch-size", 0)
+    assert "at most 10000000" in fails(*sample, "--seeds", "0-99999999999999999999")
     assert "descends" in fails(*sample, "--grid", "0.5,1.5,0")
     assert "no labels" in fails(*sample, "--labels", 3)
     assert "--labels" in fails(*sample, "--guidance", 2)

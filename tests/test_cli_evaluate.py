@@ -220,6 +220,14 @@ def test_every_mistake_is_one_line(tiny_run, digits, tmp_path, fails):
     assert "no complete checkpoint" in fails(tmp_path / "begun", "--reference", "digits", *use)
     (tmp_path / "begun" / "recipe.yaml").write_text("data: 3")
     assert "does not say what" in fails(folder, "--reference", tmp_path / "begun", *use)
+    np.savez(tmp_path / "negative.npz", mu=np.zeros(64), sigma=-np.eye(64))
+    assert "no negative eigenvalue" in fails(folder, "--reference", tmp_path / "negative.npz", "--metrics", "fid", *use)
+    one = write_folder(tmp_path / "one", digits[:1])
+    assert "at least 2 images" in fails(one, "--features", "digits", "--save-reference", tmp_path / "deep" / "a.npz")
+    (tmp_path / "no.pth").write_bytes(pickle.dumps([1]))
+    assert "tensors alone" in fails(
+        folder, "--reference", "digits", "--features", "inception", "--weights", tmp_path / "no.pth"
+    )
     assert not (tmp_path / "deep").exists()
 
 

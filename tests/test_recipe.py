@@ -7,7 +7,7 @@ from quarterarc.training.recipe import Recipe, differences, read_recipe, recipe_
 
 
 def test_every_shipped_recipe_is_valid_and_round_trips(tmp_path):
-    assert recipe_names() == ["celeba64", "church256", "cifar10", "digits"]
+    assert recipe_names() == ["celeba64", "church256", "cifar10", "cifar10-short", "digits"]
     for name in recipe_names():
         recipe = read_recipe(name)
         assert recipe.name == name
@@ -88,6 +88,11 @@ def test_a_missing_or_broken_file_is_refused(tmp_path):
     (tmp_path / "broken.yaml").write_text("a: [1,\n")
     with pytest.raises(InputError, match="not valid YAML"):
         read_recipe(str(tmp_path / "broken.yaml"))
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="no text in UTF-8"):
+        read_recipe(str(tmp_path / "binary.yaml"))
+    with pytest.raises(InputError, match="size is one value, 8, and has no fields"):
+        read_recipe("digits", ["data.size.height=3"])
     (tmp_path / "list.yaml").write_text("- 1\n")
     with pytest.raises(InputError, match="mapping"):
         read_recipe(str(tmp_path / "list.yaml"))

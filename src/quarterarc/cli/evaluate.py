@@ -6,6 +6,8 @@ import argparse
 import logging
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,20 +120,40 @@ def _run_image_metrics(args: argparse.Namespace, names: list[str]) -> int:
         _check_writable(args.save_reference)
     images = _images(args, reference)
     extractor = named_extractor(args.features, pick_device(args.device), args.weights)
-    cache = None if args.out is None else args.out.with_name(f"{args.out.name}.features")
     if not names:
         _save_reference(args, images, extractor)
         return 0
-    result = evaluate(
-        images, reference, names, extractor, settings=settings, batch_size=args.batch_size, cache=cache,
-        save_to=args.save_reference, save_features=args.with_features,
-    )  # fmt: skip
-    if result:
-        _report(result, args.out)
-    processes().wait()
-    if result and cache is not None:
-        shutil.rmtree(cache, ignore_errors=True)
+    with _kept_for_later(args.out, "features") as cache:
+        result = evaluate(
+            images, reference, names, extractor, settings=settings, batch_size=args.batch_size, cache=cache,
+            save_to=args.save_reference, save_features=args.with_features,
+        )  # fmt: skip
+        if result:
+            _report(result, args.out)
+        processes().wait()
     return 0
+
+
+@contextmanager
+def _kept_for_later(out: Path | None, what: str) -> Iterator[Path | None]:
+    """A folder beside `out` for what an interrupted command goes on with; gone once it is done, or was refused."""
+    from ..devices import processes
+
+    if out is None:
+        yield None
+        return
+    folder = out.with_name(f"{out.name}.{what}")
+    new = [parent for parent in folder.parents if not parent.exists()]
+    try:
+        yield folder
+    except InputError:
+        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # not empty: somebody else's
+            for parent in new:
+                parent.rmdir()
+        raise
+    if processes().rank == 0:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _images(args: argparse.Namespace, reference: Any) -> ImageSet:
@@ -162,18 +184,19 @@ def _sampled(args: argparse.Namespace, count: int | None) -> ImageSet:
 
 
 def _save_reference(args: argparse.Namespace, images: ImageSet, extractor: Extractor) -> None:
+    from ..devices import processes
     from ..evaluation.features import collect
     from ..evaluation.references import save_statistics
 
     path: Path = args.save_reference
     kinds = [kind for kind in extractor.kinds if kind != "logits"]
-    cache = path.with_name(f"{path.name}.features")
-    collected = collect(
-        images, extractor, kinds, ["pool"] if args.with_features else [], batch_size=args.batch_size, cache=cache
-    )
+    vectors = ["pool"] if args.with_features else []
+    with _kept_for_later(path, "features") as cache:
+        collected = collect(images, extractor, kinds, vectors, batch_size=args.batch_size, cache=cache)
+        if collected.count:
+            save_statistics(path, collected, extractor.describe(), what=images.what, fingerprint=images.fingerprint)
+        processes().wait()
     if collected.count:
-        save_statistics(path, collected, extractor.describe(), what=images.what, fingerprint=images.fingerprint)
-        shutil.rmtree(cache, ignore_errors=True)
         print(f"statistics of {collected.count} images of {images.what} in {path}")
 
 
@@ -199,7 +222,7 @@ def _write(result: dict[str, Any], out: Path | None) -> None:
 
 def _run_model_metrics(args: argparse.Namespace, names: list[str]) -> int:
     """Metrics that ask a run's network about images: those of --reference, else its training images."""
-    from ..devices import pick_device
+    from ..devices import pick_device, processes
     from ..evaluation.models import ModelSettings, evaluate_model
     from ..evaluation.references import open_reference
     from ..runs import hash_of, load, newest_checkpoint
@@ -213,16 +236,13 @@ def _run_model_metrics(args: argparse.Namespace, names: list[str]) -> int:
     denoise = load(checkpoint, pick_device(args.device))
     about = {"checkpoint": checkpoint.name, "checkpoint_sha256": hash_of(checkpoint)}
     settings = ModelSettings(args.variance, args.terms, batch_size=args.batch_size)
-    cache = None if args.out is None else args.out.with_name(f"{args.out.name}.partial")
-    result = evaluate_model(denoise, images, names, settings, what=str(args.source), about=about, cache=cache)
-    if not result:
-        return 0
-    for name in names:
-        found = result["metrics"][name]
-        error = found["standard_error"]
-        more = "" if error is None else f" +- {error:.2g} (standard error)"
-        print(f"{name}  {found['bits_per_dim']:.6g}{more}")
-    _write(result, args.out)
-    if cache is not None:
-        shutil.rmtree(cache, ignore_errors=True)
+    with _kept_for_later(args.out, "partial") as cache:
+        result = evaluate_model(denoise, images, names, settings, what=str(args.source), about=about, cache=cache)
+        for name, found in result.get("metrics", {}).items():
+            error = found["standard_error"]
+            more = "" if error is None else f" +- {error:.2g} (standard error)"
+            print(f"{name}  {found['bits_per_dim']:.6g}{more}")
+        if result:
+            _write(result, args.out)
+        processes().wait()
     return 0

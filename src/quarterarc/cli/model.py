@@ -12,6 +12,8 @@ from ..errors import InputError
 
 __all__ = ["Asked", "add_sampling_arguments", "ask", "parse_grid", "parse_labels", "parse_option", "parse_seeds"]
 
+_MOST_SEEDS = 10_000_000  # a list of them is kept
+
 
 def add_sampling_arguments(parser: argparse._ActionsContainer) -> None:
     """The options that say how a model is sampled; the seeds and the device are each command's own."""
@@ -91,6 +93,8 @@ def parse_seeds(text: str) -> list[int]:
             raise InputError(f"--seeds takes whole numbers and ranges, 0-63 or 1,5,10-19, got '{text}'") from None
         if high < low:
             raise InputError(f"--seeds {part}: the range runs backwards")
+        if high - low >= _MOST_SEEDS:
+            raise InputError(f"--seeds {part}: at most {_MOST_SEEDS} seeds a command")
         seeds.extend(range(low, high + 1))
     if len(set(seeds)) != len(seeds):
         raise InputError(f"--seeds {text} names a seed twice")
@@ -115,7 +119,10 @@ def parse_option(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
         raise InputError(f"--option {text}: write NAME=VALUE, such as churn=0.5")
-    return name, yaml.safe_load(value)
+    try:
+        return name, yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise InputError(f"--option {text}: '{value}' is no number and no word") from None
 
 
 def parse_grid(text: str | None) -> str | list[float] | None:

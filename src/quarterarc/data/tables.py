@@ -6,6 +6,7 @@ Needs the `datasets` extra; only the hub needs more of it than pyarrow. Nothing 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -387,12 +388,16 @@ def open_hub(spec: DataSpec, hub_id: str, cache_dir: Path | None, streaming: boo
 
 @contextmanager
 def _quiet_in_a_pipe(datasets: Any) -> Iterator[None]:
-    """No progress bars of `datasets` where there is no terminal."""
+    """No progress bars of `datasets` where there is no terminal, and no lines of the hub's client about its retries."""
+    client = logging.getLogger("huggingface_hub")
+    level = client.level
+    client.setLevel(logging.ERROR)
     silence = not (sys.stderr.isatty() or datasets.are_progress_bars_disabled())
     if silence:
         datasets.disable_progress_bars()
     try:
         yield
     finally:
+        client.setLevel(level)
         if silence:
             datasets.enable_progress_bars()

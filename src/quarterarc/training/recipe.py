@@ -184,7 +184,10 @@ def _read_yaml(source: str) -> dict[str, Any]:
     if looks_like_a_path:
         if not Path(source).is_file():
             raise InputError(f"no recipe file at {source} (recipes that ship: {', '.join(recipe_names())})")
-        text = Path(source).read_text(encoding="utf-8")
+        try:
+            text = Path(source).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{source} is no text in UTF-8 ({error.reason}): give a YAML file") from None
     elif source in recipe_names():
         text = (resources.files("quarterarc") / "recipes" / f"{source}.yaml").read_text(encoding="utf-8")
     else:
@@ -209,7 +212,10 @@ def _set(fields: dict[str, Any], override: str) -> None:
     *sections, name = path.split(".")
     here = fields
     for section in sections:
-        here[section] = dict(here.get(section) or {})  # never write into a mapping that the caller gave
+        inner = here.get(section) or {}
+        if not isinstance(inner, Mapping):
+            raise InputError(f"'{override}': {section} is one value, {inner!r}, and has no fields")
+        here[section] = dict(inner)  # never write into a mapping that the caller gave
         here = here[section]
     here[name] = value
 

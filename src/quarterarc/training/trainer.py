@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -70,17 +71,24 @@ def train(recipe: Recipe | None, out: str | Path, *, resume: bool = False, progr
         Diverged: if a loss is not finite; no checkpoint is written after that.
         Interrupted: after SIGINT or SIGTERM, once the checkpoint is saved.
     """
+    there = Path(out).exists()
     run = make_folder(Path(out))
     accelerator = Accelerator(mixed_precision="no")  # the denoiser itself runs under autocast, as it does in sampling
     holds = locked(run) if accelerator.is_main_process else nullcontext()
     with holds:
-        recipe = _resolve(recipe, run, resume)
+        try:
+            recipe = _resolve(recipe, run, resume)
+            trainer = Trainer(recipe, run, accelerator, progress)
+        except InputError:
+            if accelerator.is_main_process and not there:
+                shutil.rmtree(run)  # nothing has begun
+            raise
         if accelerator.is_main_process:
             sweep(run)
             with replace_file(run / "recipe.yaml") as beside:
                 beside.write_text(recipe.to_yaml(), encoding="utf-8")
         accelerator.wait_for_everyone()
-        return Trainer(recipe, run, accelerator, progress).run_to_end()
+        return trainer.run_to_end()
 
 
 def _resolve(recipe: Recipe | None, run: Path, resume: bool) -> Recipe:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import urllib.request
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -253,7 +254,9 @@ def _read_pth(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise InputError(f"no weights at {path}: give the file {FILE}, from {_URL}")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch, about other pickles than its own: what it made is looked at
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError):
         state = None
     if not isinstance(state, dict) or not all(isinstance(weight, Tensor) for weight in state.values()):
