@@ -52,6 +52,13 @@ def test_peak_memory_is_a_copy_and_some_blocks_of_pairs() -> None:
     assert run["peak_mib"] < copies + 5 * block + 20
 
 
+def test_what_does_not_fit_in_memory_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench._fits("quarterarc", 10**9, 64)
+    assert bench._fits("torch-fidelity, whole matrices", 100, 64)
+    assert not bench._fits("torch-fidelity, whole matrices", 10**7, 64)
+    assert "left out, it needs" in capsys.readouterr().err
+
+
 def test_sizes_that_cannot_be_measured() -> None:
     with pytest.raises(InputError, match="sizes at least 5"):
         bench.main(arguments("--sizes", "4"))

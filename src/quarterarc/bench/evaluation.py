@@ -165,10 +165,13 @@ def _frechet_ways() -> dict[str, Callable[[Tensor, Tensor, Tensor], float]]:
 
 
 def precision_recall(sizes: Sequence[int], dimensions: int, repeats: int, threads: int | None) -> list[Row]:
-    """One row a way and size: time, peak memory beyond the features, and the two numbers."""
+    """One row a way and size: time, peak memory beyond the features, and the two numbers.
+
+    A way that needs more memory than there is at a size is left out there, and a line says so.
+    """
     rows = []
     for size in sizes:
-        runs: dict[str, list[Row]] = {name: [] for name in _MANIFOLD_WAYS}
+        runs: dict[str, list[Row]] = {name: [] for name in _MANIFOLD_WAYS if _fits(name, size, dimensions)}
         for _ in range(repeats):
             for name in runs:
                 runs[name].append(_in_process(name, size, dimensions, threads))
@@ -269,6 +272,25 @@ _MANIFOLD_WAYS: dict[str, Callable[[Tensor, Tensor], tuple[float, float]]] = {
     "torch-fidelity, whole matrices": _full_matrices,
     "torch-fidelity, row batches": _row_batches,
 }
+
+
+_NEEDS: dict[str, Callable[[int], int]] = {
+    "torch-fidelity, whole matrices": lambda size: 16 * size * size,
+    "torch-fidelity, row batches": lambda size: 16 * size * min(size, 10_000),
+}
+"""Bytes at the peak beyond the features: a float32 block, its parts, and what `kthvalue` copies; as measured."""
+
+
+def _fits(name: str, size: int, dimensions: int) -> bool:
+    """Whether there is memory for a way, so that a benchmark brings no machine down."""
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # the system does not say
+        return True
+    need = _NEEDS[name](size) + 8 * size * dimensions if name in _NEEDS else 0
+    if need > free:
+        print(f"{name}, {size} images: left out, it needs {need / 2**30:.0f} GiB", file=sys.stderr)
+    return need <= free
 
 
 def _memory() -> tuple[int | None, int | None]:
