@@ -12,20 +12,23 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..arc import mix
+from ..data import ImageData
 from ..data.order import permutation
 from ..data.pixels import to_float, to_uint8
 from ..denoiser import Denoiser
 from ..devices import processes
 from ..errors import InputError
 from ..evaluation import evaluate
+from ..evaluation.extractors import Extractor
 from ..evaluation.models import ModelSettings, evaluate_model
+from ..evaluation.references import Reference
 from ..evaluation.sets import SampledSet, TensorSet
 from ..flow import decode, encode
 from ..generation import generate, noise
@@ -34,11 +37,9 @@ from ..samplers import sampler as named_sampler
 from ..sampling import resolve_grid, sample, trajectory
 from ..streams import Purpose, normal, stream
 from .cells import Cell
+from .scales import Scale
 
-if TYPE_CHECKING:
-    from .lab import Lab
-
-__all__ = ["MEASURES", "Measure", "image_seeds"]
+__all__ = ["MEASURES", "Measure", "Surroundings", "image_seeds"]
 
 BLOCK = 1_000_000
 """Image seeds of one training seed: the images of seed s and draw d are numbered from s BLOCK + d BLOCK / 10."""
@@ -54,6 +55,38 @@ INVERSION_TOLERANCE = 1e-4
 """How far a step of the flow's inversion may miss; a level of 8 bits is 8e-3."""
 
 
+class Surroundings(Protocol):
+    """What a measure needs of the laboratory, `experiments.lab.Lab`.
+
+    Attributes:
+        scale: the scale.
+        cache: where things are kept.
+        device: where networks are measured.
+        bars: None to show progress bars on a terminal, False for none.
+        data: the training images.
+        extractor: what makes features.
+        reference: the training images as metrics see them.
+    """
+
+    @property
+    def scale(self) -> Scale: ...
+    @property
+    def cache(self) -> Path: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def bars(self) -> bool | None: ...
+    @property
+    def data(self) -> ImageData: ...
+    @property
+    def extractor(self) -> Extractor: ...
+    @property
+    def reference(self) -> Reference: ...
+    def folder(self, cell: Cell) -> Path:
+        """Where a cell is kept."""
+        ...
+
+
 @dataclass(frozen=True)
 class Measure:
     """A way to measure.
@@ -64,9 +97,9 @@ class Measure:
         identity: what decides the values besides arm, seed and settings.
     """
 
-    compute: Callable[[Lab, Denoiser, Cell, Path], dict[str, Any]]
+    compute: Callable[[Surroundings, Denoiser, Cell, Path], dict[str, Any]]
     evaluations: Callable[[Cell], int]
-    identity: Callable[[Lab], dict[str, Any]] = lambda lab: {}
+    identity: Callable[[Surroundings], dict[str, Any]] = lambda lab: {}
 
 
 # --- quality of samples ---------------------------------------------------------------------------------------------
@@ -93,7 +126,7 @@ class _Timed:
             yield batch
 
 
-def _quality(lab: Lab, denoise: Denoiser, cell: Cell, folder: Path) -> dict[str, Any]:
+def _quality(lab: Surroundings, denoise: Denoiser, cell: Cell, folder: Path) -> dict[str, Any]:
     """Metrics of features of sampled images, NFE, and images a second."""
     seeds = image_seeds(cell.seed, cell["images"], cell["draw"])
     hash_ = cell.arm.hash(lab.scale, cell.seed)
@@ -132,7 +165,7 @@ def _sampling_evaluations(cell: Cell) -> int:
     return int(cell["images"] * cell["steps"] * each)
 
 
-def _judged_by(lab: Lab) -> dict[str, Any]:
+def _judged_by(lab: Surroundings) -> dict[str, Any]:
     return {"extractor": lab.extractor.describe(), "reference": lab.data.fingerprint}
 
 
@@ -140,7 +173,7 @@ def _judged_by(lab: Lab) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _reconstruction(lab: Lab, denoise: Denoiser, cell: Cell, folder: Path) -> dict[str, Any]:
+def _reconstruction(lab: Surroundings, denoise: Denoiser, cell: Cell, folder: Path) -> dict[str, Any]:
     """Mean square errors of image, noise and velocity by time: mean and standard deviation over training images."""
     image = _training_images(lab, cell["images"], cell.seed)
     last = math.floor(denoise.schedule.time(denoise.largest_angle) + 1e-6)
@@ -169,7 +202,7 @@ def _reconstruction(lab: Lab, denoise: Denoiser, cell: Cell, folder: Path) -> di
     return found
 
 
-def _training_images(lab: Lab, count: int, seed: int) -> Tensor:
+def _training_images(lab: Surroundings, count: int, seed: int) -> Tensor:
     """Training images chosen at random, the same for every arm: float32 in [-1, 1]."""
     there = lab.data.count or 0
     rows = permutation(seed, count=there)[:count]
@@ -179,7 +212,7 @@ def _training_images(lab: Lab, count: int, seed: int) -> Tensor:
 # --- bits a dimension -----------------------------------------------------------------------------------------------
 
 
-def _bits(lab: Lab, denoise: Denoiser, cell: Cell, folder: Path) -> dict[str, Any]:
+def _bits(lab: Surroundings, denoise: Denoiser, cell: Cell, folder: Path) -> dict[str, Any]:
     """The bound, or the likelihood of the flow, of training or test images."""
     images = _likelihood_images(lab, cell["split"], cell["images"])
     if images is None:
@@ -199,7 +232,7 @@ def _bits(lab: Lab, denoise: Denoiser, cell: Cell, folder: Path) -> dict[str, An
     return dict(result["metrics"][name]) if result else {}
 
 
-def _likelihood_images(lab: Lab, split: str, count: int) -> Tensor | None:
+def _likelihood_images(lab: Surroundings, split: str, count: int) -> Tensor | None:
     if split == "train":
         return lab.data.batch(range(min(count, lab.data.count or 0))).images.cpu()
     test = lab.scale.test_images()
@@ -218,7 +251,7 @@ def _bits_evaluations(cell: Cell) -> int:
 # --- pictures -------------------------------------------------------------------------------------------------------
 
 
-def _pictures(lab: Lab, denoise: Denoiser, cell: Cell, folder: Path) -> dict[str, Any]:
+def _pictures(lab: Surroundings, denoise: Denoiser, cell: Cell, folder: Path) -> dict[str, Any]:
     """Images of the first seeds, as they come."""
     seeds = image_seeds(cell.seed, cell["images"])
     images = generate(
@@ -234,7 +267,7 @@ def _pictures(lab: Lab, denoise: Denoiser, cell: Cell, folder: Path) -> dict[str
     return {"picture": "images.png"}
 
 
-def _progress(lab: Lab, denoise: Denoiser, cell: Cell, folder: Path) -> dict[str, Any]:
+def _progress(lab: Surroundings, denoise: Denoiser, cell: Cell, folder: Path) -> dict[str, Any]:
     """Image estimates along trajectories, and when each comes close to its own end and stays there.
 
     Close is a root mean square difference, on the scale -1..1, of at most each of `cell["close"]`.
@@ -260,7 +293,7 @@ def _progress(lab: Lab, denoise: Denoiser, cell: Cell, folder: Path) -> dict[str
     return {"picture": "progress.png", "columns": columns, "close": close, "distance": [mean[step] for step in columns]}
 
 
-def _estimates(lab: Lab, denoise: Denoiser, cell: Cell, folder: Path) -> dict[str, Any]:
+def _estimates(lab: Surroundings, denoise: Denoiser, cell: Cell, folder: Path) -> dict[str, Any]:
     """Metrics of the image estimates after a share of the steps (Ho et al., Figure 10)."""
     seeds = image_seeds(cell.seed, cell["images"])
     wanted = sorted({round(share * cell["steps"]) for share in cell["shares"]})
@@ -288,7 +321,7 @@ def _estimates(lab: Lab, denoise: Denoiser, cell: Cell, folder: Path) -> dict[st
     return found | {name: [score.get(name) for score in scores] for name in cell["metrics"]}
 
 
-def _shared(lab: Lab, denoise: Denoiser, cell: Cell, folder: Path) -> dict[str, Any]:
+def _shared(lab: Surroundings, denoise: Denoiser, cell: Cell, folder: Path) -> dict[str, Any]:
     """Images that share their x_t at several t, and how far they are apart (Ho et al., Figure 7).
 
     One trajectory is followed to each t; from there `cell["images"]` go on, each with noise of its own.
@@ -308,7 +341,7 @@ def _shared(lab: Lab, denoise: Denoiser, cell: Cell, folder: Path) -> dict[str, 
     return {"picture": "shared.png", "apart": apart}
 
 
-def _interpolation(lab: Lab, denoise: Denoiser, cell: Cell, folder: Path) -> dict[str, Any]:
+def _interpolation(lab: Surroundings, denoise: Denoiser, cell: Cell, folder: Path) -> dict[str, Any]:
     """Between two training images: mixed at x_t with the same noise and decoded by DDPM; and along the flow.
 
     Rows of the picture: for every pair and share of T, the first image, the decoded mixtures, the second image; then

@@ -12,7 +12,7 @@ from ...report import Series, line_chart
 from ...samplers import sampler as named_sampler
 from ..base import Experiment, Measured
 from ..cells import Cell, quality
-from ..claims import Claim
+from ..claims import Claim, spread
 from ..findings import Chart, Findings, Section, Table
 from ..reading import CellAt, compare, grid_table, order_table, quality_chart, values_at
 from ..scales import Scale
@@ -29,16 +29,18 @@ class Solver:
         label: in the table.
         sampler: its name.
         options: its options.
+        grid: the grid that it walks.
     """
 
     label: str
     sampler: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    grid: str = "time"
 
     def cell(self, scale: Scale, evaluations: int, seed: int) -> Cell:
         """As many steps as make so many evaluations, or the next fewer."""
         steps = max(1, evaluations // named_sampler(self.sampler, **self.options).evaluations)
-        return quality(scale, OURS.arm, seed, self.sampler, steps, **self.options)
+        return quality(scale, OURS.arm, seed, self.sampler, steps, grid=self.grid, **self.options)
 
 
 COMPARED = (
@@ -52,8 +54,19 @@ COMPARED = (
     Solver("midpoint", "midpoint"),
     Solver("Heun", "heun"),
     Solver("RK4", "rk4"),
+    Solver("multistep", "multistep"),
+    Solver("multistep, image form", "multistep", {"form": "image"}),
+    Solver("rotation, octave grid", "rotation", grid="octave"),
+    Solver("multistep, octave grid", "multistep", grid="octave"),
 )
-"""One line a solver."""
+"""One line a solver; the grid is uniform in time unless the label says otherwise."""
+
+TOLERANCES = (1e-1, 1e-2, 1e-3)
+
+
+def _to_tolerance(scale: Scale, tolerance: float, seed: int) -> Cell:
+    """The flow of ours to a tolerance, each image in steps of its own."""
+    return quality(scale, OURS.arm, seed, "adaptive", 1, tolerance=tolerance)
 
 
 def _evaluations(scale: Scale) -> tuple[int, ...]:
@@ -61,7 +74,8 @@ def _evaluations(scale: Scale) -> tuple[int, ...]:
 
 
 def _cells(scale: Scale, seeds: Sequence[int]) -> list[Cell]:
-    return [solver.cell(scale, n, seed) for solver in COMPARED for seed in seeds for n in _evaluations(scale)]
+    at_once = [solver.cell(scale, n, seed) for solver in COMPARED for seed in seeds for n in _evaluations(scale)]
+    return at_once + [_to_tolerance(scale, tolerance, seed) for tolerance in TOLERANCES for seed in seeds]
 
 
 def _report(measured: Measured) -> Findings:
@@ -109,11 +123,24 @@ def _report(measured: Measured) -> Findings:
                 "The network is ours, the grid uniform in time.",
                 [grid_table(measured, "Solvers", at, counts), quality_chart(measured, "solvers", at, counts, "fid")],
             ),
+            Section(
+                "To a tolerance",
+                "The adaptive solver says where the flow itself leads; what it costs depends on the image.",
+                [_tolerance_table(measured)],
+            ),
             Section("By the clock", "", [clock, Chart("clock", chart)]),
             Section("How sure the orders are", "", [order_table(measured, stable, counts)]),
         ],
         _claims(measured, at, counts),
     )
+
+
+def _tolerance_table(measured: Measured) -> Table:
+    rows = []
+    for tolerance in TOLERANCES:
+        found = [measured.by_seed(partial(_to_tolerance, measured.scale, tolerance), n) for n in ("fid", "nfe")]
+        rows.append([f"{tolerance:g}", *map(spread, found)])
+    return Table("Adaptive", ["tolerance", "Frechet distance", "evaluations, mean"], rows)
 
 
 def _milliseconds(measured: Measured, cell: CellAt, evaluations: int) -> float:
