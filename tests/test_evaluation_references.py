@@ -1,5 +1,6 @@
 """References and results: layouts read back, metrics behave on real digits, what cannot be compared is refused."""
 
+import itertools
 import json
 import pickle
 from typing import Any
@@ -12,6 +13,7 @@ from torch import nn
 from quarterarc import __version__
 from quarterarc.closed_form import MixtureData
 from quarterarc.data import DataSpec, open_data, to_float
+from quarterarc.devices import Processes
 from quarterarc.errors import InputError
 from quarterarc.estimate import Estimate
 from quarterarc.evaluation import (
@@ -28,6 +30,7 @@ from quarterarc.evaluation import (
     frechet_distance,
     inception_score_adm,
     kernel_distance,
+    models,
     open_reference,
     precision_recall,
     save_statistics,
@@ -37,6 +40,7 @@ from quarterarc.evaluation.metrics import label
 from quarterarc.evaluation.references import read_statistics
 from quarterarc.evaluation.sets import TensorSet
 from quarterarc.likelihood import bits_per_dim
+from quarterarc.schedules import schedule
 
 ALL = ["fid", "precision", "recall", "density", "coverage", "is", "kid"]
 
@@ -385,17 +389,41 @@ def test_what_makes_results_incomparable_is_named(result, where, key, value):
 # what a model says
 
 
+class Scheduled(Shaped):
+    """A denoiser whose bound can be taken."""
+
+    classes = None
+
+    def __init__(self, digits):
+        super().__init__(MixtureData(to_float(digits), h=0.1))
+        self.schedule = schedule("linear", 20)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_processes_share_a_likelihood_and_join_to_the_same(digits, monkeypatch, count):
+    """Every share is computed as a process would; only the sending is left out."""
+    model, images = Scheduled(digits), TensorSet(digits[:5])
+    names, settings = ["bits-per-dim", "flow-bits-per-dim"], ModelSettings(terms=4, batch_size=4)
+    whole = evaluate_model(model, images, names, settings, progress=False)
+    shares, turn = ([], []), itertools.cycle((0, 1))
+
+    def gathered(found):
+        sums = shares[next(turn)]
+        sums += found
+        return sums
+
+    monkeypatch.setattr("accelerate.utils.gather_object", gathered)
+    for rank in reversed(range(count)):
+        monkeypatch.setattr(models, "processes", lambda rank=rank: Processes(rank, count))
+        shared = evaluate_model(model, images, names, settings, progress=False)
+        assert bool(shared) == (rank == 0)
+    for name in names:
+        for key in ("bits_per_dim", "standard_error", "images"):  # float64 sums in another order
+            assert shared["metrics"][name][key] == pytest.approx(whole["metrics"][name][key], rel=1e-10)
+
+
 def test_bits_a_dimension_of_a_set_are_those_of_its_images(digits):
-    class Model(Shaped):
-        classes = None
-
-        def __init__(self):
-            from quarterarc.schedules import schedule
-
-            super().__init__(MixtureData(to_float(digits), h=0.1))
-            self.schedule = schedule("linear", 20)
-
-    model, images = Model(), digits[:10]
+    model, images = Scheduled(digits), digits[:10]
     settings = ModelSettings(variance="small", terms=4, batch_size=4)
     found = evaluate_model(model, TensorSet(images), ["bits-per-dim"], settings, progress=False)
     expected = bits_per_dim(model, images, "small", terms=4, progress=False)
