@@ -402,7 +402,7 @@ class Scheduled(Shaped):
 @pytest.mark.parametrize("count", [2, 3])
 def test_processes_share_a_likelihood_and_join_to_the_same(digits, monkeypatch, count):
     """Every share is computed as a process would; only the sending is left out."""
-    model, images = Scheduled(digits), TensorSet(digits[:5])
+    model, images = Scheduled(digits), TensorSet(digits[:9])
     names, settings = ["bits-per-dim", "flow-bits-per-dim"], ModelSettings(terms=4, batch_size=4)
     whole = evaluate_model(model, images, names, settings, progress=False)
     shares, turn = ([], []), itertools.cycle((0, 1))
