@@ -231,6 +231,21 @@ def test_every_mistake_is_one_line(tiny_run, digits, tmp_path, fails):
     assert not (tmp_path / "deep").exists()
 
 
+def test_a_full_disk_is_one_line_and_leaves_nothing(digits, tmp_path, fails, monkeypatch):
+    from safetensors import SafetensorError
+
+    def full(tensors, path, **options):
+        path.write_bytes(b"half")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    folder = write_folder(tmp_path / "png", digits[:20])
+    use = ["--features", "digits", "--reference", "digits", "--metrics", "fid"]
+    assert "No space left" in fails(folder, *use, "--out", tmp_path / "deep" / "a.json")
+    assert "No space left" in fails(folder, "--features", "digits", "--save-reference", tmp_path / "deep" / "a.npz")
+    assert not (tmp_path / "deep").exists()
+
+
 def test_images_that_cannot_be_used_are_named(digits, tmp_path, fails):
     folder = write_folder(tmp_path / "png", digits[:20])
     use = ["--reference", "digits", "--features", "digits"]

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import InputError
 
-__all__ = ["make_folder", "read_json", "replace_file", "replace_folder", "write_json"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["make_folder", "read_json", "replace_file", "replace_folder", "save_tensors", "write_json"]
 
 
 def make_folder(path: Path) -> Path:
@@ -33,12 +36,18 @@ def make_folder(path: Path) -> Path:
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to; at the end of the block it becomes `path` at once, or is removed on error."""
+    """A path beside `path` to write to; at the end of the block it becomes `path` at once, or is removed on error.
+
+    Raises:
+        OSError: naming `path`, if it cannot be written.
+    """
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield beside
         _to_disk(beside)
         os.replace(beside, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from None
     finally:
         beside.unlink(missing_ok=True)
 
@@ -67,6 +76,22 @@ def write_json(path: Path, value: Any) -> None:
     """Write JSON for people and programs, in place of what was there."""
     with replace_file(path) as beside:
         beside.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, about: Mapping[str, str] | None = None) -> None:
+    """Write tensors, wherever and however they lie, as safetensors.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        here = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(here, path, metadata=None if about is None else dict(about))
+    except SafetensorError as error:  # a full disk arrives as this, without its number
+        raise OSError(f"cannot write {path}: {error}") from None
 
 
 def read_json(path: Path) -> Any:

@@ -146,7 +146,7 @@ def _kept_for_later(out: Path | None, what: str) -> Iterator[Path | None]:
     new = [parent for parent in folder.parents if not parent.exists()]
     try:
         yield folder
-    except InputError:
+    except (InputError, OSError):
         shutil.rmtree(folder, ignore_errors=True)
         with suppress(OSError):  # not empty: somebody else's
             for parent in new:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ..data.sources import digest
 from ..devices import processes
 from ..errors import InputError
-from ..files import make_folder, replace_file
+from ..files import make_folder, replace_file, save_tensors
 from .arrays import as_features
 from .extractors import Extractor
 from .sets import ImageSet, Shape
@@ -201,10 +201,7 @@ class _Shards:
         return (channels, height, width), made
 
     def write(self, number: int, shape: Shape, made: dict[str, Tensor]) -> None:
-        from safetensors.torch import save_file
-
         if self.folder is not None:
             make_folder(self.folder)
-            arrays = {kind: rows.cpu().contiguous() for kind, rows in made.items()}
             with replace_file(self.folder / f"{number:08d}.safetensors") as beside:
-                save_file({**arrays, "shape": torch.tensor(shape)}, beside)
+                save_tensors({**made, "shape": torch.tensor(shape)}, beside)

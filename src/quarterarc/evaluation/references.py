@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..files import replace_file
+from ..files import replace_file, save_tensors
 from .features import Collected
 from .sets import ImageSet, NpzSet, Shape, as_set, open_set, training_images
 from .statistics import Moments
@@ -251,9 +251,7 @@ def save_statistics(
                     given: dict[str, Any] = {name: tensor.numpy() for name, tensor in arrays.items()}
                     np.savez(file, about=np.array(json.dumps(about)), **given)
             else:
-                from safetensors.torch import save_file
-
-                save_file(arrays, beside, metadata={"about": json.dumps(about)})
+                save_tensors(arrays, beside, {"about": json.dumps(about)})
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from None
 

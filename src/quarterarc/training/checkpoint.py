@@ -15,13 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .. import __version__
 from ..errors import InputError
-from ..files import read_json, replace_folder, write_json
+from ..files import read_json, replace_folder, save_tensors, write_json
 from ..runs import FORMAT, WEIGHTS, checkpoint_name, checkpoints, load_weights, read_weights
 
 __all__ = ["restore", "save", "sweep"]
@@ -46,9 +44,9 @@ def save(
     if folder not in checkpoints(run):
         shutil.rmtree(folder, ignore_errors=True)  # something by that name that is no checkpoint
         with replace_folder(folder) as beside:
-            _save_tensors(average.state_dict(), beside / WEIGHTS)
-            _save_tensors(network.state_dict(), beside / RAW)
-            _save_tensors(_moments(network, optimizer), beside / OPTIMIZER)
+            save_tensors(average.state_dict(), beside / WEIGHTS)
+            save_tensors(network.state_dict(), beside / RAW)
+            save_tensors(_moments(network, optimizer), beside / OPTIMIZER)
             write_json(beside / "config.json", {"format": FORMAT, "quarterarc": __version__, **config})
     for old in checkpoints(run)[:-keep]:
         shutil.rmtree(old)
@@ -94,10 +92,3 @@ def _moments(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, 
         for name, parameter in network.named_parameters()
         for kind in _MOMENTS
     }
-
-
-def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    try:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
-    except SafetensorError as error:  # a full disk arrives as this, without its number
-        raise OSError(f"cannot write {path}: {error}") from None
