@@ -405,7 +405,8 @@ def test_processes_share_a_likelihood_and_join_to_the_same(digits, monkeypatch, 
     model, images = Scheduled(digits), TensorSet(digits[:9])
     names, settings = ["bits-per-dim", "flow-bits-per-dim"], ModelSettings(terms=4, batch_size=4)
     whole = evaluate_model(model, images, names, settings, progress=False)
-    shares, turn = ([], []), itertools.cycle((0, 1))
+    shares: tuple[list[Any], list[Any]] = ([], [])
+    turn = itertools.cycle((0, 1))
 
     def gathered(found):
         sums = shares[next(turn)]

@@ -80,9 +80,9 @@ class EMASpec(Section):
 class TrainingSpec(Section):
     """How long, how much at once, and how often to write.
 
-    `batch` is global: the images of one optimiser step over all processes and accumulated parts. `drop_labels` is the share
-    of labels that become "no label", which guidance needs; at 0 the model is never asked without labels. `compile` needs what
-    `torch.compile` does: on the CPU a C++ compiler.
+    `batch` is global: the images of one optimiser step over all processes and accumulated parts. `drop_labels` is the
+    share of labels that become "no label", which guidance needs; at 0 the model is never asked without labels.
+    `compile` needs what `torch.compile` does: on the CPU a C++ compiler.
     """
 
     steps: Positive
