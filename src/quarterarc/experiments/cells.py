@@ -40,6 +40,10 @@ class Cell:
     def __getitem__(self, name: str) -> Any:
         return dict(self.settings)[name]
 
+    def get(self, name: str) -> Any:
+        """A setting, None if the cell has none of this name."""
+        return dict(self.settings).get(name)
+
     def key(self, scale: Scale, identity: Mapping[str, Any]) -> str:
         """The hash of the arm, the measure and all settings, and of what else the measure says decides it."""
         return digest([self.arm.hash(scale, self.seed), self.seed, self.measure, dict(self.settings), identity])
@@ -53,6 +57,7 @@ def quality(
     steps: int,
     *,
     grid: str = "time",
+    through: str | None = None,
     draw: int = 0,
     metrics: tuple[str, ...] | None = None,
     images: int | None = None,
@@ -60,12 +65,24 @@ def quality(
 ) -> Cell:
     """How good the images of a sampler are: metrics of features against the training images.
 
-    The grid is that of the papers, uniform in the schedule's time. All arms and samplers begin with the same noise,
-    that of the seed and `draw`. Where a trajectory takes more than half of the schedule's steps, `scale.few` images are
-    made instead of `scale.images`.
+    All arms and samplers begin with the same noise, that of the seed and `draw`. Where a trajectory takes more than
+    half of the schedule's steps, `scale.few` images are made instead of `scale.images`.
+
+    Args:
+        scale: the scale.
+        arm: the network.
+        seed: of its training and of the noise.
+        sampler: the sampler's name.
+        steps: how many steps.
+        grid: a name of `quarterarc.grids`, or `leading`, see `measures.leading`.
+        through: a name of `measures.WRAPPERS`, which changes what the network says.
+        draw: another draw of noise for the same seed.
+        metrics: the scale's, if not given.
+        images: how many.
+        options: the sampler's.
     """
     few = steps > 0.5 * scale.all_steps
-    count = images or (scale.few if few else scale.images)
+    more = {} if through is None else {"through": through}
     return Cell.of(
         arm,
         seed,
@@ -74,7 +91,8 @@ def quality(
         steps=steps,
         grid=grid,
         draw=draw,
-        images=count,
+        images=images or (scale.few if few else scale.images),
         metrics=tuple(metrics or scale.metrics),
         options=tuple(sorted(options.items())),
+        **more,
     )

@@ -22,9 +22,10 @@ from ..arc import mix
 from ..data import ImageData
 from ..data.order import permutation
 from ..data.pixels import to_float, to_uint8
-from ..denoiser import Denoiser
+from ..denoiser import Clipped, Denoiser
 from ..devices import processes
 from ..errors import InputError
+from ..estimate import Denoise
 from ..evaluation import evaluate
 from ..evaluation.extractors import Extractor
 from ..evaluation.models import ModelSettings, evaluate_model
@@ -39,7 +40,7 @@ from ..streams import Purpose, normal, stream
 from .cells import Cell
 from .scales import Scale
 
-__all__ = ["MEASURES", "Measure", "Surroundings", "image_seeds"]
+__all__ = ["MEASURES", "WRAPPERS", "Measure", "Surroundings", "image_seeds", "leading"]
 
 BLOCK = 1_000_000
 """Image seeds of one training seed: the images of seed s and draw d are numbered from s BLOCK + d BLOCK / 10."""
@@ -102,6 +103,22 @@ class Measure:
     identity: Callable[[Surroundings], dict[str, Any]] = lambda lab: {}
 
 
+WRAPPERS: dict[str, Callable[[Denoise], Any]] = {"clipped": Clipped}
+"""What may stand between a network and its sampler, by name."""
+
+
+def leading(denoise: Denoiser, steps: int) -> list[float]:
+    """The grid of DDIM's published code, on which the papers built: its last times are whole, its first is not T.
+
+    With k = T // steps the times are 1 + k (steps - 1), ..., 1 + k, 1 and 0, so that the walk begins with pure noise at
+    an angle that is k times below the end. A noise head is spared the end of the arc, where it says nothing of the
+    image; what lies beyond the first angle is lost.
+    """
+    table = denoise.schedule
+    times = [1 + (table.steps // steps) * place for place in reversed(range(steps))]
+    return [*(min(table.angle(float(t)), denoise.largest_angle) for t in times), 0.0]
+
+
 # --- quality of samples ---------------------------------------------------------------------------------------------
 
 
@@ -130,13 +147,16 @@ def _quality(lab: Surroundings, denoise: Denoiser, cell: Cell, folder: Path) -> 
     """Metrics of features of sampled images, NFE, and images a second."""
     seeds = image_seeds(cell.seed, cell["images"], cell["draw"])
     hash_ = cell.arm.hash(lab.scale, cell.seed)
+    through = cell.get("through")
+    asked = denoise if through is None else WRAPPERS[through](denoise)
+    grid = leading(denoise, cell["steps"]) if cell["grid"] == "leading" else cell["grid"]
     images = _Timed(
         SampledSet(
-            denoise,
+            asked,
             seeds,
             cell["sampler"],
             cell["steps"],
-            cell["grid"],
+            grid,
             options=dict(cell["options"]),
             what=f"the arm '{cell.arm.name}'",
             about={"checkpoint_sha256": hash_},

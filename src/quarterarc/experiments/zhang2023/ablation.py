@@ -10,7 +10,7 @@ from ...samplers import sampler as named_sampler
 from ..arms import Arm, arm
 from ..base import Experiment, Measured
 from ..cells import Cell, quality
-from ..claims import Claim, Comparison
+from ..claims import Claim
 from ..findings import Findings, Section
 from ..reading import CellAt, compare, grid_table, order_table, quality_chart
 from ..scales import Scale
@@ -26,15 +26,18 @@ class Row:
         label: as in the paper.
         arm: the network.
         sampler: the sampler.
+        through: what stands between them, if anything.
     """
 
     label: str
     arm: Arm
     sampler: str = "ddim"
+    through: str | None = None
 
-    def cell(self, scale: Scale, steps: int, seed: int) -> Cell:
+    def cell(self, scale: Scale, steps: int, seed: int, grid: str = "time") -> Cell:
         """Its measurement: as many steps as make `steps` evaluations, or the next fewer that the solver can."""
-        return quality(scale, self.arm, seed, self.sampler, solver_steps(self.sampler, steps))
+        steps = solver_steps(self.sampler, steps)
+        return quality(scale, self.arm, seed, self.sampler, steps, grid=grid, through=self.through)
 
 
 def solver_steps(sampler: str, evaluations: int) -> int:
@@ -65,8 +68,10 @@ BETWEEN = (
     Row("sin + both, gradient loss γ = 10, gradient sampler", arm("both", "arc", gamma=10.0), "euler"),
     Row("sin + velocity head", arm("velocity", "arc")),
     Row("Cold Diffusion (image head, sin)", arm("image", "arc"), "cold"),
+    Row("DDIM + sin, clipped", arm("noise", "arc"), through="clipped"),
+    Row("DDIM + sin + both, clipped", arm("both", "arc"), through="clipped"),
 )
-"""Rows that the paper lacks: the loss and the sampler of ours apart, other weights, other heads."""
+"""Rows that the paper lacks: the loss and the sampler of ours apart, other weights, other heads, clipped estimates."""
 
 SOLVERS = ("euler", "rotation", "midpoint", "heun", "rk4")
 BY_SOLVER = tuple(Row(f"ours, {name}", OURS.arm, name) for name in SOLVERS)
@@ -75,62 +80,117 @@ BY_SOLVER = tuple(Row(f"ours, {name}", OURS.arm, name) for name in SOLVERS)
 ROWS = (*PAPER_ROWS, *BETWEEN, *BY_SOLVER)
 
 
+GRIDS = {"time": "from pure noise", "leading": "on the grid of DDIM's code"}
+"""The grids of the paper's rows. The paper does not name its own; its code is built on DDIM's."""
+
+
 def _cells(scale: Scale, seeds: Sequence[int]) -> list[Cell]:
-    return [row.cell(scale, steps, seed) for row in ROWS for seed in seeds for steps in scale.table_steps]
+    return [
+        row.cell(scale, steps, seed, grid)
+        for row in ROWS
+        for seed in seeds
+        for grid in GRIDS
+        for steps in scale.table_steps
+        if grid == "time" or row in PAPER_ROWS
+    ]
 
 
-def _at(scale: Scale, row: Row) -> CellAt:
-    return partial(row.cell, scale)
+def _at(scale: Scale, row: Row, grid: str = "time") -> CellAt:
+    return partial(row.cell, scale, grid=grid)
 
 
 def _report(measured: Measured) -> Findings:
     scale, steps = measured.scale, measured.scale.table_steps
-    by_label = {row.label: _at(scale, row) for row in ROWS}
-    paper = {row.label: by_label[row.label] for row in PAPER_ROWS}
-    table = partial(grid_table, measured, steps=steps)
-    return Findings(
-        [
-            Section(
-                "The paper's seven rows",
-                "β* is the arc's table of β, clipped at 0.999, and sin the arc itself, so that they differ in the last "
-                "angle alone. Ours differs from the row with sin and both in loss and sampler; the next table takes "
-                "these apart.",
-                [
-                    table("Table 2", paper, note="As many evaluations as steps."),
-                    quality_chart(measured, "ablation", paper, steps, "fid"),
-                ],
-            ),
-            Section(
-                "Rows that the paper lacks",
-                "",
-                [table("Between the rows", {r.label: by_label[r.label] for r in BETWEEN})],
-            ),
-            Section(
-                "Ours by solver, at equal NFE",
-                "Columns are evaluations. Where a solver cannot make exactly so many, what it made stands in brackets.",
-                [
-                    table("Solvers", {r.label: by_label[r.label] for r in BY_SOLVER}),
-                    quality_chart(measured, "solvers", {r.label: by_label[r.label] for r in BY_SOLVER}, steps, "fid"),
-                ],
-            ),
-            Section("How sure the orders are", "", [order_table(measured, paper, steps)]),
-        ],
-        _claims(measured),
-    )
+
+    def rows(some: Sequence[Row], grid: str = "time") -> dict[str, CellAt]:
+        return {row.label: _at(scale, row, grid) for row in some}
+
+    sections = [
+        Section(
+            f"The paper's seven rows, {words}",
+            ABOUT_GRIDS[grid],
+            [
+                grid_table(measured, f"Table 2, {words}", rows(PAPER_ROWS, grid), steps, note="NFE is the steps."),
+                quality_chart(measured, f"ablation-{grid}", rows(PAPER_ROWS, grid), steps, "fid"),
+                order_table(measured, rows(PAPER_ROWS, grid), steps),
+            ],
+        )
+        for grid, words in GRIDS.items()
+    ]
+    between, solvers = rows(BETWEEN), rows(BY_SOLVER)
+    sections += [
+        Section(
+            "Rows that the paper lacks",
+            "The loss and the sampler of ours apart, other weights and other heads. Clipped: the image estimate is "
+            "kept within [-1, 1] and the noise derived from it, so that the two agree with x.",
+            [grid_table(measured, "Between the rows", between, steps)],
+        ),
+        Section(
+            "Ours by solver, at equal NFE",
+            "Columns are evaluations. Where a solver cannot make exactly so many, what it made stands in brackets.",
+            [
+                grid_table(measured, "Solvers", solvers, steps),
+                quality_chart(measured, "solvers", solvers, steps, "fid"),
+            ],
+        ),
+    ]
+    return Findings(sections, _claims(measured))
+
+
+ABOUT_GRIDS = {
+    "time": (
+        "β* is the arc's table of β, clipped at 0.999, and sin the arc itself: they differ in the last angle alone. "
+        "Ours differs from the row with sin and both in loss and sampler; further tables take these apart. All begin "
+        "with pure noise at the largest angle at which the network is defined. On the arc that is close to π/2, where "
+        "an image derived from a noise estimate has been divided by nearly 0: the errors of a noise head are multiplied "
+        "by what cos gains in the first step. With both heads DDIM's update drops x itself, so that what the two "
+        "estimates disagree by adds up over the steps; the gradient sampler keeps x."
+    ),
+    "leading": (
+        "DDIM's published code begins k = T/steps below the end, with pure noise there: a noise head is spared the end "
+        "of the arc. More steps begin closer to it."
+    ),
+}
 
 
 def _claims(measured: Measured) -> list[Claim]:
-    scale, steps = measured.scale, measured.scale.table_steps
-    row = {each.label: _at(scale, each) for each in ROWS}
+    steps = measured.scale.table_steps
+    row = {each.label: _at(measured.scale, each) for each in ROWS}
+    ours, plain = row["ours"], row["sin + both, gradient sampler (γ = 0)"]
+    by_ddim = row["sin + both, gradient loss γ = 1, DDIM sampler"]
+    source = "Zhang et al., section 3.3"
+    claims = [claim for grid in GRIDS for claim in _row_claims(measured, grid)]
+    claims += [
+        Claim(text, source, [compare(measured, one, other, count) for count in steps])
+        for text, one, other in (
+            ("The gradient loss improves the model (γ = 1 against 0, the same sampler).", ours, plain),
+            ("The gradient sampler improves on DDIM's update (the same network).", ours, by_ddim),
+        )
+    ]
+    claims += [
+        Claim(
+            f"{name} improves on Euler at equal NFE.",
+            source,
+            [compare(measured, row[f"ours, {solver}"], ours, n, label=f"{n} evaluations") for n in steps],
+        )
+        for name, solver in (("RK2 (midpoint)", "midpoint"), ("RK4", "rk4"))
+    ]
+    return claims
+
+
+def _row_claims(measured: Measured, grid: str) -> list[Claim]:
+    """What the paper says of its own rows."""
+    steps = measured.scale.table_steps
+    row = {each.label: _at(measured.scale, each, grid) for each in PAPER_ROWS}
 
     def better(text: str, one: str, other: str, where: Sequence[int] = steps) -> Claim:
         return Claim(
-            text,
+            f"{text} ({GRIDS[grid]})",
             "Zhang et al., Table 2 and section 5.1",
             [compare(measured, row[one], row[other], count) for count in where],
         )
 
-    few, many = [count for count in steps if count < 20] or [steps[0]], [count for count in steps if count > 20]
+    few, many = [count for count in steps if count < 20] or steps[:1], [count for count in steps if count > 20]
     claims = [
         better("The schedule β* lowers the Frechet distance of DDIM.", "DDIM + β*", "DDIM"),
         better("The arc lowers the Frechet distance of DDIM.", "DDIM + sin", "DDIM"),
@@ -142,35 +202,9 @@ def _claims(measured: Measured) -> list[Claim]:
         better("Below 20 steps, both estimates bring more than the arc.", "DDIM + both", "DDIM + sin", few),
     ]
     if many:
-        claims.append(
-            better("Above 20 steps, the arc brings more than both estimates.", "DDIM + sin", "DDIM + both", many)
-        )
-    ours, plain = row["ours"], row["sin + both, gradient sampler (γ = 0)"]
-    claims += [
-        Claim(
-            "The gradient loss improves the model (γ = 1 against 0, the same sampler).",
-            "Zhang et al., section 3.3",
-            [compare(measured, ours, plain, count) for count in steps],
-        ),
-        Claim(
-            "The gradient sampler improves on DDIM's update (the same network).",
-            "Zhang et al., section 3.3",
-            [compare(measured, ours, row["sin + both, gradient loss γ = 1, DDIM sampler"], count) for count in steps],
-        ),
-        *(
-            Claim(
-                f"{name} improves on Euler at equal NFE.",
-                "Zhang et al., section 3.3",
-                [_at_equal_nfe(measured, row[f"ours, {solver}"], ours, count) for count in steps],
-            )
-            for name, solver in (("RK2 (midpoint)", "midpoint"), ("RK4", "rk4"))
-        ),
-    ]
+        text = "Above 20 steps, the arc brings more than both estimates."
+        claims.append(better(text, "DDIM + sin", "DDIM + both", many))
     return claims
-
-
-def _at_equal_nfe(measured: Measured, one: CellAt, other: CellAt, evaluations: int) -> Comparison:
-    return compare(measured, one, other, evaluations, label=f"{evaluations} evaluations")
 
 
 ABLATION = Experiment(
