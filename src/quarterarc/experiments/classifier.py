@@ -114,10 +114,11 @@ def train_classifier(
     everything = np.arange(data.count or 0)
     held = everything % HELD_OUT == HELD_OUT - 1
     trained_on = everything[~held]
+    batch = min(BATCH, len(trained_on))
     bf16 = torch.device(device).type == "cuda"
     with tqdm(total=steps, unit="step", desc="classifier", disable=None if progress else True) as bar:
         for step in range(steps):
-            numbers = range(step * BATCH, (step + 1) * BATCH)
+            numbers = range(step * batch, (step + 1) * batch)
             raw = data.batch(trained_on[indices(numbers, 0, len(trained_on))].tolist())
             images = _varied(to_float(raw.images.to(device)), step)
             assert raw.labels is not None

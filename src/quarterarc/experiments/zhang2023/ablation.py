@@ -142,8 +142,8 @@ ABOUT_GRIDS = {
         "β* is the arc's table of β, clipped at 0.999, and sin the arc itself: they differ in the last angle alone. "
         "Ours differs from the row with sin and both in loss and sampler; further tables take these apart. All begin "
         "with pure noise at the largest angle at which the network is defined. On the arc that is close to π/2, where "
-        "an image derived from a noise estimate has been divided by nearly 0: the errors of a noise head are multiplied "
-        "by what cos gains in the first step. With both heads DDIM's update drops x itself, so that what the two "
+        "an image derived from a noise estimate has been divided by nearly 0: the errors of a noise head are "
+        "multiplied by what cos gains in the first step. With both heads DDIM's update drops x itself, so that what the two "
         "estimates disagree by adds up over the steps; the gradient sampler keeps x."
     ),
     "leading": (
