@@ -14,19 +14,21 @@ __all__ = ["Chart", "Findings", "Picture", "Section", "Table"]
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text below a header; every column but the first holds numbers.
+    """Rows of text below a header.
 
     Attributes:
         name: of its file and heading.
         header: one cell a column.
         rows: as many cells each.
         note: what a reader needs to know to read it.
+        words: the columns that hold words, which stand to the left; all others hold numbers.
     """
 
     name: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     note: str = ""
+    words: Sequence[int] = (0,)
 
 
 @dataclass(frozen=True)

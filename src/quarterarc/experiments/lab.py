@@ -86,7 +86,7 @@ class Lab:
         key = digest([self.data.fingerprint, self.extractor.describe()])
         path = make_folder(self.cache / "references") / f"{key}.safetensors"
         with self._alone(path):
-            if not path.is_file():
+            if _as_first(not path.is_file()):
                 self._write_reference(path)
         processes().wait()
         return read_statistics(path)
@@ -121,25 +121,32 @@ class Lab:
             return unstable
         recipe = self.scale.recipe
         precision = torch.bfloat16 if recipe.training.precision == "bf16" else None
-        denoise = load(run, self.device, precision)
+        denoise = load(run, self.device, precision, projection=None)  # the papers' samplers take what is said as it is
         self._loaded = key, denoise
         return denoise
+
+    def images_left(self, arm: Arm, seed: int) -> int:
+        """How many images the arm has still to be trained on; none if its training came to no end."""
+        if (arm.folder(self.scale, seed, self.cache) / _UNSTABLE).is_file():
+            return 0
+        training = arm.recipe(self.scale, seed).training
+        return max(0, training.steps - arm.steps_done(self.scale, seed, self.cache)) * training.batch
 
     def _train(self, arm: Arm, seed: int, run: Path) -> str:
         """Train to the end unless that is done; what went wrong, if the loss left the finite numbers."""
         recipe = arm.recipe(self.scale, seed)
         with self._alone(run):
-            if (run / _UNSTABLE).is_file():
-                return str(read_json(run / _UNSTABLE)["why"])
-            if arm.steps_done(self.scale, seed, self.cache) >= recipe.training.steps:
-                return ""
+            if _as_first(self.images_left(arm, seed) == 0):
+                return str(read_json(run / _UNSTABLE)["why"]) if (run / _UNSTABLE).is_file() else ""
             started = time.perf_counter()
             try:
                 with _quiet():
                     train(recipe, run, resume=True, progress=self.progress)
             except Diverged as diverged:
                 why = f"training diverged: {diverged}".partition(", on the images")[0]
-                write_json(make_folder(run) / _UNSTABLE, {"why": why})
+                if not processes().rank:
+                    write_json(make_folder(run) / _UNSTABLE, {"why": why})
+                processes().wait()
                 return why
             logger.info("trained '%s', seed %d, in %.0f s", arm.name, seed, time.perf_counter() - started)
         return ""
@@ -161,7 +168,7 @@ class Lab:
         In a run of several processes all of them take part, and all return it.
         """
         folder = self.folder(cell)
-        if not (folder / "cell.json").is_file():
+        if _as_first(not self.kept(cell)):
             denoise = self.trained(cell.arm, cell.seed)
             with self._filling(folder) as beside:
                 if isinstance(denoise, str):
@@ -199,6 +206,17 @@ class Lab:
         make_folder(path.parent)
         with FileLock(path.with_name(f".{path.name}.lock")):
             yield
+
+
+def _as_first(decision: bool) -> bool:
+    """What the first process decided, in all of them: one that comes late must not see what the first has written."""
+    if processes().count == 1:
+        return decision
+    from accelerate.utils import broadcast_object_list
+
+    box = [decision]
+    broadcast_object_list(box)
+    return box[0]
 
 
 @contextmanager

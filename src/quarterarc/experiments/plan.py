@@ -101,9 +101,7 @@ def describe_plan(lab: Lab, jobs: Sequence[Job], processes: int, speed: Speed) -
     scale, lines = lab.scale, []
     trained = asked = 0
     for job in jobs:
-        recipe = job.arm.recipe(scale, job.seed)
-        done = min(recipe.training.steps, job.arm.steps_done(scale, job.seed, lab.cache))
-        images = (recipe.training.steps - done) * recipe.training.batch
+        images = lab.images_left(job.arm, job.seed)
         complete = images == 0
         missing = [cell for cell in job.cells if not (complete and lab.kept(cell))]
         evaluations = sum(MEASURES[cell.measure].evaluations(cell) for cell in missing)

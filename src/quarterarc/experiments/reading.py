@@ -100,7 +100,7 @@ def order_table(measured: Measured, rows: Mapping[str, CellAt], steps: Sequence[
         "From best to worst; < where the order of neighbours is stable by the rule for claims, ≈ where it is not. "
         "With one seed nothing is known to be stable."
     )
-    return Table("Which orders are stable", ["", "pairs in a stable order", "from best to worst"], lines, note)
+    return Table("Which orders are stable", ["", "pairs in a stable order", "from best to worst"], lines, note, (0, 2))
 
 
 def _stable(better: Sequence[float], worse: Sequence[float], sign: int) -> bool:

@@ -122,9 +122,7 @@ def _run_all(lab: Lab, wanted: Sequence[Job], jobs: int) -> None:
 
 
 def _done(lab: Lab, job: Job) -> bool:
-    steps = job.arm.recipe(lab.scale, job.seed).training.steps
-    trained = job.arm.steps_done(lab.scale, job.seed, lab.cache) >= steps
-    return trained and all(lab.kept(cell) for cell in job.cells)
+    return lab.images_left(job.arm, job.seed) == 0 and all(lab.kept(cell) for cell in job.cells)
 
 
 def _in_turn(lab: Lab, missing: Sequence[Job]) -> Iterator[int]:
@@ -214,8 +212,8 @@ def _setting(scale: Scale) -> str:
     data, network, training = recipe.data, recipe.network, recipe.training
     return (
         f"All arms share the network (a U-Net of {network.channels} channels, multipliers "
-        f"{', '.join(map(str, network.multipliers))}, {network.blocks} blocks a level), the optimiser, the data "
-        f"({Path(data.source).name}, {data.height}x{data.width} pixels, {data.channels} channels"
+        f"{', '.join(map(str, network.multipliers))}, {_many(network.blocks, 'block')} a level), the optimiser, the "
+        f"data ({Path(data.source).name}, {data.height}x{data.width} pixels, {_many(data.channels, 'channel')}"
         f"{f', the first {data.limit:,} images' if data.limit else ''}), the number of images seen "
         f"({training.steps * training.batch:,} in {training.steps:,} steps of {training.batch}, unless an arm's name "
         f"says otherwise), T = {scale.all_steps} and the evaluation: {scale.images:,} images a measurement "
@@ -223,6 +221,10 @@ def _setting(scale: Scale) -> str:
         f"the same noise, on '{scale.features}' features against the training images. The grid is uniform in the "
         "schedule's time, as in the papers; estimates are used as the network gives them, without clipping."
     )
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _commit() -> str:

@@ -119,17 +119,15 @@ def _markdown(about: Mapping[str, Any], findings: Findings) -> Iterable[str]:
             yield from _part(part)
     if findings.claims:
         yield f"\n## Claims\n\n{RULE}\n"
-        yield from _rows(
-            ["claim", "source", "verdict", "evidence"],
-            [[c.text, c.source, f"**{c.verdict}**", c.evidence] for c in findings.claims],
-        )
+        rows = [[claim.text, claim.source, f"**{claim.verdict}**", claim.evidence] for claim in findings.claims]
+        yield from _rows(["claim", "source", "verdict", "evidence"], rows, range(4))
     yield f"\nMade by quarterarc {about['quarterarc']}, commit {about['commit']}."
 
 
 def _part(part: Part) -> Iterable[str]:
     if isinstance(part, Table):
         yield f"**{part.name}**\n"
-        yield from _rows(part.header, part.rows)
+        yield from _rows(part.header, part.rows, part.words)
         if part.note:
             yield f"\n{part.note}"
     else:
@@ -139,10 +137,10 @@ def _part(part: Part) -> Iterable[str]:
             yield f"\n*{part.caption}*"
 
 
-def _rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterable[str]:
-    for cells in (header, ["---", *["---:"] * (len(header) - 1)] if rows else [], *rows):
-        if cells:
-            yield "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+def _rows(header: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[int]) -> Iterable[str]:
+    aligned = ["---" if column in words else "---:" for column in range(len(header))]
+    for cells in (header, aligned, *rows):
+        yield "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
 
 
 # --- HTML -----------------------------------------------------------------------------------------------------------
@@ -153,7 +151,14 @@ def _for_page(section: Section) -> dict[str, Any]:
     for part in section.parts:
         if isinstance(part, Table):
             parts.append(
-                {"kind": "table", "name": part.name, "header": part.header, "rows": part.rows, "note": part.note}
+                {
+                    "kind": "table",
+                    "name": part.name,
+                    "header": part.header,
+                    "rows": part.rows,
+                    "note": part.note,
+                    "words": part.words,
+                }
             )
         elif isinstance(part, Chart):
             parts.append({"kind": "chart", "svg": Markup(part.svg), "caption": part.caption})

@@ -12,6 +12,8 @@ __all__ = ["Series", "line_chart"]
 COLOURS = ("#3867d6", "#e1793b", "#2f9e6e", "#a55eea", "#d64562", "#8d6e3f", "#1fa2b8", "#7f8c8d")
 WIDTH, HEIGHT = 640, 340
 LEFT, RIGHT, TOP, BOTTOM = 62, 14, 34, 46
+LETTER, ENTRY, LINE = 6.6, 30, 18
+"""Of the legend below the chart: the width of a letter, what an entry takes besides, the height of a line."""
 
 
 @dataclass(frozen=True)
@@ -86,17 +88,23 @@ def line_chart(
     x_axis = _axis([x for x, _, _ in everything], LEFT, WIDTH - RIGHT, log_x)
     lows = [y - spread if y > spread or not log_y else y for _, y, spread in everything]
     y_axis = _axis(lows + [y + spread for _, y, spread in everything], HEIGHT - BOTTOM, TOP, log_y)
+    legend, height = _legend([line.name for line in series])
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT + height}" role="img" '
         f'font-family="system-ui, sans-serif" font-size="12" fill="currentColor" class="chart">',
         f"<title>{escape(title)}</title>",
         f'<text x="{LEFT}" y="18" font-size="14" font-weight="600">{escape(title)}</text>',
         *_frame(x_axis, y_axis, x_label, y_label),
     ]
     for place, (line, here) in enumerate(zip(series, points, strict=True)):
-        parts += _line(line.name, here, x_axis, y_axis, COLOURS[place % len(COLOURS)])
-    parts += _legend([line.name for line in series])
-    return "\n".join([*parts, "</svg>"])
+        parts += _line(line.name, here, x_axis, y_axis, *_style(place))
+    return "\n".join([*parts, *legend, "</svg>"])
+
+
+def _style(place: int) -> tuple[str, str]:
+    """The colour of a line, and how it is dashed: lines beyond the last colour begin again, dashed."""
+    dash = ("", ' stroke-dasharray="6 3"', ' stroke-dasharray="2 3"')[place // len(COLOURS) % 3]
+    return COLOURS[place % len(COLOURS)], dash
 
 
 def _axis(values: Sequence[float], start: float, end: float, log: bool) -> _Axis:
@@ -128,7 +136,9 @@ def _frame(x_axis: _Axis, y_axis: _Axis, x_label: str, y_label: str) -> list[str
     return parts
 
 
-def _line(name: str, points: Sequence[tuple[float, float, float]], x: _Axis, y: _Axis, colour: str) -> list[str]:
+def _line(
+    name: str, points: Sequence[tuple[float, float, float]], x: _Axis, y: _Axis, colour: str, dash: str
+) -> list[str]:
     if not points:
         return []
     parts = []
@@ -137,7 +147,9 @@ def _line(name: str, points: Sequence[tuple[float, float, float]], x: _Axis, y: 
         lower = [f"{x(px):.1f},{y(py - spread if py > spread or not y.log else py):.1f}" for px, py, spread in points]
         parts.append(f'<polygon points="{" ".join(upper + lower[::-1])}" fill="{colour}" opacity="0.18"/>')
     path = " ".join(f"{x(px):.1f},{y(py):.1f}" for px, py, _ in points)
-    parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2" stroke-linejoin="round"/>')
+    parts.append(
+        f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2" stroke-linejoin="round"{dash}/>'
+    )
     if len(points) <= 24:
         for px, py, _ in points:
             parts.append(f'<circle cx="{x(px):.1f}" cy="{y(py):.1f}" r="3" fill="{colour}"><title>{escape(name)}: '
@@ -145,12 +157,17 @@ def _line(name: str, points: Sequence[tuple[float, float, float]], x: _Axis, y: 
     return parts
 
 
-def _legend(names: Sequence[str]) -> list[str]:
+def _legend(names: Sequence[str]) -> tuple[list[str], int]:
+    """The legend below the chart, where it hides nothing, and its height."""
     parts = []
+    x, y = float(LEFT), HEIGHT + 12
     for place, name in enumerate(names):
-        y = TOP + 14 + 16 * place
-        right = WIDTH - RIGHT - 8
-        colour = COLOURS[place % len(COLOURS)]
-        parts.append(f'<rect x="{right - 10}" y="{y - 9}" width="10" height="10" rx="2" fill="{colour}"/>')
-        parts.append(f'<text x="{right - 16}" y="{y}" text-anchor="end">{escape(name)}</text>')
-    return parts
+        wide = ENTRY + LETTER * len(name)
+        if x > LEFT and x + wide > WIDTH - RIGHT:
+            x, y = float(LEFT), y + LINE
+        colour, dash = _style(place)
+        parts.append(f'<line x1="{x:.0f}" x2="{x + 16:.0f}" y1="{y - 4}" y2="{y - 4}" stroke="{colour}" '
+                     f'stroke-width="3"{dash}/>')  # fmt: skip
+        parts.append(f'<text x="{x + 21:.0f}" y="{y}">{escape(name)}</text>')
+        x += wide
+    return parts, y + 8 - HEIGHT if names else 0

@@ -143,8 +143,8 @@ ABOUT_GRIDS = {
         "Ours differs from the row with sin and both in loss and sampler; further tables take these apart. All begin "
         "with pure noise at the largest angle at which the network is defined. On the arc that is close to π/2, where "
         "an image derived from a noise estimate has been divided by nearly 0: the errors of a noise head are "
-        "multiplied by what cos gains in the first step. With both heads DDIM's update drops x itself, so that what the two "
-        "estimates disagree by adds up over the steps; the gradient sampler keeps x."
+        "multiplied by what cos gains in the first step. With both heads DDIM's update drops x itself, so that what "
+        "the two estimates disagree by adds up over the steps; the gradient sampler keeps x."
     ),
     "leading": (
         "DDIM's published code begins k = T/steps below the end, with pure noise there: a noise head is spared the end "
