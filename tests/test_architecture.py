@@ -24,16 +24,17 @@ FLOORS = (
     {"grids", "heads", "closed_form"},
     {"denoiser"},
     {"samplers", "bound"},
-    {"losses", "sampling"},
+    {"losses", "tuned"},
+    {"sampling"},
     {"generation", "runs", "likelihood"},
-    {"flow"},
+    {"flow", "tuning"},
     {"training", "evaluation", "output", "interop"},
     {"experiments", "bench", "demo"},
     {"cli", "app"},
     {"__main__"},
 )
 FLOOR = {unit: number for number, units in enumerate(FLOORS) for unit in units}
-CORE = {unit for units in FLOORS[:7] for unit in units} - {"data", "report", "files", "devices", "images"}
+CORE = {unit for units in FLOORS[:8] for unit in units} - {"data", "report", "files", "devices", "images"}
 
 
 def modules() -> dict[str, Path]:

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from quarterarc import arc
+from quarterarc.arc import mix
 from quarterarc.closed_form import GaussianData
-from quarterarc.denoiser import Clipped, Counted, Denoiser, Guided, angle_range, call
+from quarterarc.denoiser import Clipped, Counted, Denoiser, Guided, Projected, angle_range, call
 from quarterarc.errors import InputError
-from quarterarc.estimate import Estimate
+from quarterarc.estimate import PROJECTIONS, Estimate
 from quarterarc.heads import HEADS, head
 from quarterarc.schedules import SCHEDULES, schedule
 
@@ -306,3 +307,47 @@ def test_labels_are_passed_only_where_there_are_any() -> None:
     x = points()
     torch.testing.assert_close(call(wild, x, 0.5, None).image, 3 * x)
     assert call(labelled, x, 0.5, torch.zeros(3).long()).image.shape == x.shape
+
+
+@pytest.mark.parametrize("angle", [0.0, 0.3, 1.1, math.pi / 2])
+def test_projected_estimates_agree_on_x(angle: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    image, noise, x, said_image, said_noise = torch.randn(5, 3, 1, 2, 2, generator=generator, dtype=torch.float64)
+    x = mix(image, noise, angle)  # the truth, and a pair of estimates that misses it
+    said = Estimate(said_image, said_noise)
+    for keep in PROJECTIONS:
+        made = said.projected(x, angle, keep)
+        undefined = (keep == "image" and angle == 0.0) or (keep == "noise" and angle == math.pi / 2)
+        if not undefined:
+            torch.testing.assert_close(made.residual(x, angle), torch.zeros_like(x), rtol=0, atol=1e-14)
+        assert made.image.isfinite().all()
+        assert made.noise.isfinite().all()
+    kept = said.projected(x, angle)
+    torch.testing.assert_close(kept.velocity(angle), said.velocity(angle), rtol=0, atol=1e-14)
+    assert torch.equal(said.projected(x, angle, "image").image, said_image)
+    assert torch.equal(said.projected(x, angle, "noise").noise, said_noise)
+
+    def error(estimate: Estimate) -> Tensor:
+        return (estimate.image - image).square() + (estimate.noise - noise).square()
+
+    # Pythagoras: what is gained is the squared residual, pixel by pixel
+    gained = error(said) - error(kept)
+    torch.testing.assert_close(gained, said.residual(x, angle).square(), rtol=0, atol=1e-13)
+
+
+def test_a_denoiser_projects_where_its_head_disagrees_and_only_there() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, output = torch.randn(2, 1, 2, 2, generator=generator), torch.randn(2, 2, 2, 2, generator=generator)
+    table = schedule("arc", 10)
+    for name in ("both", "velocity", "gated"):
+        said = torch.cat([output, output[:, :1]], 1) if name == "gated" else output[:, : 2 if name == "both" else 1]
+        plain = Denoiser(lambda x, time, labels, said=said: said, table, head(name, table))
+        kept = replace(plain, projection="velocity")
+        if name == "both":
+            torch.testing.assert_close(kept(x, 0.7).image, plain(x, 0.7).projected(x, 0.7).image)
+            assert not torch.equal(kept(x, 0.7).image, plain(x, 0.7).image)
+            torch.testing.assert_close(Projected(plain)(x, 0.7).noise, kept(x, 0.7).noise)
+        else:
+            assert torch.equal(kept(x, 0.7).image, plain(x, 0.7).image)
+    with pytest.raises(InputError, match="unknown projection 'both'"):
+        plain(x, 0.7).projected(x, 0.7, "both")

@@ -80,12 +80,15 @@ def test_any_callable_samples(name: str) -> None:
     result = sample(bare, noise(), name, 5)
     assert result.images.shape == (4, *SHAPE)
     assert result.images.isfinite().all()
-    np.testing.assert_array_equal(result.angles, grid("angle", 5))
+    expected = grid("octave", 5, dimensions=math.prod(SHAPE)) if name == "multistep" else grid("angle", 5)
+    np.testing.assert_array_equal(result.angles, expected)
 
 
-def test_ten_steps_uniform_in_the_angle_unless_told_otherwise() -> None:
-    np.testing.assert_array_equal(sample(bare, noise()).angles, grid("angle", DEFAULT_STEPS))
-    assert DEFAULT_STEPS == 10
+def test_ten_steps_of_multistep_on_its_own_grid_unless_told_otherwise() -> None:
+    made = sample(bare, noise())
+    np.testing.assert_array_equal(made.angles, grid("octave", 10, dimensions=math.prod(SHAPE)))
+    assert made.nfe == DEFAULT_STEPS == 10
+    assert torch.equal(made.images, sample(bare, noise(), "multistep", 10, "octave").images)
 
 
 @pytest.mark.parametrize("steps", [1, 3, 10])

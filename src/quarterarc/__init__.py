@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .arc import mix, rotate, velocity
     from .closed_form import GaussianData, MixtureData
     from .data.pixels import to_float, to_uint8
-    from .denoiser import Clipped, Denoiser, Guided
+    from .denoiser import Clipped, Denoiser, Guided, Projected
     from .errors import InputError
     from .estimate import Estimate
     from .flow import decode, encode, log_likelihood
@@ -28,12 +28,13 @@ if TYPE_CHECKING:
     from .samplers import sampler
     from .sampling import Result, sample, trajectory
     from .schedules import Schedule, schedule
+    from .tuning import tune
 
 _HOME = {
     "arc": ("mix", "rotate", "velocity"),
     "closed_form": ("GaussianData", "MixtureData"),
     "data.pixels": ("to_float", "to_uint8"),
-    "denoiser": ("Clipped", "Denoiser", "Guided"),
+    "denoiser": ("Clipped", "Denoiser", "Guided", "Projected"),
     "errors": ("InputError",),
     "estimate": ("Estimate",),
     "flow": ("decode", "encode", "log_likelihood"),
@@ -45,6 +46,7 @@ _HOME = {
     "samplers": ("sampler",),
     "sampling": ("Result", "sample", "trajectory"),
     "schedules": ("Schedule", "schedule"),
+    "tuning": ("tune",),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 
@@ -56,6 +58,7 @@ __all__ = [
     "Guided",
     "InputError",
     "MixtureData",
+    "Projected",
     "Result",
     "Schedule",
     "bits_per_dim",
@@ -76,6 +79,7 @@ __all__ = [
     "to_float",
     "to_uint8",
     "trajectory",
+    "tune",
     "velocity",
 ]
 

@@ -20,7 +20,7 @@ from .estimate import Denoise, Estimate
 from .heads import Head, check_channels
 from .schedules import Schedule
 
-__all__ = ["Clipped", "Counted", "Denoiser", "Guided", "angle_range"]
+__all__ = ["Clipped", "Counted", "Denoiser", "Guided", "Labelled", "Projected", "angle_range"]
 
 
 def angle_range(denoise: Denoise) -> tuple[float, float]:
@@ -59,6 +59,9 @@ class Denoiser:
         time_shift: added to the time, -1 for networks that number DDPM's steps from 0. No network is asked below 0.
         unlabelled: whether it knows images without a label too, because some labels were dropped in training; if it
             does not, a denoiser with classes is never asked without labels.
+        tuned: reads the grids that were tuned for this network (`quarterarc.tuned`), where it has a checkpoint.
+        projection: what `Estimate.projected` keeps where the head's two estimates disagree; None leaves both as they
+            are.
     """
 
     network: Callable[..., Tensor]
@@ -70,6 +73,8 @@ class Denoiser:
     time_shift: float = 0.0
     time_scale: float | None = None
     unlabelled: bool = True
+    tuned: Callable[[], list[Any]] | None = None
+    projection: str | None = None
 
     @property
     def largest_angle(self) -> float:
@@ -117,7 +122,10 @@ class Denoiser:
         with cast:
             output = self.network(x.to(dtype), time, labels)
         check_channels(output, x, self.head)
-        return self.head.read(output.to(x.dtype), x, angle)
+        estimate = self.head.read(output.to(x.dtype), x, angle)
+        if self.projection is None or self.head.agrees:
+            return estimate
+        return estimate.projected(x, angle, self.projection)
 
     def _weight(self) -> Tensor | None:
         """One of the network's weights, which shows their dtype and device; None for a function, or without any."""
@@ -173,6 +181,24 @@ class Clipped(_Wrapper):
 
 
 @dataclass(frozen=True)
+class Projected(_Wrapper):
+    """Makes the two estimates agree on x (`Estimate.projected`).
+
+    A `Denoiser` does so itself if its `projection` says so; this is for other denoisers.
+
+    Attributes:
+        inner: the denoiser.
+        keep: `velocity`, `image` or `noise`.
+    """
+
+    inner: Denoise
+    keep: str = "velocity"
+
+    def __call__(self, x: Tensor, angle: Angle, labels: Tensor | None = None) -> Estimate:
+        return call(self.inner, x, angle, labels).projected(x, angle, self.keep)
+
+
+@dataclass(frozen=True)
 class Guided(_Wrapper):
     """Classifier-free guidance (Ho & Salimans 2022): unconditional + scale (conditional - unconditional).
 
@@ -209,6 +235,20 @@ class Guided(_Wrapper):
     def _combine(self, both: Tensor) -> Tensor:
         conditional, unconditional = both.chunk(2)
         return unconditional + self.scale * (conditional - unconditional)
+
+
+class Labelled(_Wrapper):
+    """A denoiser with its labels filled in, one an image of the batch, so that samplers need not know of them."""
+
+    def __init__(self, inner: Denoise, labels: Tensor | None) -> None:
+        self.inner, self.labels = inner, labels
+
+    def __call__(self, x: Tensor, angle: Angle) -> Estimate:
+        return call(self.inner, x, angle, self.labels)
+
+    def of_rows(self, rows: Tensor) -> Labelled:
+        """The same for some images of the batch, by their row numbers."""
+        return self if self.labels is None else Labelled(self.inner, self.labels[rows.to(self.labels.device)])
 
 
 class Counted(_Wrapper):

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
+import torch
 from torch import Tensor
 
-from .arc import Angle, mix, velocity
+from .arc import ROUNDING, Angle, cos_sin, mix, velocity
+from .errors import unknown_name
 
-__all__ = ["Denoise", "Estimate"]
+__all__ = ["PROJECTIONS", "Denoise", "Estimate"]
+
+
+PROJECTIONS = ("velocity", "image", "noise")
+"""What `Estimate.projected` can keep."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +45,40 @@ class Estimate:
     def residual(self, x: Tensor, angle: Angle) -> Tensor:
         """X - cos(angle) image - sin(angle) noise: zero where the two estimates agree on x."""
         return x - mix(self.image, self.noise, angle)
+
+    def projected(self, x: Tensor, angle: Angle, keep: str = "velocity") -> Estimate:
+        """Estimates that agree on x, x = cos image + sin noise, by giving up one thing they say.
+
+        With the residual r = x - cos image - sin noise:
+
+        | keep     | image         | noise         | what stays                                              |
+        |----------|---------------|---------------|---------------------------------------------------------|
+        | velocity | image + cos r | noise + sin r | the velocity                                            |
+        | image    | image         | noise + r/sin | the image; at 0, where x tells no noise, the noise too  |
+        | noise    | image + r/cos | noise         | the noise; at pi/2, where x tells no image, the image too|
+
+        The truth agrees on x, and `velocity` is the nearest pair that does: by Pythagoras the summed squared error of
+        image and noise falls by exactly |r|^2, whatever the network. See docs/residual.md.
+
+        Args:
+            x: the point that was asked about.
+            angle: its angle.
+            keep: one of `PROJECTIONS`.
+
+        Raises:
+            InputError: for another name.
+        """
+        if keep not in PROJECTIONS:
+            raise unknown_name("projection", keep, PROJECTIONS)
+        residual = self.residual(x, angle)
+        c, s = cos_sin(angle, x)
+        if keep == "velocity":
+            return replace(self, image=self.image + c * residual, noise=self.noise + s * residual)
+        weight = torch.as_tensor(s if keep == "image" else c, dtype=x.dtype, device=x.device)
+        moved = torch.where(weight.abs() < ROUNDING, 0.0, residual / weight)
+        if keep == "image":
+            return replace(self, noise=self.noise + moved)
+        return replace(self, image=self.image + moved)
 
 
 Denoise: TypeAlias = Callable[..., Estimate]

@@ -38,6 +38,7 @@ class Head(Protocol):
         name: the name by which `head` finds it.
         at_noise: whether both estimates are defined at pi/2.
         at_image: whether both estimates are defined at 0.
+        agrees: whether the two estimates always agree on x, one being derived from the other.
     """
 
     @property
@@ -46,6 +47,8 @@ class Head(Protocol):
     def at_noise(self) -> bool: ...
     @property
     def at_image(self) -> bool: ...
+    @property
+    def agrees(self) -> bool: ...
 
     def channels(self, image_channels: int) -> int:
         """How many channels the network puts out for images of `image_channels`."""
@@ -58,7 +61,9 @@ class Head(Protocol):
 
 @dataclass(frozen=True)
 class _OneEstimate:
-    """A head whose output has the image's own channels."""
+    """A head whose output has the image's own channels, and estimates one of the two."""
+
+    agrees = True
 
     def channels(self, image_channels: int) -> int:
         return image_channels
@@ -109,6 +114,7 @@ class Both:
     name = "both"
     at_noise = True
     at_image = True
+    agrees = False
 
     def channels(self, image_channels: int) -> int:
         return 2 * image_channels
@@ -131,6 +137,7 @@ class Gated:
     name = "gated"
     at_noise = True
     at_image = True
+    agrees = True
 
     LARGEST_GATE = 15.0  # keeps p and q above 3e-7, where float32 still divides safely
 
@@ -185,6 +192,10 @@ class LearnedVariance:
     @property
     def at_image(self) -> bool:
         return self.inner.at_image
+
+    @property
+    def agrees(self) -> bool:
+        return self.inner.agrees
 
     def channels(self, image_channels: int) -> int:
         return self.inner.channels(image_channels) + image_channels

@@ -3,7 +3,8 @@
     RUN/recipe.yaml                     the resolved recipe
     RUN/metrics.jsonl                   one line every so many steps
     RUN/samples/step-00000500.png       images from fixed seeds
-    RUN/checkpoints/step-00000500/      config.json, model.safetensors (the moving average), and what resuming needs
+    RUN/checkpoints/step-00000500/      config.json, model.safetensors (the moving average), and what resuming needs;
+                                        tuned.json, where grids were tuned for it
 
 A checkpoint folder is complete as soon as it has its name. Weights are read from safetensors only, never from a pickle.
 """
@@ -11,9 +12,12 @@ A checkpoint folder is complete as soon as it has its name. Weights are read fro
 from __future__ import annotations
 
 import hashlib
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +26,13 @@ import torch
 from torch import Tensor, nn
 
 from .denoiser import Denoiser
-from .errors import InputError
-from .files import read_json
+from .errors import InputError, unknown_name
+from .estimate import PROJECTIONS
+from .files import read_json, write_json
 from .heads import head
 from .networks import UNet
 from .schedules import Schedule, schedule
+from .tuned import TunedGrid
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,15 +43,19 @@ __all__ = [
     "checkpoints",
     "describe_denoiser",
     "hash_of",
+    "identity",
     "load",
     "load_weights",
     "locked",
     "newest_checkpoint",
+    "read_tuned",
     "read_weights",
+    "write_tuned",
 ]
 
 FORMAT = 1
 WEIGHTS = "model.safetensors"
+TUNED = "tuned.json"
 _NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -84,17 +94,27 @@ def newest_checkpoint(path: str | Path) -> Path:
     return found[-1]
 
 
-def load(path: str | Path, device: torch.device | str = "cpu", precision: torch.dtype | None = None) -> Denoiser:
+def load(
+    path: str | Path,
+    device: torch.device | str = "cpu",
+    precision: torch.dtype | None = None,
+    projection: str | None = "velocity",
+) -> Denoiser:
     """The denoiser of a run's newest checkpoint, with the moving average of its weights, ready to sample.
 
     Args:
         path: a run folder, or one of its checkpoint folders.
         device: where to put the network.
         precision: dtype to autocast the network to, such as `torch.bfloat16`.
+        projection: what a head that estimates both keeps where they disagree, `quarterarc.Estimate.projected`; None
+            leaves the two as the network says them.
 
     Raises:
-        InputError: if there is no complete checkpoint, or its weights do not fit its network.
+        InputError: if there is no complete checkpoint, its weights do not fit its network, or for an unknown
+            projection.
     """
+    if projection is not None and projection not in PROJECTIONS:
+        raise unknown_name("projection", projection, PROJECTIONS)
     folder = newest_checkpoint(path)
     config = read_json(folder / "config.json")
     if not isinstance(config, dict) or config.get("format") != FORMAT or "denoiser" not in config:
@@ -103,7 +123,7 @@ def load(path: str | Path, device: torch.device | str = "cpu", precision: torch.
     assert isinstance(denoise.network, nn.Module)
     load_weights(denoise.network, folder / WEIGHTS)
     denoise.network.eval().requires_grad_(False)
-    return denoise.to(device)
+    return replace(denoise.to(device), tuned=partial(read_tuned, folder), projection=projection)
 
 
 def describe_denoiser(denoise: Denoiser, network: UNet) -> dict[str, Any]:
@@ -186,6 +206,45 @@ def hash_of(checkpoint: Path) -> str:
     """The SHA-256 of a checkpoint's exported weights: which network made a sample."""
     with (checkpoint / WEIGHTS).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def identity(checkpoint: Path) -> str:
+    """The SHA-256 of a checkpoint's weights and of what they are read as: network, schedule and head."""
+    about = json.dumps(read_json(checkpoint / "config.json")["denoiser"], sort_keys=True)
+    return hashlib.sha256(f"{hash_of(checkpoint)} {about}".encode()).hexdigest()
+
+
+def read_tuned(checkpoint: Path) -> list[TunedGrid]:
+    """The grids that were tuned for a checkpoint.
+
+    Raises:
+        InputError: if there are none, or they were made for another network or head.
+    """
+    path = checkpoint / TUNED
+    if not path.is_file():
+        raise InputError(f"no grid was tuned for this network: run `quarterarc tune` on {checkpoint}")
+    value = read_json(path)
+    try:
+        if value["format"] != FORMAT:
+            raise ValueError(f"format {value['format']}")
+        made_for, grids = value["network"], [TunedGrid.of(one) for one in value["grids"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} does not hold tuned grids of format {FORMAT} ({error}): tune again") from None
+    if made_for != identity(checkpoint):
+        raise InputError(f"{path} was made for another network or head: run `quarterarc tune` on {checkpoint}")
+    return grids
+
+
+def write_tuned(checkpoint: Path, grids: Iterable[TunedGrid]) -> Path:
+    """Keep grids with the checkpoint they were tuned for, in place of those for the same sampler and steps."""
+    try:
+        before = read_tuned(checkpoint)
+    except InputError:  # none yet, or another network's, which are of no use here
+        before = []
+    merged = {one.key: one for one in [*before, *grids]}
+    value = {"format": FORMAT, "network": identity(checkpoint), "grids": [one.describe() for one in merged.values()]}
+    write_json(checkpoint / TUNED, value)
+    return checkpoint / TUNED
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,18 +14,19 @@ from torch import Tensor
 
 from . import grids
 from .arc import NOISE_END, ROUNDING
-from .denoiser import Counted, angle_range, call
+from .denoiser import Counted, Labelled, angle_range
 from .errors import InputError
-from .estimate import Denoise, Estimate
+from .estimate import Denoise
 from .samplers import Draw, Sampler, State
 from .samplers import sampler as named_sampler
 from .streams import Purpose, normal, stream
+from .tuned import TunedGrid, find
 
 __all__ = ["DEFAULT_GRID", "DEFAULT_SAMPLER", "DEFAULT_STEPS", "Plan", "Result", "plan", "sample", "trajectory"]
 
 logger = logging.getLogger("quarterarc")
 
-DEFAULT_SAMPLER = "euler"
+DEFAULT_SAMPLER = "multistep"
 DEFAULT_GRID = "angle"
 DEFAULT_STEPS = 10
 
@@ -54,7 +55,7 @@ class Plan:
         sampler: the sampler.
         name: its name, or its class's.
         options: its options.
-        grid: the grid's name, or "explicit".
+        grid: the grid's name, `tuned`, or `explicit`.
         angles: float64, from the first angle to 0.
     """
 
@@ -104,8 +105,19 @@ def plan(
     if grid is None:
         grid = getattr(sampler, "default_grid", DEFAULT_GRID)
         steps = getattr(sampler, "default_steps", None) if steps is None else steps
+    if isinstance(grid, str) and grid == "tuned":
+        found = _tuned(denoise, name, options, DEFAULT_STEPS if steps is None else steps)
+        return Plan(found.apply(sampler), name, options, grid, np.array(found.angles))
     angles = resolve_grid(denoise, grid, steps, shape)
     return Plan(sampler, name, options, grid if isinstance(grid, str) else "explicit", angles)
+
+
+def _tuned(denoise: Denoise, sampler: str, options: Mapping[str, Any], steps: int) -> TunedGrid:
+    """The grid that was tuned for this network."""
+    grids = getattr(denoise, "tuned", None)
+    if grids is None:
+        raise InputError("a tuned grid belongs to a trained network: load one with `quarterarc.load`, or name a grid")
+    return find(grids(), sampler, options, steps)
 
 
 def sample(
@@ -126,8 +138,9 @@ def sample(
         noise: standard normal noise, shape (B, C, H, W); dtype and device are kept.
         sampler: one of `quarterarc.samplers.SAMPLERS`, or a sampler; `DEFAULT_SAMPLER` if not given.
         steps: how many steps, 10 if not given. What they cost is `Result.nfe`.
-        grid: one of `quarterarc.grids.GRIDS`, from the denoiser's largest angle to 0, or the angles themselves;
-            uniform in angle if not given.
+        grid: one of `quarterarc.grids.GRIDS`, from the denoiser's largest angle to 0; `tuned` for what
+            `quarterarc tune` found for this network; or the angles themselves. The sampler's own if not given, else
+            uniform in angle.
         labels: classes, shape (B,), for a denoiser that takes any.
         seeds: one an image: the noise that a stochastic sampler adds is then that image's own, whatever the batch.
             Without them it comes from torch's global generator.
@@ -167,7 +180,7 @@ def trajectory(
         raise InputError(f"noise is a floating point tensor, got {noise.dtype}")
     chosen = plan(denoise, sampler, steps, grid, shape=noise.shape[1:], **options)
     angles = [float(angle) for angle in chosen.angles]
-    return _run(_Labelled(denoise, labels), noise, chosen.sampler, angles, _draw(seeds))
+    return _run(Labelled(denoise, labels), noise, chosen.sampler, angles, _draw(seeds))
 
 
 def resolve_grid(
@@ -211,22 +224,3 @@ def _draw(seeds: Sequence[int] | None) -> Draw:
         return torch.randn_like
     streams = [stream(seed, Purpose.STEPS) for seed in seeds]
     return lambda like: normal(streams, like.shape[1:], like.dtype).to(like.device)
-
-
-class _Labelled:
-    """A denoiser with its labels filled in, so that samplers need not know of them."""
-
-    def __init__(self, inner: Denoise, labels: Tensor | None) -> None:
-        self.inner, self.labels = inner, labels
-
-    def __call__(self, x: Tensor, angle: float) -> Estimate:
-        return call(self.inner, x, angle, self.labels)
-
-    def of_rows(self, rows: Tensor) -> _Labelled:
-        """The same for some images of the batch."""
-        return self if self.labels is None else _Labelled(self.inner, self.labels[rows.to(self.labels.device)])
-
-    def __getattr__(self, name: str) -> Any:
-        if name in ("inner", "labels") or name.startswith("__"):
-            raise AttributeError(name)
-        return getattr(self.inner, name)

@@ -22,6 +22,7 @@ COMMANDS = {
     "demo": "train on handwritten digits, sample, and write a report: a few minutes on a laptop",
     "train": "train a model by a recipe, on your own images or a known data set",
     "sample": "make images from seeds with a trained model",
+    "tune": "fit a sampler's grid to one network, for sampling in few evaluations",
     "evaluate": "measure images against a reference: FID, precision, recall and more",
     "experiment": "run a table or figure of the papers, from training to report",
     "bench": "measure against peers: the network, samplers, evaluation",

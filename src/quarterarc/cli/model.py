@@ -26,6 +26,8 @@ def add_sampling_arguments(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--guidance", type=float, default=None, help="scale of classifier-free guidance (with --labels)"
     )
+    keep = "what a model of both estimates keeps where they disagree: velocity, image, noise, or none to leave them"
+    parser.add_argument("--projection", default="velocity", metavar="KEEP", help=f"{keep} (default: %(default)s)")
     parser.add_argument("--bf16", action="store_true", help="run the network in bfloat16")
 
 
@@ -61,7 +63,8 @@ def ask(args: argparse.Namespace, run: str) -> Asked:
     from ..runs import hash_of, load, newest_checkpoint
 
     checkpoint = newest_checkpoint(run)
-    denoise: Any = load(checkpoint, pick_device(args.device), torch.bfloat16 if args.bf16 else None)
+    projection = None if args.projection == "none" else args.projection
+    denoise: Any = load(checkpoint, pick_device(args.device), torch.bfloat16 if args.bf16 else None, projection)
     if args.guidance is not None:
         if labels is None:
             raise InputError("--guidance needs --labels: it steers towards a class")
@@ -77,6 +80,7 @@ def ask(args: argparse.Namespace, run: str) -> Asked:
         "checkpoint_sha256": hash_of(checkpoint),
         "guidance": args.guidance,
         "precision": "bf16" if args.bf16 else "fp32",
+        "projection": args.projection,
     }
     return Asked(denoise, labels, options, about)
 

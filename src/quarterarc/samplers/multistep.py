@@ -70,6 +70,16 @@ class StepWeights:
                 moved = moved + noise * estimate.noise
         return moved
 
+    def __add__(self, other: StepWeights) -> StepWeights:
+        """Both together; the last nodes of one are the last nodes of the other."""
+        count = max(len(self.image), len(other.image))
+
+        def added(one: tuple[float, ...], two: tuple[float, ...]) -> tuple[float, ...]:
+            padded = [(0.0,) * (count - len(part)) + part for part in (one, two)]
+            return tuple(map(sum, zip(*padded, strict=True)))
+
+        return StepWeights(self.x + other.x, added(self.image, other.image), added(self.noise, other.noise))
+
 
 @lru_cache(maxsize=4096)
 def step_weights(form: str, clock: str, b: float, a: float, nodes: tuple[float, ...], coarsest: float) -> StepWeights:
@@ -158,10 +168,11 @@ class Multistep:
         finish: `falling` order over the last steps, or `level`.
         churn: how much of the noise is made anew on the way, 0 (none) to 1 (as much as DDPM). A step goes below its
             angle along the flow and comes back up by fresh noise, so that the marginals stay those of the flow.
+        offsets: added to the weights of each step, one a step; what `quarterarc.tuning` finds for one network.
 
     Raises:
-        InputError: for a value not listed, an order that is more than the steps, the corrector with churn, or a grid
-            from pi/2 in the noise form.
+        InputError: for a value not listed, an order that is more than the steps, offsets for another number of steps or
+            with churn, the corrector with churn, or a grid from pi/2 in the noise form.
     """
 
     order: int | None = None
@@ -171,8 +182,10 @@ class Multistep:
     start: str = "rising"
     finish: str = "falling"
     churn: float = 0.0
+    offsets: tuple[StepWeights, ...] = ()
 
     evaluations = 1
+    default_grid = "octave"
 
     def __post_init__(self) -> None:
         if self.order is not None and (isinstance(self.order, bool) or self.order not in (1, 2, 3, 4)):
@@ -187,6 +200,8 @@ class Multistep:
                 raise unknown_name(kind, name, known)
         if not 0.0 <= self.churn <= 1.0:
             raise InputError(f"churn is 0 (no fresh noise) to 1 (as much as DDPM), got {self.churn!r}")
+        if self.churn > 0.0 and self.offsets:
+            raise InputError("tuned weights are for steps without fresh noise: use churn=0, or another grid")
         if self.churn > 0.0 and self.corrector:
             raise InputError("the corrector cannot take a step again after fresh noise: use churn=0 or corrector=False")
 
@@ -196,13 +211,16 @@ class Multistep:
         order = min(3, steps) if self.order is None else self.order
         if order > steps:
             raise InputError(f"order {order} takes at least {order} steps, got {steps}: take more, or a lower order")
+        if self.offsets and len(self.offsets) != steps:
+            raise InputError(f"the tuned weights are for {len(self.offsets)} steps, got {steps}")
         form = self.form or ("image" if self.churn else "both")
         if form == "noise" and angles[0] >= NOISE_END:
             raise InputError("the noise form is not defined at pi/2: start below it, or use form='both'")
         corrector = self.churn == 0.0 if self.corrector is None else self.corrector
         coarsest = math.sqrt(x[0].numel())
         smallest, _ = angle_range(denoise)
-        estimates: list[Estimate] = []  # at angles[: len(estimates)], the last `order` of them kept in use
+        kept = max([order, *(len(offset.image) for offset in self.offsets)])
+        estimates: list[Estimate] = []  # the last `kept`
         before = x  # where the last step started from
 
         def through(b: float, a: float, last: int, count: int) -> StepWeights:
@@ -212,16 +230,19 @@ class Multistep:
         for k, (b, a) in enumerate(pairwise(angles)):
             estimate = denoise(x, b)
             yield State(x, b, estimate)
-            estimates = [*estimates, estimate][-order:]
+            estimates = [*estimates, estimate][-kept:]
+            known = min(order, len(estimates))
             if corrector and k > 0 and self._free(k - 1, order):
-                x = through(angles[k - 1], b, k, len(estimates)).apply(before, estimates)
+                x = through(angles[k - 1], b, k, known).apply(before, estimates[-known:])
             before = x
             if not self._free(k, order):
                 x = runge_kutta(denoise, x, estimate, VELOCITY, _STARTER[order], b, a, smallest)
                 continue
-            count = len(estimates) if self.finish == "level" else min(len(estimates), steps - k)
             below, fresh = _below(b, a, self.churn)
-            x = through(b, below, k, count).apply(x, estimates[-count:])
+            weights = through(b, below, k, known if self.finish == "level" else min(known, steps - k))
+            if self.offsets:
+                weights = weights + self.offsets[k]
+            x = weights.apply(x, estimates[-len(weights.image) :])
             if fresh > 0.0:
                 x = math.sqrt(1.0 - fresh**2) * x + fresh * draw(x)
         yield State(x, angles[-1], None)

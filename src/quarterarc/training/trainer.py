@@ -291,7 +291,7 @@ class Trainer:
             return
         settings, classes = self.recipe.training, self.denoise.classes
         denoise = Denoiser(self.average, self.denoise.schedule, self.denoise.head, self.denoise.shape, classes,
-                           self.denoise.precision)  # fmt: skip
+                           self.denoise.precision, projection="velocity")  # fmt: skip
         seeds = range(settings.sample_count)
         labels = None if classes is None else [seed % classes for seed in seeds]
         images = generate(denoise, seeds, labels=labels, batch_size=min(64, self.batches.share))

@@ -1,0 +1,143 @@
+"""Tuned grids: better on noise they were not tuned on, kept with their network, refused for another."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from quarterarc import load, noise, sample
+from quarterarc.closed_form import MixtureData
+from quarterarc.errors import InputError
+from quarterarc.runs import newest_checkpoint, read_tuned, write_tuned
+from quarterarc.samplers import Multistep
+from quarterarc.samplers.multistep import StepWeights
+from quarterarc.sampling import plan
+from quarterarc.tuned import TunedGrid
+from quarterarc.tuning import tune
+
+
+@pytest.fixture(scope="module")
+def world() -> MixtureData:
+    generator = torch.Generator().manual_seed(0)
+    return MixtureData(torch.rand(48, 1, 6, 6, generator=generator, dtype=torch.float64).round() * 2 - 1, 0.15)
+
+
+@pytest.fixture
+def run(tiny_run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_run, tmp_path / "run"))
+
+
+def test_a_tuned_grid_is_better_on_other_noise(world: MixtureData) -> None:
+    found = tune(world, 6, shape=(1, 6, 6), images=32, progress=False)
+    assert set(found.errors) == {"untuned", "angles", "weights"}
+    assert found.errors[found.kept] == min(found.errors.values()) < 0.6 * found.errors["untuned"]
+    assert found.steps == found.nfe == 6
+    # and on noise that took no part at all
+    x = noise(range(64), (1, 6, 6), dtype=torch.float64)
+    fine = sample(world, x, "adaptive", tolerance=1e-6).images
+
+    def miss(images: torch.Tensor) -> float:
+        return float((images - fine).flatten(1).norm(dim=1).median())
+
+    tuned = sample(world, x, found.apply(Multistep()), grid=found.angles)
+    assert miss(tuned.images) < 0.7 * miss(sample(world, x, "multistep", 6).images)
+
+
+def test_any_deterministic_sampler_can_be_tuned_but_only_multistep_has_weights(world: MixtureData) -> None:
+    found = tune(world, 4, "heun", shape=(1, 6, 6), images=16, progress=False)
+    assert set(found.errors) == {"untuned", "angles"}
+    assert found.nfe == 8
+    assert not found.offsets
+
+
+def test_the_untuned_grid_is_kept_where_nothing_is_better() -> None:
+    """One picture: the velocity is the arc's own, so that rotation is exact whatever the grid."""
+    world = MixtureData(torch.zeros(1, 1, 4, 4, dtype=torch.float64) + 0.3, 1e-3)
+    found = tune(world, 3, "cold", shape=(1, 4, 4), images=8, progress=False)
+    assert found.errors[found.kept] <= found.errors["untuned"]
+
+
+def test_offsets_are_added_to_the_newest_estimates() -> None:
+    total = StepWeights(1.0, (0.1, 0.2, 0.3), (0.0, 0.0, 1.0)) + StepWeights(0.0, (10.0,), (20.0,))
+    assert total == StepWeights(1.0, (0.1, 0.2, 10.3), (0.0, 0.0, 21.0))
+    assert StepWeights(0.0, (), ()) + StepWeights(1.0, (2.0,), (3.0,)) == StepWeights(1.0, (2.0,), (3.0,))
+
+
+def test_no_offset_changes_nothing(world: MixtureData) -> None:
+    x = noise(range(3), (1, 6, 6))
+    plain = sample(world, x, "multistep", 5).images
+    zero = Multistep(offsets=tuple(StepWeights(0.0, (0.0,) * count, (0.0,) * count) for count in (1, 2, 3, 4, 4)))
+    torch.testing.assert_close(sample(world, x, zero, 5).images, plain, rtol=0, atol=1e-6)
+    with pytest.raises(InputError, match="tuned weights are for 5 steps, got 6"):
+        sample(world, x, zero, 6)
+
+
+def test_tune_and_sample_on_the_command_line(run: Path, cli: Callable, tmp_path: Path) -> None:
+    said = cli("tune", run, "--nfe", "3,4", "--images", "8", "--device", "cpu")
+    assert said.returncode == 0, said.stderr
+    assert "3 evaluations (3 steps): untuned" in said.stdout
+    grids = read_tuned(newest_checkpoint(run))
+    assert [one.steps for one in grids] == [3, 4]
+    made = tmp_path / "made"
+    said = cli("sample", run, "--grid", "tuned", "--steps", "4", "--seeds", "0-3", "--out", made)
+    assert said.returncode == 0, said.stderr
+    about = json.loads((made / "samples.json").read_text())
+    assert (about["grid"], about["nfe"], about["sampler"]) == ("tuned", 4, "multistep")
+    np.testing.assert_allclose(about["angles"], grids[1].angles)
+    # the plan holds the tuned weights too
+    assert plan(load(run), steps=4, grid="tuned").sampler == grids[1].apply(Multistep())
+
+
+def test_tuning_again_replaces_and_adds(run: Path) -> None:
+    checkpoint = newest_checkpoint(run)
+
+    def grid(steps: int, error: float) -> TunedGrid:
+        angles = tuple(np.linspace(1.5, 0, steps + 1).tolist())
+        offsets = (StepWeights(0.0, (0.25,), (-0.5,)),) * steps
+        return TunedGrid("multistep", {"order": 2}, angles, offsets, {"untuned": error}, "untuned", steps)
+
+    write_tuned(checkpoint, [grid(3, 1.0), grid(5, 1.0)])
+    write_tuned(checkpoint, [grid(5, 0.5)])
+    assert read_tuned(checkpoint) == [grid(3, 1.0), grid(5, 0.5)]
+
+
+def test_what_it_refuses(run: Path, world: MixtureData, cli: Callable, tmp_path: Path) -> None:
+    denoise, x = load(run), noise(range(2), (1, 8, 8))
+    with pytest.raises(InputError, match="no grid was tuned for this network: run `quarterarc tune`"):
+        sample(denoise, x, steps=4, grid="tuned")
+    with pytest.raises(InputError, match="a tuned grid belongs to a trained network"):
+        sample(world, x[..., :6, :6], steps=4, grid="tuned")
+    checkpoint = newest_checkpoint(run)
+    found = TunedGrid("multistep", {}, (1.5, 0.7, 0.0), (), {"untuned": 1.0}, "untuned", 2)
+    write_tuned(checkpoint, [found])
+    with pytest.raises(InputError, match="no grid was tuned for multistep with 7 steps: there is multistep 2 steps"):
+        sample(denoise, x, steps=7, grid="tuned")
+    # another head or other weights under the same name
+    for name in ("config.json", "model.safetensors"):
+        content = (checkpoint / name).read_bytes()
+        changed = content.replace(b'"both"', b'"mean"') if name == "config.json" else content[:-1] + b"\x01"
+        assert changed != content
+        (checkpoint / name).write_bytes(changed)
+        with pytest.raises(InputError, match="made for another network or head"):
+            read_tuned(checkpoint)
+        (checkpoint / name).write_bytes(content)
+    (checkpoint / "tuned.json").write_text('{"format": 7}')
+    with pytest.raises(InputError, match="does not hold tuned grids of format 1"):
+        read_tuned(checkpoint)
+    with pytest.raises(InputError, match="one step has no angles to tune"):
+        tune(world, 1, shape=(1, 6, 6))
+    with pytest.raises(InputError, match="give shape="):
+        tune(lambda x, angle: world(x, angle), 4)
+    with pytest.raises(InputError, match="'ddpm' draws noise"):
+        tune(world, 4, "ddpm", shape=(1, 6, 6), images=8, progress=False)
+    for words in (("--nfe", "five"), ("--nfe", "1"), ("--sampler", "dppm"), ("--images", "2")):
+        said = cli("tune", run, *words)
+        assert said.returncode == 2
+        assert len(said.stderr.strip().splitlines()) == 1
+    assert cli("tune", tmp_path / "none").returncode == 2
