@@ -9,6 +9,7 @@ from importlib import import_module
 BENCHES = {
     "network": "our U-Net against diffusers' UNet2DModel, with the same weights",
     "evaluation": "our Frechet distance, precision and recall against the usual implementations",
+    "samplers": "our samplers against diffusers' schedulers, at equal NFE",
 }
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from .model import add_sampling_arguments, ask, parse_grid, parse_seeds
+from .model import add_sampling_arguments, ask, parse_grid, parse_projection, parse_seeds
 
 if TYPE_CHECKING:
     from ..evaluation.extractors import Extractor
@@ -233,8 +233,12 @@ def _run_model_metrics(args: argparse.Namespace, names: list[str]) -> int:
     if images is None:
         raise InputError(f"{', '.join(names)} need images, but {args.reference} holds statistics: give the images")
     checkpoint = newest_checkpoint(args.source)
-    denoise = load(checkpoint, pick_device(args.device))
-    about = {"checkpoint": checkpoint.name, "checkpoint_sha256": hash_of(checkpoint)}
+    denoise = load(checkpoint, pick_device(args.device), projection=parse_projection(args.projection))
+    about = {
+        "checkpoint": checkpoint.name,
+        "checkpoint_sha256": hash_of(checkpoint),
+        "projection": args.projection,
+    }
     settings = ModelSettings(args.variance, args.terms, batch_size=args.batch_size)
     with _kept_for_later(args.out, "partial") as cache:
         result = evaluate_model(denoise, images, names, settings, what=str(args.source), about=about, cache=cache)

@@ -10,7 +10,7 @@ import yaml
 
 from ..errors import InputError
 
-__all__ = ["Asked", "add_sampling_arguments", "ask", "parse_grid", "parse_labels", "parse_option", "parse_seeds"]
+__all__ = ["Asked", "add_sampling_arguments", "ask", "parse_grid", "parse_labels", "parse_option", "parse_projection", "parse_seeds"]
 
 _MOST_SEEDS = 10_000_000  # a list of them is kept
 
@@ -63,8 +63,8 @@ def ask(args: argparse.Namespace, run: str) -> Asked:
     from ..runs import hash_of, load, newest_checkpoint
 
     checkpoint = newest_checkpoint(run)
-    projection = None if args.projection == "none" else args.projection
-    denoise: Any = load(checkpoint, pick_device(args.device), torch.bfloat16 if args.bf16 else None, projection)
+    precision = torch.bfloat16 if args.bf16 else None
+    denoise: Any = load(checkpoint, pick_device(args.device), precision, parse_projection(args.projection))
     if args.guidance is not None:
         if labels is None:
             raise InputError("--guidance needs --labels: it steers towards a class")
@@ -127,6 +127,11 @@ def parse_option(text: str) -> tuple[str, Any]:
         return name, yaml.safe_load(value)
     except yaml.YAMLError:
         raise InputError(f"--option {text}: '{value}' is no number and no word") from None
+
+
+def parse_projection(text: str) -> str | None:
+    """What is kept of estimates that disagree, from its name; nothing is done for "none"."""
+    return None if text == "none" else text
 
 
 def parse_grid(text: str | None) -> str | list[float] | None:
