@@ -22,7 +22,7 @@ LARGEST_SIGMA, SMALLEST_SIGMA = 80.0, 0.002
 RHO = 7.0
 
 OCTAVE_POWER = 1.5
-"""How much finer than evenly the grid `octave` steps near the image; measured (docs/solvers.md)."""
+"""How much finer than evenly the grid `octave` steps near the image; measured (docs/samplers.md)."""
 DIMENSIONS = 3 * 32 * 32
 """Pixel values of an image where nobody says how many there are."""
 

@@ -10,7 +10,16 @@ import yaml
 
 from ..errors import InputError
 
-__all__ = ["Asked", "add_sampling_arguments", "ask", "parse_grid", "parse_labels", "parse_option", "parse_projection", "parse_seeds"]
+__all__ = [
+    "Asked",
+    "add_sampling_arguments",
+    "ask",
+    "parse_grid",
+    "parse_labels",
+    "parse_option",
+    "parse_projection",
+    "parse_seeds",
+]
 
 _MOST_SEEDS = 10_000_000  # a list of them is kept
 

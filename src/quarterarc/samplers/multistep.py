@@ -153,7 +153,7 @@ class Multistep:
     Order of convergence: `order`, with `start="runge-kutta"` and `finish="level"`. The defaults are for few steps:
     a rising start spends nothing on its first steps (with the corrector it keeps order 3), and a falling finish
     extrapolates less and less towards the image, where a step is short and the polynomial trusted least: that costs
-    the order of convergence (2 remains) and gains accuracy wherever there are few steps (docs/solvers.md).
+    the order of convergence (2 remains) and gains accuracy wherever there are few steps (docs/samplers.md).
 
     Attributes:
         order: 1 to 4, the number of estimates in a step; at most the number of steps. 3 if not given, or as many as
