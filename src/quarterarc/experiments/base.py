@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..data.order import permutation
+from ..evaluation.frechet import frechet_distance
+from ..evaluation.statistics import Statistics
 from .cells import Cell
 from .findings import Findings
 from .lab import Lab
@@ -37,6 +41,18 @@ class Measured:
     def by_seed(self, cell: Callable[[int], Cell], name: str) -> list[float]:
         """One value of the cells of all seeds; not a number where an arm was unstable."""
         return [float(self[cell(seed)].get(name, float("nan"))) for seed in self.seeds]
+
+    @cached_property
+    def floor(self) -> float | None:
+        """The Frechet distance of as many training images, chosen at random, from all of them; None if all are needed.
+
+        What a perfect model of the training images would score, and no model has to beat.
+        """
+        features = self.lab.reference.features["pool"]
+        if self.scale.images >= len(features):
+            return None
+        rows = permutation(0, count=len(features))[: self.scale.images]
+        return frechet_distance(self.lab.reference.moments["pool"], Statistics.of(features[rows]))
 
     def picture(self, cell: Cell) -> Path:
         """The picture that a cell made."""

@@ -61,6 +61,8 @@ def grid_table(
             line.append(spread(values_at(measured, cell, count, metric)) + nfe)
         lines.append(line)
     several = " ± standard deviation over seeds" if len(measured.seeds) > 1 else ""
+    if metric == "fid" and measured.floor is not None:
+        note = f"{measured.scale.images:,} training images, chosen at random, have {measured.floor:.3g}. {note}"
     direction = f"{TITLES[metric]}{several}; {BETTER[metric]} is better. "
     return Table(name, ["", *(f"{count} steps" for count in steps)], lines, direction + note)
 
