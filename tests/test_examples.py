@@ -24,7 +24,7 @@ def test_the_python_of_the_readme_runs(tmp_path):
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("ddim 20 ")
+    assert done.stdout.startswith("ddim 10 ")
 
 
 def test_the_commands_of_the_readme_run(tmp_path, tiny):
@@ -32,12 +32,13 @@ def test_the_commands_of_the_readme_run(tmp_path, tiny):
     (tmp_path / "PHOTOS").mkdir()
     for number in range(3):
         Image.new("RGB", (40, 30), (80 * number, 20, 200)).save(tmp_path / "PHOTOS" / f"{number}.jpg")
-    lines = re.findall(r"^quarterarc ((?:train|sample) .+)$", (ROOT / "README.md").read_text(), re.MULTILINE)
-    assert [line.split()[0] for line in lines] == ["train", "train", "sample"]
+    lines = re.findall(r"^quarterarc ((?:train|sample|tune) .+)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert [line.split()[0] for line in lines] == ["train", "train", "sample", "tune", "sample"]
     for place, line in enumerate(lines):
         words = shlex.split(line, comments=True)
         words += tiny if place == 0 else ()
-        words = [word.replace("0-999", "0-3") for word in words]
+        words += ("--images", "8") if words[0] == "tune" else ()
+        words = [word.replace("0-999", "0-3").replace("5,8,10", "5") for word in words]
         command = [sys.executable, "-m", "quarterarc", *words]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
