@@ -311,7 +311,7 @@ def test_the_papers_own_scales_are_planned_without_their_images(
     assert main(["experiment", "ablation", "--scale", name, "--dry-run", "--cache", str(tmp_path / "cache")]) == 0
     shown = capsys.readouterr().out
     training = scale(name).recipe.training
-    assert f"11 arms, 130 measurements; {11 * training.steps * training.batch:,} images to train on" in shown
+    assert f"11 arms, 135 measurements; {11 * training.steps * training.batch:,} images to train on" in shown
     assert "days on this machine" in shown
     assert not (tmp_path / "cache").exists()
 

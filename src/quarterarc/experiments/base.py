@@ -44,14 +44,17 @@ class Measured:
 
     @cached_property
     def floor(self) -> float | None:
-        """The Frechet distance of as many training images, chosen at random, from all of them; None if all are needed.
+        """The Frechet distance of as many training images, chosen at random, from all of them.
+
+        None where so many are most of them, or too few for their features.
 
         What a perfect model of the training images would score, and no model has to beat.
         """
         features = self.lab.reference.features["pool"]
-        if self.scale.images >= len(features):
+        count, dimensions = features.shape
+        if not 2 * dimensions <= self.scale.images <= count / 2:
             return None
-        rows = permutation(0, count=len(features))[: self.scale.images]
+        rows = permutation(0, count=count)[: self.scale.images]
         return frechet_distance(self.lab.reference.moments["pool"], Statistics.of(features[rows]))
 
     def picture(self, cell: Cell) -> Path:

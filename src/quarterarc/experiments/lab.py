@@ -33,7 +33,7 @@ from ..training.trainer import Diverged, train
 from .arms import Arm, digest
 from .cells import Cell
 from .classifier import trained_classifier
-from .measures import MEASURES
+from .measures import MEASURES, WRAPPERS
 from .scales import CLASSIFIER, Scale
 
 __all__ = ["Lab"]
@@ -174,8 +174,10 @@ class Lab:
                 if isinstance(denoise, str):
                     values = {"unstable": denoise}
                 else:
+                    through = cell.get("through")
+                    asked = denoise if through is None else WRAPPERS[through](denoise)
                     with _quiet():
-                        values = MEASURES[cell.measure].compute(self, denoise, cell, beside)
+                        values = MEASURES[cell.measure].compute(self, asked, cell, beside)
                 if not processes().rank:
                     about = {"arm": cell.arm.name, "seed": cell.seed, "measure": cell.measure}
                     write_json(beside / "cell.json", {**about, "settings": dict(cell.settings), "values": values})

@@ -22,7 +22,7 @@ from ..arc import mix
 from ..data import ImageData
 from ..data.order import permutation
 from ..data.pixels import to_float, to_uint8
-from ..denoiser import Clipped, Denoiser
+from ..denoiser import Clipped, Denoiser, Projected
 from ..devices import processes
 from ..errors import InputError
 from ..estimate import Denoise
@@ -103,7 +103,7 @@ class Measure:
     identity: Callable[[Surroundings], dict[str, Any]] = lambda lab: {}
 
 
-WRAPPERS: dict[str, Callable[[Denoise], Any]] = {"clipped": Clipped}
+WRAPPERS: dict[str, Callable[[Denoise], Any]] = {"clipped": Clipped, "projected": Projected}
 """What may stand between a network and its sampler, by name."""
 
 
@@ -147,12 +147,10 @@ def _quality(lab: Surroundings, denoise: Denoiser, cell: Cell, folder: Path) -> 
     """Metrics of features of sampled images, NFE, and images a second."""
     seeds = image_seeds(cell.seed, cell["images"], cell["draw"])
     hash_ = cell.arm.hash(lab.scale, cell.seed)
-    through = cell.get("through")
-    asked = denoise if through is None else WRAPPERS[through](denoise)
     grid = leading(denoise, cell["steps"]) if cell["grid"] == "leading" else cell["grid"]
     images = _Timed(
         SampledSet(
-            asked,
+            denoise,
             seeds,
             cell["sampler"],
             cell["steps"],

@@ -42,11 +42,20 @@ ROWS = (
 """The six rows of Table 2. Fixed variances are β, the larger of the paper's two choices."""
 
 
-def bits(scale: Scale, arm: Arm, seed: int, split: str, variance: str | None, name: str = "bits-per-dim") -> Cell:
+def bits(
+    scale: Scale,
+    arm: Arm,
+    seed: int,
+    split: str,
+    variance: str | None,
+    name: str = "bits-per-dim",
+    through: str | None = None,
+) -> Cell:
     """Bits a dimension of training or test images."""
     count = scale.likelihood_images if name == "bits-per-dim" else max(1, min(64, scale.likelihood_images // 4))
     terms = None if scale.terms is None else min(scale.terms, scale.all_steps - 1)
-    return Cell.of(arm, seed, "bits", bits=name, split=split, variance=variance, images=count, terms=terms)
+    more = {} if through is None else {"through": through}
+    return Cell.of(arm, seed, "bits", bits=name, split=split, variance=variance, images=count, terms=terms, **more)
 
 
 def _sampled(scale: Scale, row: Row, seed: int) -> Cell:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -18,12 +19,28 @@ from .ddpm_ablation import SIMPLE, bits
 
 __all__ = ["LIKELIHOOD", "RATE_DISTORTION"]
 
-ARMS: dict[str, Arm] = {
-    "DDPM, L simple": SIMPLE.arm,
-    "DDPM, bound": arm("noise", "linear", objective="vlb", variance="large"),
-    "both, arc": arm("both", "arc"),
-    "ours": OURS.arm,
+
+@dataclass(frozen=True)
+class Model:
+    """A network, and what stands between it and the bound, if anything."""
+
+    arm: Arm
+    through: str | None = None
+
+    def bits(self, scale: Scale, seed: int, split: str, variance: str | None, name: str = "bits-per-dim") -> Cell:
+        """Bits a dimension of training or test images."""
+        return bits(scale, self.arm, seed, split, variance, name, self.through)
+
+
+MODELS: dict[str, Model] = {
+    "DDPM, L simple": Model(SIMPLE.arm),
+    "DDPM, bound": Model(arm("noise", "linear", objective="vlb", variance="large")),
+    "ours": Model(OURS.arm),
+    "ours, projected": Model(OURS.arm, "projected"),
 }
+"""The bound takes the image estimate at its word, however little noise is left: an error that x itself does not have
+costs many bits, unless the estimates are made to agree with x."""
+
 SPLITS = ("train", "test")
 VARIANCES = ("small", "large")
 
@@ -31,31 +48,31 @@ VARIANCES = ("small", "large")
 def _cells(scale: Scale, seeds: Sequence[int]) -> list[Cell]:
     return [
         cell
-        for network in ARMS.values()
+        for model in MODELS.values()
         for seed in seeds
         for cell in (
-            *(bits(scale, network, seed, split, variance) for split in SPLITS for variance in VARIANCES),
-            bits(scale, network, seed, "test", None, "flow-bits-per-dim"),
+            *(model.bits(scale, seed, split, variance) for split in SPLITS for variance in VARIANCES),
+            model.bits(scale, seed, "test", None, "flow-bits-per-dim"),
         )
     ]
 
 
-def _part(measured: Measured, network: Arm, split: str, variance: str, part: str) -> list[float]:
+def _part(measured: Measured, model: Model, split: str, variance: str, part: str) -> list[float]:
     """A part of the bound, mean over images, by seed."""
     values = []
     for seed in measured.seeds:
-        found = measured[bits(measured.scale, network, seed, split, variance)]
+        found = measured[model.bits(measured.scale, seed, split, variance)]
         values.append(float(found[part]["mean"]) if part in found else float("nan"))
     return values
 
 
-def _total(measured: Measured, network: Arm, split: str, variance: str) -> list[float]:
-    return measured.by_seed(lambda seed: bits(measured.scale, network, seed, split, variance), "bits_per_dim")
+def _total(measured: Measured, model: Model, split: str, variance: str) -> list[float]:
+    return measured.by_seed(lambda seed: model.bits(measured.scale, seed, split, variance), "bits_per_dim")
 
 
-def _flow(measured: Measured, network: Arm) -> list[float]:
+def _flow(measured: Measured, model: Model) -> list[float]:
     return measured.by_seed(
-        lambda seed: bits(measured.scale, network, seed, "test", None, "flow-bits-per-dim"), "bits_per_dim"
+        lambda seed: model.bits(measured.scale, seed, "test", None, "flow-bits-per-dim"), "bits_per_dim"
     )
 
 
@@ -67,12 +84,12 @@ def _report(measured: Measured) -> Findings:
     rows = [
         [
             f"{label}, {variance} variance",
-            _shown(_total(measured, network, "test", variance)),
-            _shown(_total(measured, network, "train", variance)),
-            *(_shown(_part(measured, network, "test", variance, part)) for part in ("prior", "middle", "decoder")),
-            _shown(_flow(measured, network)) if variance == VARIANCES[0] else "",
+            _shown(_total(measured, model, "test", variance)),
+            _shown(_total(measured, model, "train", variance)),
+            *(_shown(_part(measured, model, "test", variance, part)) for part in ("prior", "middle", "decoder")),
+            _shown(_flow(measured, model)) if variance == VARIANCES[0] else "",
         ]
-        for label, network in ARMS.items()
+        for label, model in MODELS.items()
         for variance in VARIANCES
     ]
     scale = measured.scale
@@ -89,9 +106,9 @@ def _report(measured: Measured) -> Findings:
 
 def _claims(measured: Measured) -> list[Claim]:
     def total(label: str, split: str = "test", variance: str = "large") -> list[float]:
-        return _total(measured, ARMS[label], split, variance)
+        return _total(measured, MODELS[label], split, variance)
 
-    simple = ARMS["DDPM, L simple"]
+    simple = MODELS["DDPM, L simple"]
     decoder = _part(measured, simple, "test", "large", "decoder")
     half = [value / 2 for value in total("DDPM, L simple")]
     return [
@@ -133,12 +150,12 @@ LIKELIHOOD = Experiment(
 
 
 def _rate_cells(scale: Scale, seeds: Sequence[int]) -> list[Cell]:
-    return [bits(scale, network, seed, "test", "small") for network in ARMS.values() for seed in seeds]
+    return [model.bits(scale, seed, "test", "small") for model in MODELS.values() for seed in seeds]
 
 
-def _curve(measured: Measured, network: Arm, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+def _curve(measured: Measured, model: Model, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """Times, rate and distortion, by rising time."""
-    found = measured[bits(measured.scale, network, seed, "test", "small")].get("by_time")
+    found = measured[model.bits(measured.scale, seed, "test", "small")].get("by_time")
     if found is None:
         return None
     middle = (np.array(found["low"]) + np.array(found["high"])) / 2
@@ -146,7 +163,7 @@ def _curve(measured: Measured, network: Arm, seed: int) -> tuple[np.ndarray, np.
 
 
 def _rate_report(measured: Measured) -> Findings:
-    curves = {label: _curve(measured, network, measured.seeds[0]) for label, network in ARMS.items()}
+    curves = {label: _curve(measured, model, measured.seeds[0]) for label, model in MODELS.items()}
     known = {label: curve for label, curve in curves.items() if curve is not None}
 
     def chart(name: str, title: str, x: str, y: str, places: tuple[int, int], caption: str) -> Chart:
@@ -192,7 +209,7 @@ def _steep(measured: Measured) -> Claim:
     """Most of the distortion goes in the first fifth of the rate."""
     early, late = [], []
     for seed in measured.seeds:
-        curve = _curve(measured, SIMPLE.arm, seed)
+        curve = _curve(measured, MODELS["DDPM, L simple"], seed)
         if curve is None:
             continue
         _, rate, distortion = curve

@@ -69,9 +69,11 @@ BETWEEN = (
     Row("sin + velocity head", arm("velocity", "arc")),
     Row("Cold Diffusion (image head, sin)", arm("image", "arc"), "cold"),
     Row("DDIM + sin, clipped", arm("noise", "arc"), through="clipped"),
-    Row("DDIM + sin + both, clipped", arm("both", "arc"), through="clipped"),
+    Row("DDIM + both, projected", arm("both", "linear"), through="projected"),
+    Row("DDIM + sin + both, projected", arm("both", "arc"), through="projected"),
 )
-"""Rows that the paper lacks: the loss and the sampler of ours apart, other weights, other heads, clipped estimates."""
+"""Rows that the paper lacks: the loss and the sampler of ours apart, other weights, other heads, and estimates that are
+clipped, or made to agree with x."""
 
 SOLVERS = ("euler", "rotation", "midpoint", "heun", "rk4")
 BY_SOLVER = tuple(Row(f"ours, {name}", OURS.arm, name) for name in SOLVERS)
@@ -122,7 +124,8 @@ def _report(measured: Measured) -> Findings:
         Section(
             "Rows that the paper lacks",
             "The loss and the sampler of ours apart, other weights and other heads. Clipped: the image estimate is "
-            "kept within [-1, 1] and the noise derived from it, so that the two agree with x.",
+            "kept within [-1, 1] and the noise derived from it. Projected: the two estimates are made to agree with x, "
+            "which leaves their velocity as it is.",
             [grid_table(measured, "Between the rows", between, steps)],
         ),
         Section(

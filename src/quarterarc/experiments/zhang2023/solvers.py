@@ -30,23 +30,26 @@ class Solver:
         sampler: its name.
         options: its options.
         grid: the grid that it walks.
+        through: what stands between network and sampler, if anything.
     """
 
     label: str
     sampler: str
     options: Mapping[str, Any] = field(default_factory=dict)
     grid: str = "time"
+    through: str | None = None
 
     def cell(self, scale: Scale, evaluations: int, seed: int) -> Cell:
         """As many steps as make so many evaluations, or the next fewer."""
         steps = max(1, evaluations // named_sampler(self.sampler, **self.options).evaluations)
-        return quality(scale, OURS.arm, seed, self.sampler, steps, grid=self.grid, **self.options)
+        return quality(scale, OURS.arm, seed, self.sampler, steps, grid=self.grid, through=self.through, **self.options)
 
 
 COMPARED = (
     Solver("DDPM, small variance", "ddpm"),
     Solver("DDPM, large variance", "ddpm", {"variance": "large"}),
     Solver("DDIM", "ddim"),
+    Solver("DDIM, projected", "ddim", through="projected"),
     Solver("DDIM, churn 0.5", "ddim", {"churn": 0.5}),
     Solver("Cold Diffusion", "cold"),
     Solver("rotation", "rotation"),
@@ -55,7 +58,7 @@ COMPARED = (
     Solver("Heun", "heun"),
     Solver("RK4", "rk4"),
     Solver("multistep", "multistep"),
-    Solver("multistep, image form", "multistep", {"form": "image"}),
+    Solver("multistep, image form, projected", "multistep", {"form": "image"}, through="projected"),
     Solver("rotation, octave grid", "rotation", grid="octave"),
     Solver("multistep, octave grid", "multistep", grid="octave"),
 )
