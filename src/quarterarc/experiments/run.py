@@ -218,8 +218,9 @@ def _setting(scale: Scale) -> str:
         f"({training.steps * training.batch:,} in {training.steps:,} steps of {training.batch}, unless an arm's name "
         f"says otherwise), T = {scale.all_steps} and the evaluation: {scale.images:,} images a measurement "
         f"({scale.few:,} for every method alike where a trajectory takes more than half of the schedule's steps), from "
-        f"the same noise, on '{scale.features}' features against the training images. The grid is uniform in the "
-        "schedule's time, as in the papers; estimates are used as the network gives them, without clipping."
+        f"the same noise, on '{scale.features}' features against the training images. Unless a row "
+        "says otherwise the grid is uniform in the schedule's time from pure noise, and estimates are used as the "
+        "network gives them: neither clipped nor made to agree."
     )
 
 
