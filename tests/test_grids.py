@@ -111,6 +111,8 @@ def test_a_start_beyond_the_schedule_is_refused(name: str) -> None:
 def test_step_counts_that_are_none_are_refused(steps: int) -> None:
     with pytest.raises(InputError, match="whole number of steps, at least 1"):
         grid("angle", steps)
+    with pytest.raises(InputError, match="99999999 steps are more than a grid has room for: take at most 100000"):
+        grid("angle", 99_999_999)
 
 
 @pytest.mark.parametrize("start", [0.0, -1.0, 1.6, math.nan])
@@ -157,3 +159,17 @@ def test_explicit_grids_that_are_none_are_refused(angles: list[float], message: 
 
 def test_the_range_of_karras_et_al() -> None:
     assert (grids.LARGEST_SIGMA, grids.SMALLEST_SIGMA, grids.RHO) == (80.0, 0.002, 7.0)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 40])
+@pytest.mark.parametrize("dimensions", [6, 64, 3 * 256 * 256])
+def test_octave_falls_as_a_power_of_the_octave(steps: int, dimensions: int) -> None:
+    coarsest = math.sqrt(dimensions)
+    angles = grid("octave", steps, dimensions=dimensions)
+    at = np.log2((np.sin(angles) + 0.3 * np.cos(angles)) / (np.cos(angles) + np.sin(angles) / coarsest))
+    shares = (at - math.log2(0.3)) / (math.log2(coarsest) - math.log2(0.3))
+    np.testing.assert_allclose(shares, (1 - np.arange(steps + 1) / steps) ** 1.5, rtol=0, atol=1e-9)
+    # for a denoiser that is not defined at the image, no angle but the last lies below where it is
+    lifted = grid("octave", steps, smallest=0.2, dimensions=dimensions)
+    assert lifted[-2] >= 0.2 - 1e-12
+    assert lifted[-1] == 0.0

@@ -222,10 +222,9 @@ def test_order_1_with_full_churn_is_ddpm(b: float, a: float) -> None:
     def denoise(x: Tensor, angle: float) -> Estimate:
         return Estimate(image, (x - math.cos(angle) * image) / math.sin(angle))
 
-    for z in (0.0, 1.7):
+    for z in (torch.tensor(0.0), torch.tensor(1.7)):
         ours, theirs = (
-            list(rule(denoise, x, [b, a], lambda like, z=z: torch.full_like(like, z)))[-1].x
-            for rule in (Multistep(1, churn=1.0), DDPM("small"))
+            list(rule(denoise, x, [b, a], z.to(x).expand_as))[-1].x for rule in (Multistep(1, churn=1.0), DDPM("small"))
         )
         assert float(ours) == pytest.approx(float(theirs), abs=1e-7 if b == PI_2 else 1e-12)
 
@@ -243,7 +242,7 @@ def test_what_it_refuses() -> None:
         ({"churn": 0.5, "corrector": True}, "corrector cannot"),
     ):
         with pytest.raises(InputError, match=message):
-            Multistep(**options)  # type: ignore[arg-type]
+            Multistep(**options)
     with pytest.raises(InputError, match="order 4 takes at least 4 steps, got 3"):
         sample(world, x, "multistep", 3, order=4)
     with pytest.raises(InputError, match="the noise form is not defined at pi/2"):

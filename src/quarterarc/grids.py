@@ -21,6 +21,9 @@ __all__ = ["GRIDS", "explicit", "grid"]
 LARGEST_SIGMA, SMALLEST_SIGMA = 80.0, 0.002
 RHO = 7.0
 
+MOST_STEPS = 100_000
+"""More angles than any sampler has use for; a mistyped number should not fill the memory."""
+
 OCTAVE_POWER = 1.5
 """How much finer than evenly the grid `octave` steps near the image; measured (docs/samplers.md)."""
 DIMENSIONS = 3 * 32 * 32
@@ -50,13 +53,15 @@ def grid(
         dimensions: C H W of the images, which `octave` starts from.
 
     Raises:
-        InputError: for an unknown name, fewer than one step, more steps than the schedule has times, or a start
-            outside (0, pi/2].
+        InputError: for an unknown name, fewer than one step or more than 100,000, more steps than the schedule has
+            times, or a start outside (0, pi/2].
     """
     if name not in GRIDS:
         raise unknown_name("grid", name, GRIDS)
     if not isinstance(steps, int | np.integer) or isinstance(steps, bool) or steps < 1:
         raise InputError(f"sampling takes a whole number of steps, at least 1, got {steps!r}")
+    if steps > MOST_STEPS:
+        raise InputError(f"{steps} steps are more than a grid has room for: take at most {MOST_STEPS}")
     if not 0.0 < start <= NOISE_END:
         raise InputError(f"a grid starts in (0, pi/2], got {start!r}")
     if name == "octave":
