@@ -26,8 +26,8 @@ Verdict = Literal["held", "not held", "undecided"]
 RULE = (
     "A comparison is held if the difference has the claimed sign for every seed and its mean is more than two standard "
     "errors from zero, not held if the same is true of the opposite sign, and undecided otherwise; one seed decides "
-    "nothing, unless no random number is in it. A claim is held if all its comparisons are, and not held if one of them "
-    "is not."
+    "nothing, unless no random number is in it. A claim is held if all its comparisons are, and not held if one of "
+    "them is not."
 )
 
 
