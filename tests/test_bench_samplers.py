@@ -13,7 +13,9 @@ from quarterarc.closed_form import MixtureData
 from quarterarc.denoiser import Counted
 from quarterarc.errors import InputError
 from quarterarc.generation import noise
+from quarterarc.samplers import Multistep
 from quarterarc.sampling import sample
+from quarterarc.tuning import tune
 
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("sklearn")
@@ -135,14 +137,30 @@ def test_a_fine_solution_is_fine(digits):
     assert (world.fine(start) - other).square().flatten(1).mean(1).sqrt().median() < 1e-6
 
 
+def test_tuned_grids_are_a_row_where_there_are_any(digits):
+    world = bench.World("digits", digits, images=8, seed=0)
+    assert "tuned" not in bench._grids(world, bench.TUNED)
+    world.tuned = [tune(digits, 5, images=8, progress=False)]
+    assert "tuned" in bench._grids(world, bench.TUNED)
+    assert "tuned" not in bench._grids(world, bench.Ours("multistep", {"order": 2}))
+    made = bench._solve(world, bench.TUNED, "tuned", 5)
+    assert made is not None
+    assert made.nfe == 5
+    fitted = world.tuned[0]
+    again = sample(digits, world.noise, fitted.apply(Multistep()), grid=fitted.angles)
+    assert torch.equal(made.images, again.images)
+    assert bench._solve(world, bench.TUNED, "tuned", 6) is None
+
+
 def test_a_trained_run_is_measured_by_the_frechet_distance(tiny_run, tmp_path, monkeypatch):
     out = tmp_path / "bench.json"
+    monkeypatch.setattr(bench, "NFE_FINE", 20)
     arguments = ("--quick", "--worlds", "--run", tiny_run, "--count", 8, "--out", out)
     assert bench_samplers(monkeypatch, *arguments) == 0
     (subject,) = json.loads(out.read_text())["subjects"]
     assert subject["name"] == tiny_run.name
     assert list(subject["measures"]) == ["frechet"]
-    assert subject["at_100"]["nfe"] == bench.NFE_FINE
+    assert subject["at_100"]["nfe"] == 20
     assert all(map(math.isfinite, numbers(subject)))
 
 

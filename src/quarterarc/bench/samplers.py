@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from ..closed_form import MixtureData
     from ..estimate import Denoise, Estimate
+    from ..tuned import TunedGrid
 
 __all__ = ["OURS", "PEERS", "Choice", "Ours", "Peer", "add_arguments", "main", "run", "solve_by_peer"]
 
@@ -72,6 +73,10 @@ GRIDS = ("angle", "octave")
 """What every sampler of ours is measured on, beside its own default grid."""
 CANDIDATE = ("multistep", "octave")
 """Set against the best peer, beside the library's default."""
+TUNED = Ours("multistep")
+"""Measured on tuned grids too: those that lie beside a trained run, and with `--tune` those fitted to a world."""
+LARGEST_TUNED = 20
+"""NFE beyond which no grid is tuned: it takes long, and there is little left to gain."""
 ROUGH = (("bogacki-shampine", 0.1), ("bogacki-shampine", 0.03))
 FINE = (("bogacki-shampine", 0.01), ("bogacki-shampine", 1e-3), ("dormand-prince", 1e-4))
 """Pairs and tolerances of the adaptive sampler, whose NFE cannot be asked for; the fine ones for exact worlds alone."""
@@ -274,6 +279,7 @@ class World:
 
         self.name, self.denoise = name, world
         self.noise = noise(range(seed, seed + images), world.shape, dtype=world.means.dtype)
+        self.tuned: list[TunedGrid] = []
         self._fine: dict[float, Tensor] = {}
 
     def describe(self) -> Row:
@@ -321,6 +327,10 @@ class Trained:
 
         where = pick_device(device)
         self.name, self.denoise = run.name, load(run, where)
+        try:
+            self.tuned: list[TunedGrid] = self.denoise.tuned() if self.denoise.tuned else []
+        except InputError:  # nothing was tuned for this network
+            self.tuned = []
         shape = self.denoise.shape
         assert shape is not None
         reference = open_reference(run).images
@@ -466,11 +476,12 @@ def _ours(subject: Subject, ours: Sequence[Ours], nfes: Sequence[int], tick: Cal
 
 
 def _grids(subject: Subject, ours: Ours) -> list[str]:
-    """The sampler's own default and the two that all are measured on."""
+    """The sampler's own default, the two that all are measured on, and what was tuned."""
     from ..sampling import plan
 
     own = plan(subject.denoise, ours.sampler, 8, shape=subject.noise.shape[1:], **ours.options).grid
-    return list(dict.fromkeys([own, *GRIDS]))
+    tuned = ["tuned"] if ours == TUNED and subject.tuned else []
+    return list(dict.fromkeys([own, *GRIDS, *tuned]))
 
 
 def _solve(subject: Subject, ours: Ours, grid: str, nfe: int) -> Solution | None:
@@ -478,11 +489,33 @@ def _solve(subject: Subject, ours: Ours, grid: str, nfe: int) -> Solution | None
     from ..samplers import sampler
     from ..sampling import sample
 
-    steps, rest = divmod(nfe, sampler(ours.sampler, **ours.options).evaluations)
+    rule = sampler(ours.sampler, **ours.options)
+    steps, rest = divmod(nfe, rule.evaluations)
     if rest:
         return None
-    made = sample(subject.denoise, subject.noise, ours.sampler, steps, grid, **ours.options)
+    if grid == "tuned":
+        fitted = [each for each in subject.tuned if (each.sampler, each.options, each.steps) == (*_key(ours), steps)]
+        if not fitted:
+            return None
+        made = sample(subject.denoise, subject.noise, fitted[0].apply(rule), grid=fitted[0].angles)
+    else:
+        made = sample(subject.denoise, subject.noise, rule, steps, grid)
     return Solution(made.images, float(made.angles[0]), made.nfe) if made.nfe == nfe else None
+
+
+def _key(ours: Ours) -> tuple[str, dict[str, Any]]:
+    return ours.sampler, dict(ours.options)
+
+
+def _tune(world: World, nfes: Sequence[int], tick: Callable[[str], None]) -> list[TunedGrid]:
+    """Grids for the candidate, fitted to a world on other noise than it is measured on."""
+    from ..tuning import tune
+
+    grids = []
+    for nfe in nfes:
+        tick(f"{world.name}: tune {nfe}")
+        grids.append(tune(world.denoise, nfe, TUNED.sampler, progress=False))
+    return grids
 
 
 def _default(subject: Subject) -> tuple[str, str]:
@@ -562,11 +595,12 @@ def _measured(subject: Subject, plan: _Plan, bar: tqdm[Any]) -> Row:
         bar.update()
 
     started = time.process_time()
+    if plan.tune and isinstance(subject, World):
+        subject.tuned = _tune(subject, [nfe for nfe in plan.nfes if nfe <= LARGEST_TUNED], tick)
     ours = _ours(subject, plan.ours, plan.nfes, tick)
-    # A plan of angles that was tuned for this network belongs here, as one more row of `ours`.
     peers = _peers(subject, plan.peers, plan.nfes, tick)
     default = _default(subject)
-    heads = list(dict.fromkeys([default, CANDIDATE]))
+    heads = list(dict.fromkeys([default, CANDIDATE, *([(TUNED.sampler, "tuned")] if subject.tuned else [])]))
     row: Row = {
         "name": subject.name,
         **subject.describe(),
@@ -592,15 +626,16 @@ class _Plan:
     ours: tuple[Ours, ...]
     peers: tuple[Peer, ...]
     nfes: tuple[int, ...]
+    tune: bool
 
     @property
     def ticks(self) -> int:
         """An upper bound of the steps of the progress bar."""
-        return (len(self.ours) * len(GRIDS) + len(self.peers)) * len(self.nfes) + len(ROUGH + FINE)
+        return (len(self.ours) * len(GRIDS) + len(self.peers)) * len(self.nfes) + len(ROUGH + FINE) + len(self.nfes)
 
 
 def _few(peer: Peer) -> Peer:
-    """The peer with its first two spacings (DDIM with all) on the linear family: enough to see that all works."""
+    """The peer with its first four choices on the linear family: enough to see that all works."""
     linear = [choice for choice in peer.choices if choice.settings.get("beta_schedule", "linear") == "linear"]
     spacings = [choice for choice in linear if not any(name.startswith("use_") for name in choice.settings)]
     return replace(peer, choices=tuple(spacings[:4]))
@@ -620,6 +655,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="of the trained run: cpu or cuda (default: cpu)")
     parser.add_argument("--batch", type=int, default=250, help="images at once where features are taken (default: 250)")
     parser.add_argument("--seed", type=int, default=0, help="of the first image's noise (default: 0)")
+    parser.add_argument(
+        "--tune", action="store_true", help="tune multistep to each world too, as `quarterarc tune` does"
+    )
     parser.add_argument("--quick", action="store_true", help="few images, numbers and settings: that all works")
     parser.add_argument("--out", type=Path, help="write everything as JSON to this file")
     parser.add_argument("--figure", type=Path, help="draw error against NFE to this SVG file")
@@ -641,6 +679,7 @@ def main(args: argparse.Namespace) -> int:
         device=args.device,
         batch=args.batch,
         seed=args.seed,
+        tune=args.tune,
         quick=args.quick,
     )
     for subject in report["subjects"]:
@@ -665,6 +704,7 @@ def run(
     device: str = "cpu",
     batch: int = 250,
     seed: int = 0,
+    tune: bool = False,
     quick: bool = False,
 ) -> Row:
     """Measure all samplers on each world and on a trained run.
@@ -679,6 +719,7 @@ def run(
         device: of the trained run.
         batch: images at once where features are taken.
         seed: of the first image's noise.
+        tune: whether to tune multistep's grid and weights to each world as well, for NFE up to 20.
         quick: NFE 5 and 10, the world `digits` (unless there is a trained run alone), and few settings a peer.
 
     Returns:
@@ -697,7 +738,7 @@ def run(
     environment = _environment()
     if quick:
         nfes, worlds = (5, 10), list(worlds)[:1]
-    plan = _Plan(OURS, tuple(map(_few, PEERS)) if quick else PEERS, tuple(sorted(set(nfes))))
+    plan = _Plan(OURS, tuple(map(_few, PEERS)) if quick else PEERS, tuple(sorted(set(nfes))), tune)
     if plan.nfes[0] < 4:
         raise InputError(f"multistep of order 4 takes 4 evaluations, got --nfe {plan.nfes[0]}: begin at 4")
     from tqdm import tqdm
@@ -707,7 +748,7 @@ def run(
         subjects.append(Trained(trained, count, seed, features, device, batch))
     with tqdm(total=plan.ticks * len(subjects), unit="cell", disable=None, leave=False) as bar:
         rows = [_measured(subject, plan, bar) for subject in subjects]
-    settings = {"seed": seed, "quick": quick, "pure_noise": PURE_NOISE}
+    settings = {"seed": seed, "tune": tune, "quick": quick, "pure_noise": PURE_NOISE}
     return {"settings": settings, "environment": environment, "subjects": rows}
 
 
@@ -803,7 +844,7 @@ def _markdown(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join([rows[0], "|" + "---|" * len(lines[0]), *rows[1:]])
 
 
-DRAWN = ("DDIM", "DPM-Solver++ 2M", "UniPC", "DEIS", "iPNDM", "PNDM")
+DRAWN = ("DDIM", "DPM-Solver++ 2M", "UniPC", "DEIS", "iPNDM")
 """The peers in the figure, which has room for so many."""
 
 
@@ -824,7 +865,7 @@ def figure(subjects: Sequence[Row]) -> str:
 def _series(subject: Row, measure: str) -> list[Any]:
     from ..report import Series
 
-    heads = list(dict.fromkeys([tuple(subject["default"]), CANDIDATE]))
+    heads = list(dict.fromkeys([tuple(subject["default"]), CANDIDATE, (TUNED.sampler, "tuned")]))
     lines = [
         (f"{row['row']}, {row['grid']}", [None if cell is None else cell[measure] for cell in row["cells"]])
         for row in subject["ours"]
