@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,7 +41,8 @@ class Measured:
 
     def by_seed(self, cell: Callable[[int], Cell], name: str) -> list[float]:
         """One value of the cells of all seeds; not a number where an arm was unstable."""
-        return [float(self[cell(seed)].get(name, float("nan"))) for seed in self.seeds]
+        found = [self[cell(seed)].get(name) for seed in self.seeds]
+        return [math.nan if value is None else float(value) for value in found]
 
     @cached_property
     def floor(self) -> float | None:

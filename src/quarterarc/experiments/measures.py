@@ -108,7 +108,7 @@ WRAPPERS: dict[str, Callable[[Denoise], Any]] = {"clipped": Clipped, "projected"
 
 
 def leading(denoise: Denoiser, steps: int) -> list[float]:
-    """The grid of DDIM's published code, on which the papers built: its last times are whole, its first is not T.
+    """The grid of DDIM's published code, on which the papers built: it does not begin at T.
 
     With k = T // steps the times are 1 + k (steps - 1), ..., 1 + k, 1 and 0, so that the walk begins with pure noise at
     an angle that is k times below the end. A noise head is spared the end of the arc, where it says nothing of the
@@ -173,9 +173,12 @@ def _quality(lab: Surroundings, denoise: Denoiser, cell: Cell, folder: Path) -> 
     if not processes().rank:
         shutil.rmtree(features, ignore_errors=True)
     assert images.sampling is not None
-    rate = images.made / images.seconds if images.made else math.nan
-    values = {**found.get("metrics", {}), "nfe": images.sampling.get("nfe"), "images_per_second": round(rate, 2)}
-    return {**values, "notes": found.get("notes", [])}
+    # where all batches had been made before a kill, nothing was counted or timed
+    nfe = images.sampling.get(
+        "nfe", cell["steps"] * named_sampler(cell["sampler"], **dict(cell["options"])).evaluations
+    )
+    rate = round(images.made / images.seconds, 2) if images.made else None
+    return {**found.get("metrics", {}), "nfe": nfe, "images_per_second": rate, "notes": found.get("notes", [])}
 
 
 def _sampling_evaluations(cell: Cell) -> int:
