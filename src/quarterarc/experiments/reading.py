@@ -46,7 +46,13 @@ def compare(
 
 
 def grid_table(
-    measured: Measured, name: str, rows: Mapping[str, CellAt], steps: Sequence[int], metric: str = "fid", note: str = ""
+    measured: Measured,
+    name: str,
+    rows: Mapping[str, CellAt],
+    steps: Sequence[int],
+    metric: str = "fid",
+    note: str = "",
+    unit: str = "steps",
 ) -> Table:
     """Methods by steps; where the evaluations differ from the steps they stand in brackets."""
     lines = []
@@ -64,7 +70,7 @@ def grid_table(
     if metric == "fid" and measured.floor is not None:
         note = f"{measured.scale.images:,} training images, chosen at random, have {measured.floor:.3g}. {note}"
     direction = f"{TITLES[metric]}{several}; {BETTER[metric]} is better. "
-    return Table(name, ["", *(f"{count} steps" for count in steps)], lines, direction + note)
+    return Table(name, ["", *(f"{count} {unit}" for count in steps)], lines, direction + note)
 
 
 def quality_chart(
@@ -84,7 +90,9 @@ def quality_chart(
     return Chart(f"{name}-{metric}-{by}", svg)
 
 
-def order_table(measured: Measured, rows: Mapping[str, CellAt], steps: Sequence[int], metric: str = "fid") -> Table:
+def order_table(
+    measured: Measured, rows: Mapping[str, CellAt], steps: Sequence[int], metric: str = "fid", unit: str = "steps"
+) -> Table:
     """At each number of steps the methods from best to worst, and how many of their pairs are in a stable order."""
     lines = []
     for count in steps:
@@ -97,7 +105,7 @@ def order_table(measured: Measured, rows: Mapping[str, CellAt], steps: Sequence[
             text += f" {'<' if _stable(found[better], found[worse], sign) else '≈'} {worse}"
         pairs = list(combinations(ranked, 2))
         stable = sum(_stable(found[better], found[worse], sign) for better, worse in pairs)
-        lines.append([f"{count} steps", f"{stable} of {len(pairs)}", text])
+        lines.append([f"{count} {unit}", f"{stable} of {len(pairs)}", text])
     note = (
         "From best to worst; < where the order of neighbours is stable by the rule for claims, ≈ where it is not. "
         "With one seed nothing is known to be stable."

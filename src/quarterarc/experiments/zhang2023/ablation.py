@@ -130,9 +130,9 @@ def _report(measured: Measured) -> Findings:
         ),
         Section(
             "Ours by solver, at equal NFE",
-            "Columns are evaluations. Where a solver cannot make exactly so many, what it made stands in brackets.",
+            "Where a solver cannot make exactly so many evaluations, what it made stands in brackets.",
             [
-                grid_table(measured, "Solvers", solvers, steps),
+                grid_table(measured, "Solvers", solvers, steps, unit="evaluations"),
                 quality_chart(measured, "solvers", solvers, steps, "fid"),
             ],
         ),

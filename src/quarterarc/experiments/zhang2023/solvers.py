@@ -124,7 +124,10 @@ def _report(measured: Measured) -> Findings:
             Section(
                 "By evaluations",
                 "The network is ours, the grid uniform in time.",
-                [grid_table(measured, "Solvers", at, counts), quality_chart(measured, "solvers", at, counts, "fid")],
+                [
+                    grid_table(measured, "Solvers", at, counts, unit="evaluations"),
+                    quality_chart(measured, "solvers", at, counts, "fid"),
+                ],
             ),
             Section(
                 "To a tolerance",
@@ -132,7 +135,7 @@ def _report(measured: Measured) -> Findings:
                 [_tolerance_table(measured)],
             ),
             Section("By the clock", "", [clock, Chart("clock", chart)]),
-            Section("How sure the orders are", "", [order_table(measured, stable, counts)]),
+            Section("How sure the orders are", "", [order_table(measured, stable, counts, unit="evaluations")]),
         ],
         _claims(measured, at, counts),
     )
