@@ -297,6 +297,19 @@ def test_an_arm_that_diverges_is_reported_as_unstable(
     assert found == {"unstable": "training diverged: the gradient is not finite at step 3 (loss inf)"}
 
 
+def test_all_experiments_end_in_an_index(
+    recipe: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = {name: EXPERIMENTS[name] for name in ("schedules", "reconstruction")}
+    monkeypatch.setattr("quarterarc.experiments.EXPERIMENTS", some)
+    assert run(recipe, cache, tmp_path / "out", "all") == 0
+    index = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    for name in some:
+        assert f"[{name}]({name}/results.md)" in index
+        assert (tmp_path / "out" / name / "results.md").is_file()
+    assert "| 4 | 0 | 0 |" in index  # the claims about schedules need no luck
+
+
 # --- the plan ------------------------------------------------------------------------------------------------------
 
 

@@ -32,11 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the experiment, or all; 0 when done, 128 + the signal's number when a signal stopped it."""
-    from ..devices import pick_device
+    from ..devices import pick_device, processes
     from ..experiments import EXPERIMENTS, experiment
     from ..experiments.lab import Lab
     from ..experiments.run import plan_experiment, run_experiment
     from ..experiments.scales import scale
+    from ..experiments.writing import write_index
     from ..training.trainer import Interrupted
     from .model import parse_seeds
 
@@ -59,6 +60,8 @@ def run(args: argparse.Namespace) -> int:
             return 128 + stopped.signal
         if report is not None:
             print(f"report    {report}")
+    if args.name == "all" and not args.dry_run and not processes().rank:
+        print(f"index     {write_index(out)}")
     return 0
 
 

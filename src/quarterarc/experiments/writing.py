@@ -11,12 +11,12 @@ from typing import Any
 
 from markupsafe import Markup
 
-from ..files import make_folder, replace_file, write_json
+from ..files import make_folder, read_json, replace_file, write_json
 from ..report import data_url, write_page
 from .claims import RULE
 from .findings import Chart, Findings, Part, Picture, Section, Table
 
-__all__ = ["write_results"]
+__all__ = ["write_index", "write_results"]
 
 
 def write_results(out: Path, about: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], findings: Findings) -> None:
@@ -54,6 +54,32 @@ def write_results(out: Path, about: Mapping[str, Any], cells: Sequence[Mapping[s
         claims=[claim.describe() for claim in findings.claims],
         rule=RULE,
     )
+
+
+def write_index(out: Path) -> Path | None:
+    """Write README.md in a folder of several experiments' folders: what each asks, and how its claims fared.
+
+    Returns:
+        The file; None if there are no results in the folder.
+    """
+    found = [read_json(path) for path in sorted(out.glob("*/results.json"))]
+    if not found:
+        return None
+    rows = []
+    for result in found:
+        verdicts = [claim["verdict"] for claim in result["claims"]]
+        counts = [str(verdicts.count(each)) if verdicts else "" for each in ("held", "not held", "undecided")]
+        link = f"[{result['experiment']}]({result['experiment']}/results.md)"
+        rows.append([link, result["title"], result["source"], ", ".join(map(str, result["seeds"])), *counts])
+    header = ["experiment", "question", "source", "seeds", "held", "not held", "undecided"]
+    lines = [
+        f"# Experiments at the scale of {found[0]['scale']}\n",
+        f"{found[0]['setting']}\n",
+        *_rows(header, rows, range(4)),
+        f"\nThe last three columns count claims of the papers. {RULE}",
+    ]
+    _write_text(out / "README.md", "\n".join(lines) + "\n")
+    return out / "README.md"
 
 
 def _write_text(path: Path, text: str) -> None:
