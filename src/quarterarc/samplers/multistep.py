@@ -82,7 +82,9 @@ class StepWeights:
 
 
 @lru_cache(maxsize=4096)
-def step_weights(form: str, clock: str, b: float, a: float, nodes: tuple[float, ...], coarsest: float) -> StepWeights:
+def step_weights(
+    form: str, clock: str, b: float, a: float, nodes: tuple[float, ...], coarsest: float, churn: float = 0.0
+) -> StepWeights:
     """The weights of the step from angle b to angle a through estimates at the nodes, exact to rounding.
 
     Args:
@@ -90,6 +92,7 @@ def step_weights(form: str, clock: str, b: float, a: float, nodes: tuple[float, 
         b, a: where the step starts and ends; b is not pi/2 in the noise form, nor 0 in the image form.
         nodes: distinct angles.
         coarsest: of the clock `octave`, as for `quarterarc.arc.octave`.
+        churn: as for `Multistep`; in the image form.
     """
     at, none = np.array(nodes), np.zeros(len(nodes))
     if form == "image" and a == 0.0:  # all that counts is the image at the end
@@ -102,7 +105,29 @@ def step_weights(form: str, clock: str, b: float, a: float, nodes: tuple[float, 
         return _rounded(1.0, -weights @ np.sin(angles), weights @ np.cos(angles))
     if form == "noise":
         return _rounded(math.cos(a) / math.cos(b), none, math.cos(a) * weights.sum(1))
-    return _rounded(math.sin(a) / math.sin(b), math.sin(a) * weights.sum(1), none)
+    excess, fresh = _excess(b, a, churn)
+    decay = (math.tan(a) / np.tan(angles)) ** excess
+    kept = math.sin(a) / math.sin(b) * math.sqrt(1.0 - fresh**2)
+    return _rounded(kept, math.sin(a) * (1.0 + excess) * (weights * decay).sum(1), none)
+
+
+def _excess(b: float, a: float, churn: float) -> tuple[float, float]:
+    """What churn makes of the step from b to a: tau^2 of the reverse process, and the share of x's noise made anew.
+
+    The reverse process with tau^2 times the noise of DDPM's keeps the marginals for any tau (Xue et al. 2023, Eq. 9):
+
+        x_a = sin a / sin b r^(tau^2) x_b + sin a (1 + tau^2) int (cot / cot a)^(tau^2) image d cot
+              + sin a sqrt(1 - r^(2 tau^2)) z,                                          r = tan a / tan b
+
+    and tau is chosen such that the fresh noise is DDIM's with this churn, sin a churn sqrt(1 - r^2). tau is churn at 1.
+    """
+    if churn == 0.0 or a == 0.0:
+        return 0.0, 0.0
+    left = math.sin(b - a) * math.sin(b + a) / (math.sin(b) * math.cos(a)) ** 2  # 1 - r^2
+    fresh = churn * math.sqrt(left)
+    if churn == 1.0 or b >= NOISE_END:  # from pure noise r is 0, and any smaller power of it is 1
+        return float(churn == 1.0), fresh
+    return math.log1p(-(fresh**2)) / (2.0 * math.log(math.tan(a) / math.tan(b))), fresh
 
 
 def _rounded(x: float, image: np.ndarray, noise: np.ndarray) -> StepWeights:
@@ -159,20 +184,20 @@ class Multistep:
         order: 1 to 4, the number of estimates in a step; at most the number of steps. 3 if not given, or as many as
             there are steps.
         form: what the polynomial goes through: `both` (image and noise each), `velocity`, `noise` or `image`. `both`
-            if not given, and `image` with churn.
+            if not given, and `image` with churn: what is said of the noise goes out of date when it is made anew.
         clock: what it is a polynomial of: `octave` or `angle`.
         corrector: whether a step is taken again with the estimate at its end. On if not given, but off with churn:
             a step that has been made noisy cannot be corrected by what was seen after.
         start: `rising` order over the first steps, or `runge-kutta` of the full order (2, 2 or 4 evaluations a step
             for order - 1 steps at orders 2, 3, 4, the first of which is the step's own).
         finish: `falling` order over the last steps, or `level`.
-        churn: how much of the noise is made anew on the way, 0 (none) to 1 (as much as DDPM). A step goes below its
-            angle along the flow and comes back up by fresh noise, so that the marginals stay those of the flow.
+        churn: how much of the noise is made anew on the way, 0 (none) to 1 (as much as DDPM): the reverse process with
+            more or less noise, whose marginals are the same, its image estimate integrated exactly.
         offsets: added to the weights of each step, one a step; what `quarterarc.tuning` finds for one network.
 
     Raises:
-        InputError: for a value not listed, an order that is more than the steps, offsets for another number of steps or
-            with churn, the corrector with churn, or a grid from pi/2 in the noise form.
+        InputError: for a value not listed, an order that is more than the steps, offsets for another number of steps,
+            churn with offsets, the corrector or another form than `image`, or a grid from pi/2 in the noise form.
     """
 
     order: int | None = None
@@ -202,6 +227,8 @@ class Multistep:
             raise InputError(f"churn is 0 (no fresh noise) to 1 (as much as DDPM), got {self.churn!r}")
         if self.churn > 0.0 and self.offsets:
             raise InputError("tuned weights are for steps without fresh noise: use churn=0, or another grid")
+        if self.churn > 0.0 and self.form not in (None, "image"):
+            raise InputError(f"churn needs form='image', got '{self.form}': other estimates go out of date")
         if self.churn > 0.0 and self.corrector:
             raise InputError("the corrector cannot take a step again after fresh noise: use churn=0 or corrector=False")
 
@@ -225,7 +252,7 @@ class Multistep:
 
         def through(b: float, a: float, last: int, count: int) -> StepWeights:
             nodes = tuple(angles[last + 1 - count : last + 1])
-            return step_weights(form, self.clock, b, a, nodes, coarsest)
+            return step_weights(form, self.clock, b, a, nodes, coarsest, self.churn)
 
         for k, (b, a) in enumerate(pairwise(angles)):
             estimate = denoise(x, b)
@@ -238,13 +265,12 @@ class Multistep:
             if not self._free(k, order):
                 x = runge_kutta(denoise, x, estimate, VELOCITY, _STARTER[order], b, a, smallest)
                 continue
-            below, fresh = _below(b, a, self.churn)
-            weights = through(b, below, k, known if self.finish == "level" else min(known, steps - k))
+            weights = through(b, a, k, known if self.finish == "level" else min(known, steps - k))
             if self.offsets:
                 weights = weights + self.offsets[k]
             x = weights.apply(x, estimates[-len(weights.image) :])
-            if fresh > 0.0:
-                x = math.sqrt(1.0 - fresh**2) * x + fresh * draw(x)
+            if self.churn > 0.0 and a > 0.0:
+                x = x + math.sin(a) * _excess(b, a, self.churn)[1] * draw(x)
         yield State(x, angles[-1], None)
 
     def _free(self, k: int, order: int) -> bool:
@@ -253,15 +279,3 @@ class Multistep:
 
 
 _STARTER: dict[int, Tableau] = {1: EULER, 2: HEUN, 3: HEUN, 4: RK4}
-
-
-def _below(b: float, a: float, churn: float) -> tuple[float, float]:
-    """The angle that a step from b goes to before fresh noise brings it up to a, and the weight of that noise.
-
-    DDIM's fresh noise (`quarterarc.samplers.DDIM`), s^2 = churn^2 beta sin^2 a / sin^2 b, put on by the forward
-    process: x_a = sqrt(1 - s^2) x_below + s z, which keeps cos below / cos a and sin^2 below as the marginal at a asks.
-    """
-    if churn == 0.0 or a == 0.0:
-        return a, 0.0
-    fresh = churn * math.sqrt(math.sin(b - a) * math.sin(b + a)) / math.cos(a) * math.sin(a) / math.sin(b)
-    return math.atan2(math.sqrt(max(math.sin(a) ** 2 - fresh**2, 0.0)), math.cos(a)), fresh
