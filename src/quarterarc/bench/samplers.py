@@ -850,16 +850,18 @@ DRAWN = ("DDIM", "DPM-Solver++ 2M", "UniPC", "DEIS", "iPNDM")
 
 def figure(subjects: Sequence[Row]) -> str:
     """The first measure of each subject against NFE, charts one below the other, as an `<svg>` element."""
-    from ..report.charts import HEIGHT, WIDTH, line_chart
+    from ..report.charts import WIDTH, line_chart
 
-    charts = []
-    for place, subject in enumerate(subjects):
+    parts, top = [], 0.0
+    for subject in subjects:
         measure = next(iter(subject["measures"]))
-        chart = line_chart(_series(subject, measure), subject["name"], "network evaluations", measure,
-                           log_x=True, log_y=True)  # fmt: skip
-        charts.append(chart.replace("<svg ", f'<svg y="{place * HEIGHT}" width="{WIDTH}" height="{HEIGHT}" ', 1))
-    box = f'viewBox="0 0 {WIDTH} {HEIGHT * len(charts)}"'
-    return "\n".join([f'<svg xmlns="http://www.w3.org/2000/svg" {box}>', *charts, "</svg>"])
+        lines = _series(subject, measure)
+        chart = line_chart(lines, subject["name"], "network evaluations", measure, log_x=True, log_y=True)
+        height = float(chart.split('viewBox="', 1)[1].split('"', 1)[0].split()[3])  # the legend's is its own
+        parts.append(chart.replace("<svg ", f'<svg y="{top:g}" width="{WIDTH}" height="{height:g}" ', 1))
+        top += height
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {top:g}">'
+    return "\n".join([head, *parts, "</svg>"])
 
 
 def _series(subject: Row, measure: str) -> list[Any]:
