@@ -19,6 +19,7 @@ from quarterarc.errors import InputError
 from quarterarc.estimate import Estimate
 from quarterarc.samplers import DDIM, DDPM, EULER, Cold, Gradient, Multistep, Sampler
 from quarterarc.samplers.multistep import CLOCKS, FORMS, step_weights
+from quarterarc.sampling import plan
 
 PI_2 = math.pi / 2
 NODES = (1.45, 1.3, 1.05, 0.8)
@@ -238,13 +239,16 @@ def test_what_it_refuses() -> None:
         ({"start": "heun"}, "unknown start 'heun'"),
         ({"finish": "none"}, "unknown finish 'none'"),
         ({"churn": 1.5}, "churn is 0"),
+        ({"corrector": 7}, "corrector is true or false, got 7"),
         ({"churn": 0.5, "corrector": True}, "corrector cannot"),
         ({"churn": 0.5, "form": "both"}, "churn needs form='image', got 'both'"),
     ):
         with pytest.raises(InputError, match=message):
             Multistep(**options)
     with pytest.raises(InputError, match="order 4 takes at least 4 steps, got 3"):
-        sample(world, x, "multistep", 3, order=4)
+        plan(world, "multistep", 3, order=4)
+    with pytest.raises(InputError, match="has no option 'offsets'"):
+        plan(world, "multistep", 3, offsets=())
     with pytest.raises(InputError, match="the noise form is not defined at pi/2"):
         sample(world, x, "multistep", 5, form="noise")
     assert sample(world, x, "multistep", 1).images.isfinite().all()

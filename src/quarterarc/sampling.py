@@ -107,8 +107,11 @@ def plan(
         steps = getattr(sampler, "default_steps", None) if steps is None else steps
     if isinstance(grid, str) and grid == "tuned":
         found = _tuned(denoise, name, options, DEFAULT_STEPS if steps is None else steps)
-        return Plan(found.apply(sampler), name, options, grid, np.array(found.angles))
-    angles = resolve_grid(denoise, grid, steps, shape)
+        sampler, angles = found.apply(sampler), np.array(found.angles)
+    else:
+        angles = resolve_grid(denoise, grid, steps, shape)
+    if hasattr(sampler, "check"):
+        sampler.check(angles)
     return Plan(sampler, name, options, grid if isinstance(grid, str) else "explicit", angles)
 
 

@@ -68,7 +68,7 @@ def sampler(name: str, **options: Any) -> Sampler:
     """
     if name not in SAMPLERS:
         raise unknown_name("sampler", name, SAMPLERS)
-    known = [key for key in signature(SAMPLERS[name]).parameters if key != "tableau"]
+    known = [key for key in signature(SAMPLERS[name]).parameters if key not in ("tableau", "offsets")]
     for key in options:
         if key not in known:
             has = f"it has {', '.join(known)}" if known else "it has none"

@@ -40,7 +40,8 @@ class State:
 class Sampler(Protocol):
     """A rule that moves states down a grid of angles: n + 1 angles give n + 1 states, the first being x itself.
 
-    A sampler may also say the name of the grid it is best on, `default_grid`, and its `default_steps`.
+    A sampler may also say the name of the grid it is best on, `default_grid`, and its `default_steps`, and refuse
+    angles that it does not go with before anything is done, `check(angles)`.
 
     Attributes:
         evaluations: how often a step asks the denoiser (the NFE of one step).

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 from torch import Tensor
 
 from ..arc import NOISE_END
@@ -87,11 +88,16 @@ class Gradient:
         """One a stage."""
         return len(self.tableau.weights)
 
-    def __call__(self, denoise: Denoise, x: Tensor, angles: Sequence[float], draw: Draw) -> Iterator[State]:
-        """The states at every angle of the grid; a state's estimate is that of the first stage."""
+    def check(self, angles: Sequence[float] | np.ndarray) -> None:
+        """Raise an InputError for a grid that the form does not go with."""
         form = FORMS[self.form]
         if angles[0] >= NOISE_END and not form.at_noise:
             raise InputError(f"the {form.name} form is not defined at pi/2: start below it, or use form='velocity'")
+
+    def __call__(self, denoise: Denoise, x: Tensor, angles: Sequence[float], draw: Draw) -> Iterator[State]:
+        """The states at every angle of the grid; a state's estimate is that of the first stage."""
+        self.check(angles)
+        form = FORMS[self.form]
         smallest, _ = angle_range(denoise)
         for b, a in pairwise(angles):
             estimate = denoise(x, b)

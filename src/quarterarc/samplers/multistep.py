@@ -223,6 +223,8 @@ class Multistep:
         ):
             if name not in known:
                 raise unknown_name(kind, name, known)
+        if self.corrector not in (None, True, False):
+            raise InputError(f"corrector is true or false, got {self.corrector!r}")
         if not 0.0 <= self.churn <= 1.0:
             raise InputError(f"churn is 0 (no fresh noise) to 1 (as much as DDPM), got {self.churn!r}")
         if self.churn > 0.0 and self.offsets:
@@ -232,17 +234,24 @@ class Multistep:
         if self.churn > 0.0 and self.corrector:
             raise InputError("the corrector cannot take a step again after fresh noise: use churn=0 or corrector=False")
 
-    def __call__(self, denoise: Denoise, x: Tensor, angles: Sequence[float], draw: Draw) -> Iterator[State]:
-        """The states at every angle of the grid."""
+    def check(self, angles: Sequence[float] | np.ndarray) -> None:
+        """Raise an InputError for a grid that these options do not go with."""
         steps = len(angles) - 1
-        order = min(3, steps) if self.order is None else self.order
-        if order > steps:
-            raise InputError(f"order {order} takes at least {order} steps, got {steps}: take more, or a lower order")
+        if self.order is not None and self.order > steps:
+            raise InputError(
+                f"order {self.order} takes at least {self.order} steps, got {steps}: take more, or a lower order"
+            )
         if self.offsets and len(self.offsets) != steps:
             raise InputError(f"the tuned weights are for {len(self.offsets)} steps, got {steps}")
-        form = self.form or ("image" if self.churn else "both")
-        if form == "noise" and angles[0] >= NOISE_END:
+        if self.form == "noise" and angles[0] >= NOISE_END:
             raise InputError("the noise form is not defined at pi/2: start below it, or use form='both'")
+
+    def __call__(self, denoise: Denoise, x: Tensor, angles: Sequence[float], draw: Draw) -> Iterator[State]:
+        """The states at every angle of the grid."""
+        self.check(angles)
+        steps = len(angles) - 1
+        order = min(3, steps) if self.order is None else self.order
+        form = self.form or ("image" if self.churn else "both")
         corrector = self.churn == 0.0 if self.corrector is None else self.corrector
         coarsest = math.sqrt(x[0].numel())
         smallest, _ = angle_range(denoise)
