@@ -70,7 +70,14 @@ def grid_table(
     if metric == "fid" and measured.floor is not None:
         note = f"{measured.scale.images:,} training images, chosen at random, have {measured.floor:.3g}. {note}"
     direction = f"{TITLES[metric]}{several}; {BETTER[metric]} is better. "
-    return Table(name, ["", *(f"{count} {unit}" for count in steps)], lines, direction + note)
+    first = next(iter(rows.values()))
+    header = [f"{count} {unit}{_fewer(measured, first(count, measured.seeds[0]))}" for count in steps]
+    return Table(name, ["", *header], lines, direction + note)
+
+
+def _fewer(measured: Measured, cell: Cell) -> str:
+    """Says so where a measurement is of fewer images than others, which raises distances."""
+    return f" ({cell['images']:,} images)" if cell["images"] != measured.scale.images else ""
 
 
 def quality_chart(

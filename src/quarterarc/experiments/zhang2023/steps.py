@@ -135,6 +135,11 @@ def _seed_cells(scale: Scale, seeds: Sequence[int]) -> list[Cell]:
     ]
 
 
+def _column(scale: Scale, steps: int) -> str:
+    images = _drawn(scale, steps, 0, 0)["images"]
+    return f"{steps} steps" if images == scale.images else f"{steps} steps ({images:,} images)"
+
+
 def _seed_report(measured: Measured) -> Findings:
     scale, counts = measured.scale, _seed_counts(measured.scale)
     found = {
@@ -152,7 +157,7 @@ def _seed_report(measured: Measured) -> Findings:
         rows.append(["means of the networks", *(spread([fmean(draws) for draws in found[n]]) for n in counts)])
     table = Table(
         "Table 1",
-        ["Frechet distance of ours", *(f"{steps} steps" for steps in counts)],
+        ["Frechet distance of ours", *(_column(scale, steps) for steps in counts)],
         rows,
         f"Mean ± standard deviation over {DRAWS} draws of noise from one network, as in the paper; the last row, where "
         "there are several networks, is over networks trained from different seeds.",
