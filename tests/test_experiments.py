@@ -174,6 +174,7 @@ def test_a_spread_shows_mean_and_deviation_in_the_same_digits() -> None:
     assert spread([123.4]) == "123"
     assert spread([0.01234]) == "0.0123"
     assert spread([0.0, 0.0]) == "0.00 ± 0.00"
+    assert spread([2e-33]) == "2e-33"
 
 
 # --- the work ------------------------------------------------------------------------------------------------------

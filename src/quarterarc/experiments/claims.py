@@ -130,6 +130,8 @@ def spread(values: Sequence[float], digits: int = 3) -> str:
     if not values:
         return ""
     mean = fmean(values)
+    if 0.0 < abs(mean) < 1e-4:  # as good as nothing: its size is enough
+        return f"{mean:.0e}"
     places = max(0, digits - 1 - (math.floor(math.log10(abs(mean))) if math.isfinite(mean) and mean else 0))
     text = f"{mean:.{places}f}"
     return f"{text} ± {stdev(values):.{places}f}" if len(values) > 1 else text
