@@ -50,10 +50,19 @@ def numbers(value: object) -> list[float]:
 
 def ratios_are_ours_over_the_best_peer(subject: bench.Row) -> None:
     ours = next(row for row in subject["ours"] if (row["row"], row["grid"]) == bench.CANDIDATE)
-    ratios = next(row for row in subject["ratios"]["error"] if row["row"] == "multistep, octave")
+    ratios = next(row for row in subject["ratios"]["error"] if row["row"] == "multistep, octave / best peer")
     for place, ratio in enumerate(ratios["values"]):
         best = min(row["cells"][place]["error"]["value"] for row in subject["peers"] if row["cells"][place])
         assert ratio == pytest.approx(ours["cells"][place]["error"] / best, rel=1e-12)
+
+
+def peers_that_keep_to_one_setting_are_no_better(subject: bench.Row) -> None:
+    for row in subject["peers"]:
+        found = row["steady"]["error"]
+        if found is not None:
+            for cell, value in zip(row["cells"], found["values"], strict=True):
+                assert value is None or value >= cell["error"]["value"]
+    assert any(row["steady"]["error"] is not None for row in subject["peers"])
 
 
 def test_a_quick_run_fills_every_table(tmp_path, capsys, monkeypatch):
@@ -79,6 +88,7 @@ def test_a_quick_run_fills_every_table(tmp_path, capsys, monkeypatch):
     assert cells["rk4", "angle"] == [None, None]
     assert drawn.read_text().count("<polyline") >= 5
     ratios_are_ours_over_the_best_peer(subject)
+    peers_that_keep_to_one_setting_are_no_better(subject)
 
 
 @pytest.mark.parametrize("prediction", ["v_prediction", "epsilon", "sample"])

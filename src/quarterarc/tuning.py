@@ -26,7 +26,7 @@ from .estimate import Denoise, Estimate
 from .generation import noise
 from .samplers import Multistep
 from .samplers.multistep import StepWeights
-from .sampling import Plan, plan, sample, trajectory
+from .sampling import Plan, plan, resolve_grid, sample, trajectory
 from .tuned import TunedGrid
 
 __all__ = ["tune"]
@@ -96,7 +96,7 @@ def tune(
     device, classes = getattr(denoise, "device", "cpu"), getattr(denoise, "classes", None)
     if classes:
         denoise = Labelled(denoise, torch.arange(images, device=device) % classes)
-    total = 2 + ROUNDS
+    total = 2 + 2 * ROUNDS
     with tqdm(total=total, desc=f"tune {steps} steps", unit="round", disable=None if progress else True) as bar:
         trials = []
         for first in (FIRST_SEED, FIRST_SEED + images):
@@ -105,7 +105,10 @@ def tune(
             bar.update()
         fit, judge = trials
 
-        fitted = _fit_angles(denoise, fit, before, shape, bar)
+        begins = [before.angles, resolve_grid(denoise, "angle", steps, shape)]  # two valleys to go down into
+        _, fitted = min(
+            (_fit_angles(denoise, fit, before, begin, shape, bar) for begin in begins), key=lambda one: one[0]
+        )
         candidates: dict[str, tuple[np.ndarray, tuple[StepWeights, ...]]] = {
             "untuned": (before.angles, ()),
             "angles": (fitted, ()),
@@ -134,11 +137,13 @@ def _deterministic(denoise: Denoise, start: Tensor, chosen: Plan, angles: np.nda
     return last.x
 
 
-def _fit_angles(denoise: Denoise, trial: _Trial, chosen: Plan, shape: Sequence[int], bar: Any) -> np.ndarray:
-    """The angles between the first and 0 that bring the images closest to their ends."""
+def _fit_angles(
+    denoise: Denoise, trial: _Trial, chosen: Plan, begin: np.ndarray, shape: Sequence[int], bar: Any
+) -> tuple[float, np.ndarray]:
+    """The median error and the angles, near `begin`, that bring the images closest to their ends."""
     coarsest, smallest = math.sqrt(math.prod(shape)), getattr(denoise, "smallest_angle", 0.0)
-    first, last = chosen.angles[0], chosen.angles[-1]
-    lengths = np.log(-np.diff(octave(chosen.angles, coarsest)))
+    first, last = begin[0], begin[-1]
+    lengths = np.log(-np.diff(octave(begin, coarsest)))
 
     def angles_of(lengths: np.ndarray) -> np.ndarray:
         shares = np.cumsum(np.exp(lengths))
@@ -155,7 +160,8 @@ def _fit_angles(denoise: Denoise, trial: _Trial, chosen: Plan, shape: Sequence[i
         return (images - trial.end).flatten(1).double().cpu().numpy() / math.sqrt(math.prod(shape))
 
     here = missed(lengths)
-    assert here is not None
+    if here is None:
+        return math.inf, begin
     damping = 1e-2
     for _ in range(ROUNDS):
         bar.update()
@@ -187,7 +193,7 @@ def _fit_angles(denoise: Denoise, trial: _Trial, chosen: Plan, shape: Sequence[i
             break
         if gain < ENOUGH:
             break
-    return angles_of(lengths)
+    return float(np.median(np.linalg.norm(here, axis=1))), angles_of(lengths)
 
 
 def _fit_weights(denoise: Denoise, trial: _Trial, sampler: Multistep, angles: np.ndarray) -> tuple[StepWeights, ...]:

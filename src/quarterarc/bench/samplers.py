@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -539,10 +540,15 @@ def _adaptive(subject: Subject, tick: Callable[[str], None]) -> list[Row]:
 
 
 def _peers(subject: Subject, peers: Sequence[Peer], nfes: Sequence[int], tick: Callable[[str], None]) -> list[Row]:
-    """One row a peer: by NFE and measure the best value and the settings that gave it; None where none can be run."""
+    """One row a peer: by NFE and measure the best value and the settings that gave it; None where none can be run.
+
+    `steady` is the one setting that is best from 5 to 20 NFE together, by the geometric mean, with its values: what a
+    user who keeps to one setting could get at most.
+    """
     rows = []
     for peer in peers:
         cells: list[Row | None] = []
+        errors: dict[str, dict[int, Row]] = {}
         for nfe in nfes:
             tick(f"{subject.name}: {peer.name}")
             tried = [
@@ -550,8 +556,25 @@ def _peers(subject: Subject, peers: Sequence[Peer], nfes: Sequence[int], tick: C
                 for choice, made in subject.contest(peer, nfe)
             ]
             cells.append({m: _winner(tried, m) for m in subject.measures} | {"tried": len(tried)} if tried else None)
-        rows.append({"row": peer.name, "cells": cells})
+            for row in tried:
+                errors.setdefault(str(row["settings"]), {})[nfe] = row
+        steady = {m: _steady(errors, nfes, m) for m in subject.measures}
+        rows.append({"row": peer.name, "cells": cells, "steady": steady})
     return rows
+
+
+def _steady(errors: dict[str, dict[int, Row]], nfes: Sequence[int], measure: str) -> Row | None:
+    """The setting with the least geometric mean over the NFE from 5 to 20, of those that were run at most of them."""
+    there = {name: [row for nfe, row in rows.items() if 5 <= nfe <= 20] for name, rows in errors.items()}
+    most = max(map(len, there.values()), default=0)
+    if most == 0:
+        return None
+
+    def mean(name: str) -> float:
+        return statistics.fmean(math.log(max(row[measure], 1e-300)) for row in there[name])
+
+    best = min((name for name, rows in there.items() if len(rows) == most), key=mean)
+    return {"settings": best, "values": [errors[best][nfe][measure] if nfe in errors[best] else None for nfe in nfes]}
 
 
 def _winner(tried: Sequence[Row], measure: str) -> Row:
@@ -572,10 +595,25 @@ def _ratios(ours: Sequence[Row], peers: Sequence[Row], heads: Sequence[tuple[str
     lines = {f"{name}, {grid}": [row for row in ours if (row["row"], row["grid"]) == (name, grid)]
              for name, grid in heads}  # fmt: skip
     lines["best of ours"] = list(ours)
+    steady = [
+        min(
+            (
+                (value, row["row"])
+                for row in peers
+                if row["steady"][measure] is not None and (value := row["steady"][measure]["values"][i]) is not None
+            ),
+            default=(math.nan, None),
+        )
+        for i in range(count)
+    ]
     rows = []
-    for label, chosen in lines.items():
-        values = [_ratio(min(_values(chosen, i, measure), default=None), best[i][0]) for i in range(count)]
-        rows.append({"row": label, "values": values, "against": [name for _, name in best]})
+    for against, rivals in (("best peer", best), ("best peer, one setting each", steady)):
+        for label, chosen in lines.items():
+            if label == "best of ours" and rivals is steady:
+                continue  # it is chosen cell by cell too
+            values = [_ratio(min(_values(chosen, i, measure), default=None), rivals[i][0]) for i in range(count)]
+            names = [name for _, name in rivals]
+            rows.append({"row": f"{label} / {against}", "values": values, "against": names})
     return rows
 
 
@@ -808,7 +846,7 @@ def _table(subject: Row, measure: str) -> str:
         values = [None if cell is None else cell[measure]["value"] for cell in row["cells"]]
         lines.append([f"diffusers {row['row']}", "best", *map(_number, values)])
     ratios = subject["ratios"][measure]
-    lines += [[f"**ratio: {row['row']} / best peer**", "", *map(_number, row["values"])] for row in ratios]
+    lines += [[f"**ratio: {row['row']}**", "", *map(_number, row["values"])] for row in ratios]
     lines.append(["best peer", "", *(name or "-" for name in ratios[0]["against"])])
     return _markdown(lines)
 
@@ -824,7 +862,11 @@ def _winners(subject: Row) -> str:
             won = row["cells"][place][measure]
             start = f"{math.cos(won['start']):.1g}"
             lines.append([str(nfe), name, won["settings"] or "its own", _number(won["value"]), start])
-    return _markdown(lines)
+    settings = [["peer", "its one setting, best from 5 to 20 NFE"]]
+    settings += [
+        [row["row"], found["settings"] or "its own"] for row in subject["peers"] if (found := row["steady"][measure])
+    ]
+    return _markdown(lines) + "\n\n" + _markdown(settings)
 
 
 def _adaptive_table(subject: Row) -> str:
