@@ -187,7 +187,7 @@ def _rate_report(measured: Measured) -> Findings:
     sections = [
         Section(
             "Figure 5",
-            "Test images, small variance, the first seed. Ours unprojected is in the table alone: it is off the charts.",
+            "Test images, small variance, the first seed. Ours unprojected is in the table alone: no chart holds it.",
             [
                 chart("distortion-time", "Distortion by t", "t", "RMSE (0..255)", (0, 2), by_time),
                 chart(
