@@ -41,7 +41,7 @@ COMPARED = (("ddpm", 10), ("ddim", 10), ("euler", 10), ("heun", 5), ("multistep"
 DDIM, Cold and rotation are one rule where the estimates agree, as those of a loaded network do (docs/residual.md)."""
 
 
-def run_demo(recipe: Recipe, out: Path, measured: int = 200) -> dict[str, Any]:
+def run_demo(recipe: Recipe, out: Path, measured: int = 400) -> dict[str, Any]:
     """Train by `recipe` in `out` (or go on, if it was begun), then write the pictures, metrics.json and report.html.
 
     Args:

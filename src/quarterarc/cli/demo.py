@@ -11,7 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `quarterarc demo`."""
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="RUN", help="default: %(default)s")
     measured = "images measured at every setting (default: %(default)s)"
-    parser.add_argument("--measure", type=int, default=200, metavar="N", help=measured)
+    parser.add_argument("--measure", type=int, default=400, metavar="N", help=measured)
     fields = "set any field of the recipe, such as training.steps=1000"
     parser.add_argument("fields", nargs="*", metavar="section.field=value", help=fields)
 
