@@ -145,7 +145,7 @@ def test_an_interrupted_likelihood_goes_on_image_by_image(tiny_run, tmp_path, mo
     assert main(command("b.json")) == 0
     whole = json.loads((tmp_path / "b.json").read_text())
     assert json.loads((tmp_path / "a.json").read_text()) == whole
-    assert set(whole["model"]) == {"what", "checkpoint", "checkpoint_sha256"}
+    assert set(whole["model"]) == {"what", "checkpoint", "checkpoint_sha256", "projection"}
 
 
 def test_bits_of_a_single_image_have_no_standard_error(tiny_run, capsys):
