@@ -125,3 +125,9 @@ def test_compiling_meets_no_break_in_the_graph() -> None:
     compiled = torch.compile(network, backend="eager", fullgraph=True)
     # the traced way takes the general form of attention and upsampling
     torch.testing.assert_close(compiled(x, times, labels), network(x, times, labels), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("multipliers", [(2, 2), (2, 1), (3, 2, 4)])
+def test_the_first_level_may_be_wider_than_the_time_embedding(multipliers: tuple[int, ...]) -> None:
+    network = UNet(in_channels=1, out_channels=2, channels=16, multipliers=multipliers)
+    assert network(torch.randn(2, 1, 8, 8), torch.tensor(3.0)).shape == (2, 2, 8, 8)

@@ -5,6 +5,7 @@ import torch
 
 from quarterarc.errors import InputError
 from quarterarc.interop.unet_weights import from_diffusers, to_diffusers
+from quarterarc.networks import UNet
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -50,3 +51,8 @@ def test_outputs_agree_both_ways(options):
 def test_what_cannot_be_represented_is_refused():
     with pytest.raises(InputError):
         from_diffusers(theirs(resnet_time_scale_shift="scale_shift"))
+
+
+def test_a_first_level_that_diffusers_does_not_have_is_refused():
+    with pytest.raises(InputError, match="first multiplier is 1, this network's is 2"):
+        to_diffusers(UNet(in_channels=1, out_channels=1, channels=16, multipliers=(2, 2)))

@@ -195,8 +195,14 @@ def unet_config(config: Mapping[str, Any], *, classes: int | None = None) -> dic
 
 
 def diffusers_config(unet: UNet) -> dict[str, Any]:
-    """The arguments of the `UNet2DModel` that computes what our network does."""
+    """The arguments of the `UNet2DModel` that computes what our network does.
+
+    Raises:
+        InputError: if the first level is wider than the network's channels, which `UNet2DModel` cannot be.
+    """
     config = unet.config
+    if config["multipliers"][0] != 1:
+        raise InputError(f"a UNet2DModel's first multiplier is 1, this network's is {config['multipliers'][0]}")
     attends = [level in config["attention"] for level in range(len(config["multipliers"]))]
     return {
         "in_channels": config["in_channels"],

@@ -150,8 +150,8 @@ class UNet(nn.Module):
             self.up.append(Up(blocks_here, [attending(width, level) for _ in blocks_here], up))
             last = width
 
-        self.norm = GroupNorm(groups, channels, epsilon)
-        self.output = Convolution(channels, out_channels)
+        self.norm = GroupNorm(groups, widths[0], epsilon)
+        self.output = Convolution(widths[0], out_channels)
 
         residuals = [block for block in self.modules() if isinstance(block, ResidualBlock)]
         self.shifts = [block.out_channels for block in residuals]
