@@ -1,0 +1,122 @@
+"""The comparison as Markdown tables and a figure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from .ours import CANDIDATE, TUNED
+from .subjects import Row
+
+
+def tables(subject: Row) -> str:
+    """Everything measured on a subject, as Markdown."""
+    parts = [f"## {subject['name']}", _line_about(subject)]
+    for measure, about in subject["measures"].items():
+        parts += [f"### {measure}\n\n{about[0].upper() + about[1:]}.", _table(subject, measure)]
+    parts += ["### settings of the best peer", _winners(subject), "### adaptive", _adaptive_table(subject)]
+    if "at_100" in subject:
+        fine = subject["at_100"]
+        parts.append(f"{fine['row']} at {fine['nfe']} NFE: {fine['frechet']:.4g}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _line_about(subject: Row) -> str:
+    shape = "x".join(map(str, subject["shape"]))
+    what = (
+        f"a mixture of {subject['mixture']} Gaussians of width {subject['h']}"
+        if "mixture" in subject
+        else f"head {subject['head']}, schedule {subject['schedule']}"
+    )
+    return f"{shape} pixels, {what}; {subject['images']} images."
+
+
+def _table(subject: Row, measure: str) -> str:
+    default = tuple(subject["default"])
+    lines = [["", "grid", *(f"{nfe} NFE" for nfe in subject["nfe"])]]
+    for row in subject["ours"]:
+        mark = " (default)" if (row["row"], row["grid"]) == default else ""
+        values = [None if cell is None else cell[measure] for cell in row["cells"]]
+        lines.append([row["row"] + mark, row["grid"], *map(_number, values)])
+    for row in subject["peers"]:
+        values = [None if cell is None else cell[measure]["value"] for cell in row["cells"]]
+        lines.append([f"diffusers {row['row']}", "best", *map(_number, values)])
+    ratios = subject["ratios"][measure]
+    lines += [[f"**ratio: {row['row']}**", "", *map(_number, row["values"])] for row in ratios]
+    lines.append(["best peer", "", *(name or "-" for name in ratios[0]["against"])])
+    return _markdown(lines)
+
+
+def _winners(subject: Row) -> str:
+    """By NFE, for the first measure: which peer was the best, and with what settings."""
+    measure = next(iter(subject["measures"]))
+    lines = [["NFE", "peer", "settings", measure, "cos(start)"]]
+    for place, nfe in enumerate(subject["nfe"]):
+        name = subject["ratios"][measure][0]["against"][place]
+        if name is not None:
+            row = next(row for row in subject["peers"] if row["row"] == name)
+            won = row["cells"][place][measure]
+            start = f"{math.cos(won['start']):.1g}"
+            lines.append([str(nfe), name, won["settings"] or "its own", _number(won["value"]), start])
+    settings = [["peer", "its one setting, best from 5 to 20 NFE"]]
+    settings += [
+        [row["row"], found["settings"] or "its own"] for row in subject["peers"] if (found := row["steady"][measure])
+    ]
+    return _markdown(lines) + "\n\n" + _markdown(settings)
+
+
+def _adaptive_table(subject: Row) -> str:
+    lines = [["pair", "tolerance", "NFE", *subject["measures"]]]
+    for row in subject["adaptive"]:
+        values = [_number(row[measure]) for measure in subject["measures"]]
+        lines.append([row["pair"], f"{row['tolerance']:g}", f"{row['nfe']:.1f}", *values])
+    return _markdown(lines)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
+def _markdown(lines: Sequence[Sequence[str]]) -> str:
+    rows = ["| " + " | ".join(line) + " |" for line in lines]
+    return "\n".join([rows[0], "|" + "---|" * len(lines[0]), *rows[1:]])
+
+
+DRAWN = ("DDIM", "DPM-Solver++ 2M", "UniPC", "DEIS", "iPNDM")
+"""The peers in the figure, which has room for so many."""
+
+
+def figure(subjects: Sequence[Row]) -> str:
+    """The first measure of each subject against NFE, charts one below the other, as an `<svg>` element."""
+    from ...report.charts import WIDTH, line_chart
+
+    parts, top = [], 0.0
+    for subject in subjects:
+        measure = next(iter(subject["measures"]))
+        lines = _series(subject, measure)
+        chart = line_chart(lines, subject["name"], "network evaluations", measure, log_x=True, log_y=True)
+        height = float(chart.split('viewBox="', 1)[1].split('"', 1)[0].split()[3])  # the legend's is its own
+        parts.append(chart.replace("<svg ", f'<svg y="{top:g}" width="{WIDTH}" height="{height:g}" ', 1))
+        top += height
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {top:g}">'
+    return "\n".join([head, *parts, "</svg>"])
+
+
+def _series(subject: Row, measure: str) -> list[Any]:
+    from ...report import Series
+
+    heads = list(dict.fromkeys([tuple(subject["default"]), CANDIDATE, (TUNED.sampler, "tuned")]))
+    lines = [
+        (f"{row['row']}, {row['grid']}", [None if cell is None else cell[measure] for cell in row["cells"]])
+        for row in subject["ours"]
+        if (row["row"], row["grid"]) in heads
+    ] + [
+        (row["row"], [None if cell is None else cell[measure]["value"] for cell in row["cells"]])
+        for row in subject["peers"]
+        if row["row"] in DRAWN
+    ]
+    return [
+        Series(name, subject["nfe"], [math.nan if value is None else value for value in values])
+        for name, values in lines
+    ]
