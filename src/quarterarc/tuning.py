@@ -1,16 +1,16 @@
-"""Tuning: fit a sampler's angles, and its weights where that pays, to one network's own fine trajectories.
+"""Tuning: fit a sampler's angles, and the weights of its steps, to one network's own fine trajectories.
 
-The target is where the probability flow itself takes each noise, solved finely. Angles are fitted by Gauss-Newton with
-Levenberg's damping (the derivatives are differences: one more run of the sampler for each angle); weights in closed
-form, step by step, by least squares towards the fine trajectory. Both weigh an image by 1 / (its error^2 + a share of
-the median's), so that a few that fall to another picture do not rule. What was fitted is judged by other noise, and
-the untuned grid is kept where it is better there.
+The target is where the probability flow itself takes each noise, solved finely. Gauss-Newton with Levenberg's damping
+brings the sampler's images there, by angles and weights together, each judged by what it does to the finished image:
+a step fitted to the trajectory on its own leaves out of account what the later steps make of its error. An image
+counts as 1 / (its error^2 + a share of the median's), so that a few that fall to another picture do not rule. What was
+fitted is judged by other noise, and the untuned grid is kept where it is better there.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,40 +20,101 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .arc import octave, octave_to_angle
-from .denoiser import Labelled
+from .denoiser import Labelled, Replayed, angle_range
 from .errors import InputError
-from .estimate import Denoise, Estimate
+from .estimate import Denoise
 from .generation import noise
-from .samplers import Multistep
+from .samplers import Multistep, Sampler
 from .samplers.multistep import StepWeights
-from .sampling import Plan, plan, resolve_grid, sample, trajectory
+from .sampling import Plan, plan, sample
 from .tuned import TunedGrid
 
 __all__ = ["tune"]
 
-FINE = {"sampler": "adaptive", "pair": "dormand-prince", "tolerance": 1e-4}
+FINE = {"sampler": "adaptive", "pair": "dormand-prince", "tolerance": 1e-5}
 """How the fine trajectories are solved."""
 
 FIRST_SEED = 1_000_000_000
 """The noise that is tuned on, and after it the noise that judges: far from the seeds people sample."""
 
-NODES = 3  # estimates that a fitted step may use, at most
-ROUNDS = 12  # of Gauss-Newton, at most
+NODES = 2  # estimates of a step whose weights are fitted, the newest ones
+ROUNDS = 20  # of Gauss-Newton, at most
 ENOUGH = 1e-3  # gain in the mean logarithm of the squared error, below which it stops
-DIFFERENCE = 1e-2  # of a logarithm of a step's length, for derivatives
-RIDGE = 1e-5
+SHARE = 0.3  # of the median error, below which an image counts no more
+FAR = 0.5  # the most that a round moves a value, as a share of its reach
+MOVE, NUDGE = 1e-2, 1e-3  # for derivatives: of an angle, as a share of the shorter step beside it; of a weight
+NUMBERS = 2**25  # of the derivatives held at a time: images are taken in parts
 
 
 @dataclass(frozen=True)
 class _Trial:
-    """Noise with where it should end."""
+    """A denoiser, noise, and where its flow takes it."""
 
+    denoise: Denoise
     noise: Tensor
     end: Tensor
 
-    def errors(self, images: Tensor) -> Tensor:
-        """Of each image, root mean square a pixel, shape (B,)."""
-        return (images - self.end).flatten(1).double().square().mean(1).sqrt()
+    @classmethod
+    def of(cls, denoise: Denoise, noise: Tensor) -> _Trial:
+        """The trial of this noise, solved finely."""
+        return cls(denoise, noise, sample(denoise, noise, **FINE).images)  # type: ignore[arg-type]
+
+    def parts(self, images: int) -> Iterator[_Trial]:
+        """The same, a few images at a time."""
+        for rows in torch.arange(len(self.noise)).split(images):
+            denoise = self.denoise.of_rows(rows) if isinstance(self.denoise, Labelled) else self.denoise
+            yield _Trial(denoise, self.noise[rows], self.end[rows])
+
+    def missed(self, images: Tensor) -> np.ndarray:
+        """By how much each pixel of images misses its end, shape (B, D); its norm is root mean square a pixel."""
+        missed: np.ndarray = (images - self.end).flatten(1).double().cpu().numpy()
+        return missed / math.sqrt(missed.shape[1])
+
+
+class _Family:
+    """What is fitted, as one vector: the octaves of the inner angles, then what is added to the weights of each step.
+
+    The added weights go step by step: of the images at the newest nodes, oldest first, and of the noises there.
+    """
+
+    def __init__(self, chosen: Plan, shape: Sequence[int]) -> None:
+        self.chosen, self.coarsest = chosen, math.sqrt(math.prod(shape))
+        self.first, self.last = chosen.angles[0], chosen.angles[-1]
+        self.inner = len(chosen.angles) - 2
+        self.nodes = [min(NODES, k + 1) for k in range(self.inner + 1)]
+
+    def begin(self) -> np.ndarray:
+        """The sampler as it is."""
+        weighted = isinstance(self.chosen.sampler, Multistep)
+        return np.concatenate(
+            [octave(self.chosen.angles[1:-1], self.coarsest), np.zeros(2 * sum(self.nodes) if weighted else 0)]
+        )
+
+    def angles(self, vector: np.ndarray) -> np.ndarray:
+        """The grid."""
+        return np.concatenate([[self.first], octave_to_angle(vector[: self.inner], self.coarsest), [self.last]])
+
+    def offsets(self, vector: np.ndarray) -> tuple[StepWeights, ...]:
+        """What is added to the weights; nothing while all of it is 0."""
+        added = [float(value) for value in vector[self.inner :]]
+        if not any(added):
+            return ()
+        found = []
+        for count in self.nodes:
+            image, noise, added = added[:count], added[count : 2 * count], added[2 * count :]
+            found.append(StepWeights(0.0, tuple(image), tuple(noise)))
+        return tuple(found)
+
+    def sampler(self, vector: np.ndarray) -> Sampler:
+        """The sampler with the weights."""
+        offsets, rule = self.offsets(vector), self.chosen.sampler
+        return replace(rule, offsets=offsets) if offsets and isinstance(rule, Multistep) else rule
+
+    def reach(self, vector: np.ndarray) -> np.ndarray:
+        """For each value, the length that its changes are measured by: the shorter step beside an angle, 1 else."""
+        ends = octave(np.array([self.first, self.last]), self.coarsest)
+        steps = -np.diff(np.concatenate([ends[:1], vector[: self.inner], ends[1:]]))
+        return np.concatenate([np.minimum(steps[:-1], steps[1:]), np.ones(len(vector) - self.inner)])
 
 
 def tune(
@@ -61,13 +122,13 @@ def tune(
     steps: int,
     sampler: str = "multistep",
     *,
-    images: int = 64,
+    images: int = 128,
     weights: bool = True,
     shape: Sequence[int] | None = None,
     progress: bool = True,
     **options: Any,
 ) -> TunedGrid:
-    """Fit a grid, and weights if they help, to a denoiser.
+    """Fit a sampler's angles, and the weights of its steps, to a denoiser.
 
     Args:
         denoise: a denoiser.
@@ -75,12 +136,12 @@ def tune(
         sampler, options: which sampler, a deterministic one; weights are fitted for `multistep` only. A denoiser that
             knows classes is asked for all of them in turn.
         images: how many to fit to; as many others judge.
-        weights: whether to try fitted weights.
+        weights: whether to fit the weights too, or the angles only.
         shape: (C, H, W), for a denoiser that does not know it.
         progress: whether to show a bar, on a terminal.
 
     Returns:
-        The best of the untuned grid, tuned angles, and tuned angles with weights, by the median error of the others.
+        What was fitted, or the untuned grid, whichever has the smaller median error on the others.
 
     Raises:
         InputError: for a sampler that draws noise, fewer than 2 steps, or an unknown shape.
@@ -92,141 +153,100 @@ def tune(
         raise InputError(f"one step has no angles to tune: take at least 2, got {steps}")
     if images < 8:
         raise InputError(f"tuning takes at least 8 images, got {images}")
-    before = plan(denoise, sampler, steps, shape=shape, **options)
+    family = _Family(plan(denoise, sampler, steps, shape=shape, **options), shape)
     device, classes = getattr(denoise, "device", "cpu"), getattr(denoise, "classes", None)
     if classes:
         denoise = Labelled(denoise, torch.arange(images, device=device) % classes)
-    total = 2 + 2 * ROUNDS
-    with tqdm(total=total, desc=f"tune {steps} steps", unit="round", disable=None if progress else True) as bar:
+    vector = family.begin()
+    with tqdm(total=2 + ROUNDS, desc=f"tune {steps} steps", unit="round", disable=None if progress else True) as bar:
         trials = []
         for first in (FIRST_SEED, FIRST_SEED + images):
-            start = noise(range(first, first + images), shape, device)
-            trials.append(_Trial(start, sample(denoise, start, **FINE).images))  # type: ignore[arg-type]
+            trials.append(_Trial.of(denoise, noise(range(first, first + images), shape, device)))
             bar.update()
         fit, judge = trials
 
-        begins = [before.angles, resolve_grid(denoise, "angle", steps, shape)]  # two valleys to go down into
-        _, fitted = min(
-            (_fit_angles(denoise, fit, before, begin, shape, bar) for begin in begins), key=lambda one: one[0]
-        )
-        candidates: dict[str, tuple[np.ndarray, tuple[StepWeights, ...]]] = {
-            "untuned": (before.angles, ()),
-            "angles": (fitted, ()),
-        }
-        if weights and isinstance(before.sampler, Multistep):
-            candidates["weights"] = (fitted, _fit_weights(denoise, fit, before.sampler, fitted))
+        free = len(vector) if weights else family.inner
+        kind = "weights" if free > family.inner else "angles"
+        candidates = {"untuned": vector, kind: _fit(fit, family, vector, free, bar)}
         errors, nfe = {}, 0
-        for name, (angles, offsets) in candidates.items():
-            grid = TunedGrid(sampler, options, tuple(map(float, angles)), offsets, {}, name, 0)
-            made = sample(denoise, judge.noise, grid.apply(before.sampler), grid=angles)
-            error = float(judge.errors(made.images).median())
+        for name, vector in candidates.items():
+            made = sample(denoise, judge.noise, family.sampler(vector), grid=family.angles(vector))
+            error = float(np.median(np.linalg.norm(judge.missed(made.images), axis=1)))
             errors[name], nfe = error if math.isfinite(error) else math.inf, int(made.nfe)
     kept = min(errors, key=lambda name: errors[name])
-    angles, offsets = candidates[kept]
-    return TunedGrid(sampler, options, tuple(map(float, angles)), offsets, errors, kept, nfe)
+    angles = tuple(map(float, family.angles(candidates[kept])))
+    return TunedGrid(sampler, options, angles, family.offsets(candidates[kept]), errors, kept, nfe)
 
 
-def _deterministic(denoise: Denoise, start: Tensor, chosen: Plan, angles: np.ndarray) -> Tensor:
-    """The images of a sampler that may draw nothing."""
-
-    def refuse(like: Tensor) -> Tensor:
-        raise InputError(f"the sampler '{chosen.name}' draws noise: only deterministic samplers follow trajectories")
-
-    with torch.no_grad():
-        *_, last = chosen.sampler(denoise, start, [float(angle) for angle in angles], refuse)
-    return last.x
-
-
-def _fit_angles(
-    denoise: Denoise, trial: _Trial, chosen: Plan, begin: np.ndarray, shape: Sequence[int], bar: Any
-) -> tuple[float, np.ndarray]:
-    """The median error and the angles, near `begin`, that bring the images closest to their ends."""
-    coarsest, smallest = math.sqrt(math.prod(shape)), getattr(denoise, "smallest_angle", 0.0)
-    first, last = begin[0], begin[-1]
-    lengths = np.log(-np.diff(octave(begin, coarsest)))
-
-    def angles_of(lengths: np.ndarray) -> np.ndarray:
-        shares = np.cumsum(np.exp(lengths))
-        top, bottom = octave(first, coarsest), octave(last, coarsest)
-        inner = octave_to_angle(top + (bottom - top) * shares[:-1] / shares[-1], coarsest)
-        return np.concatenate([[first], inner, [last]])
-
-    def missed(lengths: np.ndarray) -> np.ndarray | None:
-        """Errors of every pixel, shape (B, D); None for angles that cannot be used."""
-        angles = angles_of(lengths)
-        if not np.all(np.diff(angles) < 0.0) or angles[-2] < smallest:
-            return None
-        images = _deterministic(denoise, trial.noise, chosen, angles)
-        return (images - trial.end).flatten(1).double().cpu().numpy() / math.sqrt(math.prod(shape))
-
-    here = missed(lengths)
-    if here is None:
-        return math.inf, begin
-    damping = 1e-2
-    for _ in range(ROUNDS):
+def _fit(trial: _Trial, family: _Family, vector: np.ndarray, free: int, bar: Any) -> np.ndarray:
+    """The vector, changed in its first `free` values, that brings the images closest to their ends."""
+    damping, left = 1e-2, ROUNDS
+    here = _run(trial, family, vector)
+    while here is not None and left > 0:
+        left -= 1
         bar.update()
         size = np.linalg.norm(here, axis=1)
-        floor = 0.3 * np.median(size)
-        weight = 1.0 / np.sqrt(size**2 + floor**2)
+        floor = SHARE * float(np.median(size))
 
-        def objective(errors: np.ndarray, floor: float = floor) -> float:
-            return float(np.log((errors**2).sum(1) + floor**2).mean())
+        def objective(missed: np.ndarray, floor: float = floor) -> float:
+            return float(np.log((missed**2).sum(1) + floor**2).mean())
 
-        columns = []
-        for i in range(len(lengths)):
-            moved = lengths.copy()
-            moved[i] += DIFFERENCE
-            there = missed(moved)
-            slope = np.zeros_like(here) if there is None else (there - here) / DIFFERENCE
-            columns.append((slope * weight[:, None]).ravel())
-        jacobian, right = np.stack(columns, 1), (here * weight[:, None]).ravel()
-        normal, gradient = jacobian.T @ jacobian, jacobian.T @ right
-        scale = np.diag(normal) + 1e-3 * np.diag(normal).mean() + 1e-30
-        for _ in range(5):
-            step = np.linalg.solve(normal + damping * np.diag(scale), -gradient)
-            there = missed(lengths + np.clip(step, -1.0, 1.0))
+        normal, gradient = _equations(trial, family, vector, free, floor)
+        scale = np.diag(normal) + 1e-6 * np.diag(normal).mean() + 1e-30
+        reach, gain = family.reach(vector)[:free], 0.0
+        for _ in range(6):
+            step = np.clip(np.linalg.solve(normal + damping * np.diag(scale), -gradient), -FAR * reach, FAR * reach)
+            moved = vector + np.pad(step, (0, len(vector) - free))
+            there = _run(trial, family, moved)
             if there is not None and (gain := objective(here) - objective(there)) > 0.0:
-                lengths, here, damping = lengths + np.clip(step, -1.0, 1.0), there, max(damping / 5, 1e-6)
+                vector, here, damping = moved, there, max(damping / 5, 1e-7)
                 break
             damping *= 5
-        else:
+        if not gain > ENOUGH:
             break
-        if gain < ENOUGH:
-            break
-    return float(np.median(np.linalg.norm(here, axis=1))), angles_of(lengths)
+    bar.update(left)
+    return vector
 
 
-def _fit_weights(denoise: Denoise, trial: _Trial, sampler: Multistep, angles: np.ndarray) -> tuple[StepWeights, ...]:
-    """What to add to the weights of each step so that it ends on the fine trajectory, step by step."""
-    fine = [state.x for state in trajectory(denoise, trial.noise, grid=angles, **FINE)]  # type: ignore[arg-type]
-    steps = len(angles) - 1
-    offsets: list[StepWeights] = []
-    for k in range(steps):
-        # with the offsets found so far, and none from step k on
-        rule = replace(sampler, offsets=(*offsets, *[StepWeights(0.0, (), ())] * (steps - k)))
-        nodes: list[Estimate] = []
-        with torch.no_grad():
-            for state in rule(denoise, trial.noise, [float(angle) for angle in angles], torch.zeros_like):
-                end = state.x
-                if state.angle == angles[k + 1]:
-                    break
-                assert state.estimate is not None
-                nodes = [*nodes, state.estimate][-NODES:]
-        columns = [*(node.image for node in nodes), *(node.noise for node in nodes)]
-        solution = _least_squares(columns, fine[k + 1] - end)
-        offsets.append(StepWeights(0.0, tuple(solution[: len(nodes)]), tuple(solution[len(nodes) :])))
-    return tuple(offsets)
+def _run(trial: _Trial, family: _Family, vector: np.ndarray) -> np.ndarray | None:
+    """By how much each pixel misses its end, shape (B, D); None for angles that cannot be used."""
+
+    def refuse(like: Tensor) -> Tensor:
+        name = family.chosen.name
+        raise InputError(f"the sampler '{name}' draws noise: only deterministic samplers follow trajectories")
+
+    angles = family.angles(vector)
+    smallest, _ = angle_range(trial.denoise)
+    if not np.all(np.diff(angles) < 0.0) or angles[-2] < smallest:
+        return None
+    with torch.no_grad():
+        *_, last = family.sampler(vector)(trial.denoise, trial.noise, [float(angle) for angle in angles], refuse)
+    return trial.missed(last.x)
 
 
-def _least_squares(columns: Sequence[Tensor], target: Tensor) -> list[float]:
-    """The combination of columns nearest to the target, ridged, with outlying images weighed down."""
-    matrix = torch.stack([column.flatten(1).double().cpu() for column in columns], -1)  # (B, D, columns)
-    right = target.flatten(1).double().cpu()
-    solution = torch.zeros(len(columns), dtype=torch.float64)
-    for _ in range(3):
-        size = (right - matrix @ solution).square().mean(1).sqrt()
-        weight = 1.0 / (size**2 + (0.3 * size.median()) ** 2 + 1e-30)
-        normal = torch.einsum("bdi,b,bdj->ij", matrix, weight, matrix)
-        ridge = RIDGE * torch.diagonal(normal).mean() * torch.eye(len(columns), dtype=torch.float64)
-        solution = torch.linalg.solve(normal + ridge, torch.einsum("bdi,b,bd->i", matrix, weight, right))
-    return [float(value) for value in solution]
+def _equations(
+    trial: _Trial, family: _Family, vector: np.ndarray, free: int, floor: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Gauss-Newton's normal matrix and gradient in the first `free` values, shapes (free, free) and (free,).
+
+    The derivatives are differences: one more run for each value, from where it first makes a difference.
+    """
+    normal, gradient = np.zeros((free, free)), np.zeros(free)
+    nudges = family.reach(vector) * np.where(np.arange(len(vector)) < family.inner, MOVE, NUDGE)
+    for part in trial.parts(max(1, NUMBERS // (free * trial.noise[0].numel()))):
+        replayed = Replayed(part.denoise)
+        part = replace(part, denoise=replayed)
+        here = _run(part, family, vector)
+        assert here is not None
+        weight = 1.0 / np.sqrt((here**2).sum(1, keepdims=True) + floor**2)
+        columns = np.zeros((free, here.size))
+        for i in range(free):
+            replayed.rewind()
+            moved = vector.copy()
+            moved[i] += nudges[i]
+            there = _run(part, family, moved)
+            if there is not None:
+                columns[i] = ((there - here) / nudges[i] * weight).ravel()
+        normal += columns @ columns.T
+        gradient += columns @ (here * weight).ravel()
+    return normal, gradient

@@ -16,7 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the sampler, such as order=2"
     )
-    parser.add_argument("--images", type=int, default=64, help="images to fit to; as many judge (default: %(default)s)")
+    parser.add_argument(
+        "--images", type=int, default=128, help="images to fit to; as many judge (default: %(default)s)"
+    )
     parser.add_argument("--no-weights", action="store_true", help="tune the angles only, not the weights of the steps")
     parser.add_argument("--device", default="auto", help="cpu, cuda, mps (default: the best there is)")
 

@@ -116,7 +116,7 @@ def _tune(world: World, nfes: Sequence[int], tick: Callable[[str], None]) -> lis
     grids = []
     for nfe in nfes:
         tick(f"{world.name}: tune {nfe}")
-        grids.append(tune(world.denoise, nfe, TUNED.sampler, progress=False))
+        grids.append(tune(world.denoise, nfe, TUNED.sampler, images=TUNED_ON, progress=False))
     return grids
 
 

@@ -38,6 +38,9 @@ TUNED = Ours("multistep")
 """Measured on tuned grids too: those that lie beside a trained run, and with `--tune` those fitted to a world."""
 LARGEST_TUNED = 20
 """NFE beyond which no grid is tuned: it takes long, and there is little left to gain."""
+
+TUNED_ON = 256
+"""Images that an exact world is tuned on."""
 ROUGH = (("bogacki-shampine", 0.1), ("bogacki-shampine", 0.03))
 FINE = (("bogacki-shampine", 0.01), ("bogacki-shampine", 1e-3), ("dormand-prince", 1e-4))
 """Pairs and tolerances of the adaptive sampler, whose NFE cannot be asked for; the fine ones for exact worlds alone."""
