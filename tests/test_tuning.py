@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +12,9 @@ import pytest
 import torch
 
 from quarterarc import load, noise, sample, tuning
+from quarterarc.arc import Angle
 from quarterarc.closed_form import GaussianData, MixtureData
-from quarterarc.denoiser import Counted, Labelled, Replayed
+from quarterarc.denoiser import Counted, Replayed
 from quarterarc.errors import InputError
 from quarterarc.estimate import Estimate
 from quarterarc.runs import newest_checkpoint, read_tuned, write_tuned
@@ -73,12 +73,12 @@ def test_images_taken_in_parts_give_the_same_equations(world: MixtureData, monke
     class Shifted:
         """Two classes, the second of which is brighter."""
 
-        def __call__(self, x: torch.Tensor, angle: float, labels: torch.Tensor) -> Estimate:
-            shift = 0.2 * labels.reshape(-1, 1, 1, 1) * math.cos(angle)
-            found = world(x - shift, angle)
-            return Estimate(found.image + 0.2 * labels.reshape(-1, 1, 1, 1), found.noise)
+        def __call__(self, x: torch.Tensor, angle: Angle, labels: torch.Tensor) -> Estimate:
+            brighter = 0.2 * labels.reshape(-1, 1, 1, 1)
+            found = world(x - torch.as_tensor(angle).cos().reshape(-1, 1, 1, 1) * brighter, angle)
+            return Estimate(found.image + brighter, found.noise)
 
-    trial = tuning._Trial.of(Labelled(Shifted(), labels), x)
+    trial = tuning._Trial.of(Shifted(), x, labels)
     family = tuning._Family(plan(world, "multistep", 3, shape=(1, 6, 6)), (1, 6, 6))
     vector = family.begin()
     whole = tuning._equations(trial, family, vector, len(vector), 0.1)

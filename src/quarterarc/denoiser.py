@@ -271,7 +271,10 @@ class Counted(_Wrapper):
 
 
 class Replayed(_Wrapper):
-    """Remembers its first run, and answers each later one from it for as long as that asks for the same."""
+    """Remembers its first run, and answers each later one from it for as long as that asks for the same.
+
+    All runs have the same labels.
+    """
 
     def __init__(self, inner: Denoise) -> None:
         self.inner = inner
@@ -282,9 +285,9 @@ class Replayed(_Wrapper):
         """Begin another run."""
         self._first, self._call = False, 0
 
-    def __call__(self, x: Tensor, angle: Angle) -> Estimate:
+    def __call__(self, x: Tensor, angle: Angle, labels: Tensor | None = None) -> Estimate:
         if self._first:
-            self._run.append((x, angle, self.inner(x, angle)))
+            self._run.append((x, angle, call(self.inner, x, angle, labels)))
             return self._run[-1][2]
         if self._call < len(self._run):
             seen, at, estimate = self._run[self._call]
@@ -292,7 +295,7 @@ class Replayed(_Wrapper):
                 self._call += 1
                 return estimate
             self._call = len(self._run)  # from here on all is new
-        return self.inner(x, angle)
+        return call(self.inner, x, angle, labels)
 
 
 def call(denoise: Denoise, x: Tensor, angle: Angle, labels: Tensor | None) -> Estimate:

@@ -48,22 +48,23 @@ NUMBERS = 2**25  # of the derivatives held at a time: images are taken in parts
 
 @dataclass(frozen=True)
 class _Trial:
-    """A denoiser, noise, and where its flow takes it."""
+    """A denoiser, noise, the labels it is asked with, and where its flow takes it."""
 
     denoise: Denoise
     noise: Tensor
+    labels: Tensor | None
     end: Tensor
 
     @classmethod
-    def of(cls, denoise: Denoise, noise: Tensor) -> _Trial:
+    def of(cls, denoise: Denoise, noise: Tensor, labels: Tensor | None = None) -> _Trial:
         """The trial of this noise, solved finely."""
-        return cls(denoise, noise, sample(denoise, noise, **FINE).images)  # type: ignore[arg-type]
+        return cls(denoise, noise, labels, sample(denoise, noise, labels=labels, **FINE).images)  # type: ignore[arg-type]
 
     def parts(self, images: int) -> Iterator[_Trial]:
         """The same, a few images at a time."""
-        for rows in torch.arange(len(self.noise)).split(images):
-            denoise = self.denoise.of_rows(rows) if isinstance(self.denoise, Labelled) else self.denoise
-            yield _Trial(denoise, self.noise[rows], self.end[rows])
+        for rows in torch.arange(len(self.noise), device=self.noise.device).split(images):
+            labels = None if self.labels is None else self.labels[rows]
+            yield _Trial(self.denoise, self.noise[rows], labels, self.end[rows])
 
     def missed(self, images: Tensor) -> np.ndarray:
         """By how much each pixel of images misses its end, shape (B, D); its norm is root mean square a pixel."""
@@ -155,13 +156,12 @@ def tune(
         raise InputError(f"tuning takes at least 8 images, got {images}")
     family = _Family(plan(denoise, sampler, steps, shape=shape, **options), shape)
     device, classes = getattr(denoise, "device", "cpu"), getattr(denoise, "classes", None)
-    if classes:
-        denoise = Labelled(denoise, torch.arange(images, device=device) % classes)
+    labels = torch.arange(images, device=device) % classes if classes else None
     vector = family.begin()
     with tqdm(total=2 + ROUNDS, desc=f"tune {steps} steps", unit="round", disable=None if progress else True) as bar:
         trials = []
         for first in (FIRST_SEED, FIRST_SEED + images):
-            trials.append(_Trial.of(denoise, noise(range(first, first + images), shape, device)))
+            trials.append(_Trial.of(denoise, noise(range(first, first + images), shape, device), labels))
             bar.update()
         fit, judge = trials
 
@@ -170,7 +170,7 @@ def tune(
         candidates = {"untuned": vector, kind: _fit(fit, family, vector, free, bar)}
         errors, nfe = {}, 0
         for name, vector in candidates.items():
-            made = sample(denoise, judge.noise, family.sampler(vector), grid=family.angles(vector))
+            made = sample(denoise, judge.noise, family.sampler(vector), grid=family.angles(vector), labels=labels)
             error = float(np.median(np.linalg.norm(judge.missed(made.images), axis=1)))
             errors[name], nfe = error if math.isfinite(error) else math.inf, int(made.nfe)
     kept = min(errors, key=lambda name: errors[name])
@@ -220,7 +220,8 @@ def _run(trial: _Trial, family: _Family, vector: np.ndarray) -> np.ndarray | Non
     if not np.all(np.diff(angles) < 0.0) or angles[-2] < smallest:
         return None
     with torch.no_grad():
-        *_, last = family.sampler(vector)(trial.denoise, trial.noise, [float(angle) for angle in angles], refuse)
+        labelled = Labelled(trial.denoise, trial.labels)
+        *_, last = family.sampler(vector)(labelled, trial.noise, [float(angle) for angle in angles], refuse)
     return trial.missed(last.x)
 
 

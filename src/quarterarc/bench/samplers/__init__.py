@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError, unknown_name
 from ...files import make_folder, write_json
-from .ours import CANDIDATE, FINE, GRIDS, LARGEST_TUNED, NFE_FINE, OURS, ROUGH, TUNED, Ours
+from .ours import CANDIDATE, FINE, GRIDS, LARGEST_TUNED, NFE_FINE, OURS, ROUGH, TUNED, TUNED_ON, Ours
 from .peers import PEERS, Choice, Peer, angles_of, solve_by_peer
 from .subjects import PURE_NOISE, WIDTH, WORLDS, Row, Solution, Subject, Trained, World
 from .tables import figure, tables
