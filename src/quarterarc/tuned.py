@@ -25,8 +25,8 @@ class TunedGrid:
         angles: the grid, from the first angle to 0.
         offsets: what is added to the weights of each step of `multistep`; empty where only the angles were tuned.
         errors: the median distance of held-out images to the network's own fine trajectories, root mean square a pixel,
-            of every candidate: `untuned`, `angles`, `weights`.
-        kept: which of them this is.
+            of both candidates: `untuned`, and `weights` or, where only they were tuned, `angles`.
+        kept: which of the two this is.
         nfe: evaluations an image.
     """
 

@@ -3,7 +3,7 @@
 The target is where the probability flow itself takes each noise, solved finely. Gauss-Newton with Levenberg's damping
 brings the sampler's images there, by angles and weights together, each judged by what it does to the finished image:
 a step fitted to the trajectory on its own leaves out of account what the later steps make of its error. An image
-counts as 1 / (its error^2 + a share of the median's), so that a few that fall to another picture do not rule. What was
+counts as 1 / (its error^2 + the median's^2), so that a few that fall to another picture do not rule. What was
 fitted is judged by other noise, and the untuned grid is kept where it is better there.
 """
 
@@ -38,9 +38,8 @@ FIRST_SEED = 1_000_000_000
 """The noise that is tuned on, and after it the noise that judges: far from the seeds people sample."""
 
 NODES = 2  # estimates of a step whose weights are fitted, the newest ones
-ROUNDS = 20  # of Gauss-Newton, at most
+ROUNDS = 25  # of Gauss-Newton, at most
 ENOUGH = 1e-3  # gain in the mean logarithm of the squared error, below which it stops
-SHARE = 0.3  # of the median error, below which an image counts no more
 FAR = 0.5  # the most that a round moves a value, as a share of its reach
 MOVE, NUDGE = 1e-2, 1e-3  # for derivatives: of an angle, as a share of the shorter step beside it; of a weight
 NUMBERS = 2**25  # of the derivatives held at a time: images are taken in parts
@@ -186,7 +185,7 @@ def _fit(trial: _Trial, family: _Family, vector: np.ndarray, free: int, bar: Any
         left -= 1
         bar.update()
         size = np.linalg.norm(here, axis=1)
-        floor = SHARE * float(np.median(size))
+        floor = float(np.median(size))
 
         def objective(missed: np.ndarray, floor: float = floor) -> float:
             return float(np.log((missed**2).sum(1) + floor**2).mean())

@@ -39,7 +39,7 @@ TUNED = Ours("multistep")
 LARGEST_TUNED = 20
 """NFE beyond which no grid is tuned: it takes long, and there is little left to gain."""
 
-TUNED_ON = 256
+TUNED_ON = 384
 """Images that an exact world is tuned on."""
 ROUGH = (("bogacki-shampine", 0.1), ("bogacki-shampine", 0.03))
 FINE = (("bogacki-shampine", 0.01), ("bogacki-shampine", 1e-3), ("dormand-prince", 1e-4))
