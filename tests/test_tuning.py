@@ -87,6 +87,24 @@ def test_images_taken_in_parts_give_the_same_equations(world: MixtureData, monke
         np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-9)
 
 
+def test_the_gradient_is_that_of_the_logarithm_of_the_errors(world: MixtureData) -> None:
+    """Half the derivative of sum log(error^2 + floor^2), where the added weights are not 0."""
+    trial = tuning._Trial.of(world, noise(range(8), (1, 6, 6), dtype=torch.float64))
+    family = tuning._Family(plan(world, "multistep", 3, shape=(1, 6, 6)), (1, 6, 6))
+    vector, floor = family.begin() + 0.01, 0.1
+
+    def objective(vector: np.ndarray) -> float:
+        missed = tuning._run(trial, family, vector)
+        assert missed is not None
+        return float(np.log((missed**2).sum(1) + floor**2).sum()) / 2
+
+    _, gradient = tuning._equations(trial, family, vector, len(vector), floor)
+    steps = 1e-5 * np.eye(len(vector))
+    central = [(objective(vector + step) - objective(vector - step)) / 2e-5 for step in steps]
+    # its own differences are one-sided: an error of a per cent of the largest
+    np.testing.assert_allclose(gradient, central, rtol=0.03, atol=0.02 * np.abs(central).max())
+
+
 def test_a_replayed_denoiser_is_asked_again_only_where_a_run_is_new(world: MixtureData) -> None:
     counted = Counted(world)
     replayed, x = Replayed(counted), noise(range(4), (1, 6, 6), dtype=torch.float64)

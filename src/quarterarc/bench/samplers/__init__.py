@@ -291,9 +291,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="of the trained run: cpu or cuda (default: cpu)")
     parser.add_argument("--batch", type=int, default=250, help="images at once where features are taken (default: 250)")
     parser.add_argument("--seed", type=int, default=0, help="of the first image's noise (default: 0)")
-    parser.add_argument(
-        "--tune", action="store_true", help="tune multistep to each world too, as `quarterarc tune` does"
-    )
+    parser.add_argument("--tune", action="store_true", help=f"tune multistep to each world too, on {TUNED_ON} images")
     parser.add_argument("--quick", action="store_true", help="few images, numbers and settings: that all works")
     parser.add_argument("--out", type=Path, help="write everything as JSON to this file")
     parser.add_argument("--figure", type=Path, help="draw error against NFE to this SVG file")
