@@ -335,6 +335,30 @@ def test_projected_estimates_agree_on_x(angle: float) -> None:
     torch.testing.assert_close(gained, said.residual(x, angle).square(), rtol=0, atol=1e-13)
 
 
+@pytest.mark.parametrize("angle", [0.1, 0.8, 1.5])
+@pytest.mark.parametrize("share", [0.0, 0.2, 1.0])
+def test_moved_estimates_agree_where_x_went(angle: float, share: float) -> None:
+    x, by, image, noise = torch.randn(4, 2, 1, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    before = Estimate(image, noise)
+    after = before.moved(by, angle, share)
+    torch.testing.assert_close(after.residual(x + by, angle), before.residual(x, angle), rtol=0, atol=1e-12)
+    if share == 0.0:
+        assert torch.equal(after.image, image)
+    if share == 1.0:
+        assert torch.equal(after.noise, noise)
+
+
+@pytest.mark.parametrize("angle", [0.1, 0.8, 1.5])
+def test_moved_is_exact_for_gaussian_data(angle: float) -> None:
+    deviation = 0.6
+    world = GaussianData(torch.full((1, 2, 2), 0.3, dtype=torch.float64), deviation**2)
+    x, by = torch.randn(2, 5, 1, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    got = world(x, angle).moved(by, angle, deviation**2 / (deviation**2 + math.tan(angle) ** 2))
+    truth = world(x + by, angle)
+    torch.testing.assert_close(got.image, truth.image, rtol=0, atol=1e-12)
+    torch.testing.assert_close(got.noise, truth.noise, rtol=0, atol=1e-12)
+
+
 def test_a_denoiser_projects_where_its_head_disagrees_and_only_there() -> None:
     generator = torch.Generator().manual_seed(0)
     x, output = torch.randn(2, 1, 2, 2, generator=generator), torch.randn(2, 2, 2, 2, generator=generator)

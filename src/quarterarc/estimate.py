@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeAlias
@@ -79,6 +80,21 @@ class Estimate:
         if keep == "image":
             return replace(self, noise=self.noise + moved)
         return replace(self, image=self.image + moved)
+
+    def moved(self, by: Tensor, angle: float, share: float) -> Estimate:
+        """What to say at x + by instead of x: the image takes a share of the difference and the noise the rest.
+
+        cos image + sin noise moves by exactly `by`, so that estimates which agreed on x agree on x + by. With share 0
+        the image stays, with share 1 the noise; for Gaussian data of deviation s the truth is
+        s^2 / (s^2 + tan^2 angle), by direction.
+
+        Args:
+            by: how far x has moved, shape (B, C, H, W).
+            angle: its angle, in (0, pi/2).
+            share: of the image.
+        """
+        image, noise = share / math.cos(angle), (1.0 - share) / math.sin(angle)
+        return replace(self, image=self.image + image * by, noise=self.noise + noise * by)
 
 
 Denoise: TypeAlias = Callable[..., Estimate]

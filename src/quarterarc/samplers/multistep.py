@@ -14,22 +14,32 @@ The clock is `octave` by default (`quarterarc.arc.octave`): estimates change at 
 both ends of the arc, where log-SNR and tan are not.
 
 With `corrector` a step is taken once more when the estimate at its end has come in, through that estimate too
-(Adams-Moulton; it costs no evaluation, for that estimate is the next step's own): predict, evaluate, correct.
+(Adams-Moulton; it costs no evaluation, for that estimate is the next step's own): predict, evaluate, correct. The
+estimate was asked for at the predicted point and is then moved with it (`Estimate.moved`).
+
+Noise in the form `both` is not a polynomial but one times s_w, the size of the noise estimate of Gaussian data of width
+w:
+
+    s_w(angle) = sin / sqrt(sin^2 + w^2 cos^2)          1 far above w, sigma / w far below
+
+Each image has a width of its own, read from how fast its noise estimate shrank over the last step (`widths`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.polynomial.legendre import leggauss
 from torch import Tensor
 
-from ..arc import FINEST, NOISE_END, octave, octave_to_angle
+from ..arc import FINEST, NOISE_END, coarsest_of, octave, octave_to_angle, spread
 from ..denoiser import angle_range
 from ..errors import InputError, unknown_name
 from ..estimate import Estimate
@@ -37,28 +47,33 @@ from .base import Denoise, Draw, State
 from .forms import VELOCITY
 from .gradient import EULER, HEUN, RK4, Tableau, runge_kutta
 
-__all__ = ["CLOCKS", "Multistep", "StepWeights", "step_weights"]
+__all__ = ["CLOCKS", "Multistep", "StepWeights", "noise_weights", "step_weights", "widths"]
 
 FORMS = ("both", "velocity", "noise", "image")
 CLOCKS = ("octave", "angle")
 STARTS = ("rising", "runge-kutta")
 FINISHES = ("falling", "level")
 
+BEYOND = 2.0
+"""How far beyond the noise that drowns every picture the clock `octave` counts on: measured (docs/samplers.md)."""
+LEAST_KEPT, STEEPEST = 1e-6, 0.9999
+"""Bounds of what `widths` believes: how little of the noise is kept over a step, and how fast it falls with sigma."""
+
 _POINTS, _SHARES = leggauss(48)  # relative 1e-14 on steps as long as the whole arc
 
 
 @dataclass(frozen=True)
 class StepWeights:
-    """A step as weights, in float64: x_a = x x_b + sum_j image_j image_hat_j + noise_j noise_hat_j.
+    """A step as weights: x_a = x x_b + sum_j image_j image_hat_j + noise_j noise_hat_j.
 
     Attributes:
-        x: of the point the step starts from.
-        image, noise: of the estimates at the nodes.
+        x: of the point the step starts from, float64.
+        image, noise: of the estimates at the nodes, float64; noise may be one weight an image, shape (B,).
     """
 
     x: float
     image: tuple[float, ...]
-    noise: tuple[float, ...]
+    noise: tuple[float | Tensor, ...]
 
     def apply(self, x: Tensor, estimates: Sequence[Estimate]) -> Tensor:
         """The step itself, from x with the estimates at the nodes."""
@@ -66,7 +81,9 @@ class StepWeights:
         for image, noise, estimate in zip(self.image, self.noise, estimates, strict=True):
             if image != 0.0:
                 moved = moved + image * estimate.image
-            if noise != 0.0:
+            if isinstance(noise, Tensor):
+                moved = moved + spread(noise, x) * estimate.noise
+            elif noise != 0.0:
                 moved = moved + noise * estimate.noise
         return moved
 
@@ -74,7 +91,7 @@ class StepWeights:
         """Both together; the last nodes of one are the last nodes of the other."""
         count = max(len(self.image), len(other.image))
 
-        def added(one: tuple[float, ...], two: tuple[float, ...]) -> tuple[float, ...]:
+        def added(one: tuple[Any, ...], two: tuple[Any, ...]) -> tuple[Any, ...]:
             padded = [(0.0,) * (count - len(part)) + part for part in (one, two)]
             return tuple(map(sum, zip(*padded, strict=True)))
 
@@ -86,6 +103,8 @@ def step_weights(
     form: str, clock: str, b: float, a: float, nodes: tuple[float, ...], coarsest: float, churn: float = 0.0
 ) -> StepWeights:
     """The weights of the step from angle b to angle a through estimates at the nodes, exact to rounding.
+
+    In the form `both` for width 0; `noise_weights` has those of other widths.
 
     Args:
         form, clock: as for `Multistep`.
@@ -109,6 +128,62 @@ def step_weights(
     decay = (math.tan(a) / np.tan(angles)) ** excess
     kept = math.sin(a) / math.sin(b) * math.sqrt(1.0 - fresh**2)
     return _rounded(kept, math.sin(a) * (1.0 + excess) * (weights * decay).sum(1), none)
+
+
+def widths(before: Tensor, after: Tensor, b: float, a: float) -> Tensor:
+    """The squared width w^2 of the data around each image, in pixels of [-1, 1], shape (B,); in float32 or wider.
+
+    The noise estimate of Gaussian data of width w is proportional to s_w along the flow, whose slope against log sigma
+    is w^2 / (w^2 + sigma^2). The slope is taken between the angles, in the direction of the first estimate, and holds
+    at their geometric mean; a noise that grows has width 0.
+
+    Args:
+        before, after: noise estimates at the angles b and a, shape (B, *).
+        b, a: descending; from b = pi/2, where sigma is infinite, nothing is learned and the width is 0.
+    """
+    dtype = torch.promote_types(before.dtype, torch.float32)
+    before, after = before.flatten(1).to(dtype), after.flatten(1).to(dtype)
+    if b >= NOISE_END:
+        return before.new_zeros(len(before))
+    kept = (before * after).sum(1) / before.square().sum(1)
+    # of no noise at all nothing is kept, and of noise that turned round neither
+    kept = torch.nan_to_num(kept, nan=0.0).clamp(min=LEAST_KEPT)
+    slope = (kept.log() / math.log(math.tan(a) / math.tan(b))).clamp(0.0, STEEPEST)
+    return math.tan(a) * math.tan(b) * slope / (1.0 - slope)
+
+
+def noise_weights(
+    clock: str, b: float, a: float, nodes: tuple[float, ...], coarsest: float, squared: Tensor
+) -> tuple[Tensor, ...]:
+    """The weights of the noise estimates in the form `both` where each image has its width, one tensor a node.
+
+        int cos(angle) l_j(angle) s_w(angle) / s_w(node_j)          l_j Lagrange's polynomial of node j
+
+    Args:
+        clock, b, a, nodes, coarsest: as for `step_weights`.
+        squared: w^2, shape (B,).
+
+    Returns:
+        Tensors of shape (B,), in the dtype of `squared`.
+    """
+    weights, angles = _noise_integrand(clock, b, a, nodes, coarsest)
+
+    def size(at: np.ndarray) -> Tensor:
+        """s_w, shape (B, angles)."""
+        return (1.0 + squared[:, None] * torch.as_tensor(np.tan(at) ** -2.0).to(squared)).rsqrt()
+
+    sizes, at_nodes = size(angles), size(np.array(nodes))
+    found = ((sizes * torch.as_tensor(row).to(squared)).sum(1) for row in weights)
+    return tuple(each / at_nodes[:, j] for j, each in enumerate(found))
+
+
+@lru_cache(maxsize=4096)
+def _noise_integrand(
+    clock: str, b: float, a: float, nodes: tuple[float, ...], coarsest: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """What is summed over the returned angles to integrate cos l_j from b to a, shape (nodes, angles)."""
+    angles, shares = _quadrature("both", clock, b, a, coarsest)
+    return _lagrange(np.array(nodes), angles, clock, coarsest) * shares * np.cos(angles), angles
 
 
 def _excess(b: float, a: float, churn: float) -> tuple[float, float]:
@@ -175,22 +250,26 @@ def _lagrange(nodes: np.ndarray, angles: np.ndarray, clock: str, coarsest: float
 class Multistep:
     """Adams' methods on the arc: each step through the last `order` estimates, one evaluation a step.
 
-    Order of convergence: `order`, with `start="runge-kutta"` and `finish="level"`. The defaults are for few steps:
-    a rising start spends nothing on its first steps (with the corrector it keeps order 3), and a falling finish
-    extrapolates less and less towards the image, where a step is short and the polynomial trusted least: that costs
-    the order of convergence (2 remains) and gains accuracy wherever there are few steps (docs/samplers.md).
+    Order of convergence: `order`, with `start="runge-kutta"` and `finish="level"`. The defaults are for few steps: a
+    rising start spends nothing on its first steps, and the corrector repairs them.
 
     Attributes:
-        order: 1 to 4, the number of estimates in a step; at most the number of steps. 3 if not given, or as many as
-            there are steps.
+        order: 1 to 4, the number of estimates in a step; at most the number of steps. If not given 4 in the form
+            `both` and 3 in the others, or as many as there are steps.
         form: what the polynomial goes through: `both` (image and noise each), `velocity`, `noise` or `image`. `both`
             if not given, and `image` with churn: what is said of the noise goes out of date when it is made anew.
         clock: what it is a polynomial of: `octave` or `angle`.
         corrector: whether a step is taken again with the estimate at its end. On if not given, but off with churn:
             a step that has been made noisy cannot be corrected by what was seen after.
+        share: how much of a correction goes to the image estimate there, the rest going to the noise; None leaves
+            both as they were said of the predicted point.
+        width: of the data around their shapes in pixels of [-1, 1], for the form `both`; each image's own (`widths`)
+            if not given. At 0 noise is a polynomial itself.
         start: `rising` order over the first steps, or `runge-kutta` of the full order (2, 2 or 4 evaluations a step
             for order - 1 steps at orders 2, 3, 4, the first of which is the step's own).
-        finish: `falling` order over the last steps, or `level`.
+        finish: `level` order to the end, or `falling` over the last steps, which leaves order 2 of convergence and
+            extrapolates less where the polynomial is trusted least. Level in the form `both`, falling in the others,
+            if not given.
         churn: how much of the noise is made anew on the way, 0 (none) to 1 (as much as DDPM): the reverse process with
             more or less noise, whose marginals are the same, its image estimate integrated exactly.
         offsets: added to the weights of each step, one a step; what `quarterarc.tuning` finds for one network.
@@ -204,8 +283,10 @@ class Multistep:
     form: str | None = None
     clock: str = "octave"
     corrector: bool | None = None
+    share: float | None = 0.2
+    width: float | None = None
     start: str = "rising"
-    finish: str = "falling"
+    finish: str | None = None
     churn: float = 0.0
     offsets: tuple[StepWeights, ...] = ()
 
@@ -219,12 +300,16 @@ class Multistep:
             ("form", self.form or "both", FORMS),
             ("clock", self.clock, CLOCKS),
             ("start", self.start, STARTS),
-            ("finish", self.finish, FINISHES),
+            ("finish", self.finish or "level", FINISHES),
         ):
             if name not in known:
                 raise unknown_name(kind, name, known)
         if self.corrector not in (None, True, False):
             raise InputError(f"corrector is true or false, got {self.corrector!r}")
+        if self.share is not None and not 0.0 <= self.share <= 1.0:
+            raise InputError(f"share is 0 (corrections leave the image) to 1 (the noise), got {self.share!r}")
+        if self.width is not None and not 0.0 <= self.width < math.inf:
+            raise InputError(f"width is a number of at least 0, in pixels of [-1, 1], got {self.width!r}")
         if not 0.0 <= self.churn <= 1.0:
             raise InputError(f"churn is 0 (no fresh noise) to 1 (as much as DDPM), got {self.churn!r}")
         if self.churn > 0.0 and self.offsets:
@@ -250,37 +335,54 @@ class Multistep:
         """The states at every angle of the grid."""
         self.check(angles)
         steps = len(angles) - 1
-        order = min(3, steps) if self.order is None else self.order
         form = self.form or ("image" if self.churn else "both")
+        order = min(4 if form == "both" else 3, steps) if self.order is None else self.order
+        falling = (self.finish or ("level" if form == "both" else "falling")) == "falling"
         corrector = self.churn == 0.0 if self.corrector is None else self.corrector
-        coarsest = math.sqrt(x[0].numel())
+        coarsest = BEYOND * coarsest_of(x[0].numel())
         smallest, _ = angle_range(denoise)
         kept = max([order, *(len(offset.image) for offset in self.offsets)])
         estimates: list[Estimate] = []  # the last `kept`
+        squared: Tensor | None = None  # the widths'
         before = x  # where the last step started from
 
-        def through(b: float, a: float, last: int, count: int) -> StepWeights:
-            nodes = tuple(angles[last + 1 - count : last + 1])
-            return step_weights(form, self.clock, b, a, nodes, coarsest, self.churn)
+        def step(x: Tensor, b: float, a: float, last: int, most: int, offset: StepWeights | None = None) -> Tensor:
+            """From x at b to a, through at most so many estimates up to the node `last`."""
+            nodes = tuple(angles[max(0, last + 1 - most) : last + 1])
+            weights = step_weights(form, self.clock, b, a, nodes, coarsest, self.churn)
+            if squared is not None:
+                weights = replace(weights, noise=noise_weights(self.clock, b, a, nodes, coarsest, squared))
+            if offset is not None:
+                weights = weights + offset
+            return weights.apply(x, estimates[-len(weights.image) :])
 
         for k, (b, a) in enumerate(pairwise(angles)):
             estimate = denoise(x, b)
             yield State(x, b, estimate)
+            if form == "both" and k > 0:
+                squared = self._widths(estimates[-1], estimate, angles[k - 1], b)
             estimates = [*estimates, estimate][-kept:]
-            known = min(order, len(estimates))
             if corrector and k > 0 and self._free(k - 1, order):
-                x = through(angles[k - 1], b, k, known).apply(before, estimates[-known:])
+                predicted, x = x, step(before, angles[k - 1], b, k, order)
+                if self.share is not None:
+                    # no more than is right for data as wide as pictures are apart
+                    share = self.share / (1.0 + (math.tan(b) / coarsest) ** 2)
+                    estimates[-1] = estimate.moved(x - predicted, b, share)
             before = x
             if not self._free(k, order):
                 x = runge_kutta(denoise, x, estimate, VELOCITY, _STARTER[order], b, a, smallest)
                 continue
-            weights = through(b, a, k, known if self.finish == "level" else min(known, steps - k))
-            if self.offsets:
-                weights = weights + self.offsets[k]
-            x = weights.apply(x, estimates[-len(weights.image) :])
+            most = min(order, steps - k) if falling else order
+            x = step(x, b, a, k, most, self.offsets[k] if self.offsets else None)
             if self.churn > 0.0 and a > 0.0:
                 x = x + math.sin(a) * _excess(b, a, self.churn)[1] * draw(x)
         yield State(x, angles[-1], None)
+
+    def _widths(self, before: Estimate, after: Estimate, b: float, a: float) -> Tensor | None:
+        """Squared widths of the images, shape (B,) or (1,); None where noise is a polynomial itself."""
+        if self.width is None:
+            return widths(before.noise, after.noise, b, a)
+        return after.noise.new_full((1,), self.width**2) if self.width > 0.0 else None
 
     def _free(self, k: int, order: int) -> bool:
         """Whether step k is the polynomial's own, and not the Runge-Kutta start's."""
