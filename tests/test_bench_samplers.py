@@ -162,7 +162,7 @@ def test_tuned_grids_are_a_row_where_there_are_any(digits):
     assert bench._solve(world, bench.TUNED, "tuned", 6) is None
 
 
-def test_a_trained_run_is_measured_by_the_frechet_distance(tiny_run, tmp_path, monkeypatch):
+def test_a_trained_run_is_measured_by_the_frechet_distance_and_its_own_flow(tiny_run, tmp_path, monkeypatch):
     out = tmp_path / "bench.json"
     for module in (bench, bench.subjects):
         monkeypatch.setattr(module, "NFE_FINE", 20)
@@ -170,8 +170,11 @@ def test_a_trained_run_is_measured_by_the_frechet_distance(tiny_run, tmp_path, m
     assert bench_samplers(monkeypatch, *arguments) == 0
     (subject,) = json.loads(out.read_text())["subjects"]
     assert subject["name"] == tiny_run.name
-    assert list(subject["measures"]) == ["frechet"]
+    assert list(subject["measures"]) == ["frechet", "error"]
     assert subject["at_100"]["nfe"] == 20
+    assert subject["at_100"]["error"] == 0.0  # it is the fine solution
+    errors = {(row["row"], row["grid"]): row["cells"][-1]["error"] for row in subject["ours"] if row["cells"][-1]}
+    assert 0.0 < errors["multistep", "octave"] < errors["euler", "angle"]
     assert all(map(math.isfinite, numbers(subject)))
 
 

@@ -37,7 +37,7 @@ FINE = {"sampler": "adaptive", "pair": "dormand-prince", "tolerance": 1e-5}
 FIRST_SEED = 1_000_000_000
 """The noise that is tuned on, and after it the noise that judges: far from the seeds people sample."""
 
-NODES = 2  # estimates of a step whose weights are fitted, the newest ones
+NODES = 3  # estimates of a step whose weights are fitted, the newest ones
 ROUNDS = 25  # of Gauss-Newton, at most
 ENOUGH = 1e-3  # gain in the mean logarithm of the squared error, below which it stops
 FAR = 0.5  # the most that a round moves a value, as a share of its reach

@@ -2,7 +2,8 @@
 
 On exact worlds (mixtures around scikit-learn's digits and around patches of its two photographs) the true solution is
 known as finely as wished, so a sampler is measured by its distance to it, from the sampler's own starting angle. On a
-trained network (`--run`) it is measured by the Frechet distance of its images to the data.
+trained network (`--run`) it is measured by the Frechet distance of its images to the data, and by its distance to the
+network's own fine solution.
 
 A peer's number in a cell is the best over all documented settings of its scheduler listed in `PEERS`, chosen by the
 measured error itself. Ours are rows of fixed settings. So the comparison favours the peers: nobody who samples can

@@ -87,7 +87,7 @@ class World:
 class Trained:
     """A trained network, and the features of its data."""
 
-    measures = ("frechet",)
+    measures = ("frechet", "error")
     SHORTLIST, SCREENED = 2, 16
 
     def __init__(self, run: Path, images: int, seed: int, features: str | None, device: str, batch: int) -> None:
@@ -113,7 +113,9 @@ class Trained:
         self.noise = noise(range(seed, seed + images), shape, where)
         self.about = {
             "frechet": f"Frechet distance on the features {self.features} of {images} images to the {self.count} of "
-            "the run's data"
+            "the run's data",
+            "error": f"median over {min(images, self.SCREENED)} of them of |x - fine solution| / sqrt(D), the network's "
+            f"own flow in {NFE_FINE} NFE, both from the sampler's own starting angle",
         }
         self._fine: dict[float, Tensor] = {}
 
@@ -140,7 +142,10 @@ class Trained:
         assert made is not None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # few images: equally many in every cell
-            return {"frechet": frechet_distance(made, self.real)}
+            frechet = frechet_distance(made, self.real)
+        few = slice(self.SCREENED)
+        missed = (solution.images[few] - self._fine_of(self.noise[few], solution.start)).flatten(1)
+        return {"frechet": frechet, "error": float(missed.square().mean(1).sqrt().median())}
 
     def contest(self, peer: Peer, nfe: int) -> Iterator[tuple[Choice, Solution]]:
         """The two choices of a peer nearest to the fine solution of a few images; the nearest told all there is."""
