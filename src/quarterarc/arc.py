@@ -27,7 +27,6 @@ __all__ = [
     "Angle",
     "alpha_bar",
     "alpha_bar_to_angle",
-    "coarsest_of",
     "log_snr",
     "log_snr_to_angle",
     "mix",
@@ -166,19 +165,11 @@ def octave(angle: Numbers, coarsest: float, finest: float = FINEST) -> Numbers:
 
     Args:
         angle: in [0, pi/2].
-        coarsest: the noise level that drowns every picture (`coarsest_of`).
+        coarsest: the noise level that drowns every picture: sqrt(D) for D pixel values (their distances grow so).
         finest: that below which nothing is decided any more.
     """
     sine, cosine = np.sin(angle), np.cos(angle)
     return np.log2((sine + finest * cosine) / (cosine + sine / coarsest))
-
-
-def coarsest_of(dimensions: int) -> float:
-    """The noise level that drowns every picture of so many pixel values: how far two pictures are apart.
-
-    0.7 sqrt(D), as two pictures in [-1, 1] differ by about 0.7 a pixel, root mean square.
-    """
-    return 0.7 * math.sqrt(dimensions)
 
 
 def octave_to_angle(octave: Numbers, coarsest: float, finest: float = FINEST) -> Numbers:

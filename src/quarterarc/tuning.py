@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .arc import coarsest_of, octave, octave_to_angle
+from .arc import octave, octave_to_angle
 from .denoiser import Labelled, Replayed, angle_range
 from .errors import InputError
 from .estimate import Denoise
@@ -78,7 +78,7 @@ class _Family:
     """
 
     def __init__(self, chosen: Plan, shape: Sequence[int]) -> None:
-        self.chosen, self.coarsest = chosen, coarsest_of(math.prod(shape))
+        self.chosen, self.coarsest = chosen, math.sqrt(math.prod(shape))
         self.first, self.last = chosen.angles[0], chosen.angles[-1]
         self.inner = len(chosen.angles) - 2
         self.nodes = [min(NODES, k + 1) for k in range(self.inner + 1)]

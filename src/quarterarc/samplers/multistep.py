@@ -39,7 +39,7 @@ import torch
 from numpy.polynomial.legendre import leggauss
 from torch import Tensor
 
-from ..arc import FINEST, NOISE_END, coarsest_of, octave, octave_to_angle, spread
+from ..arc import FINEST, NOISE_END, octave, octave_to_angle, spread
 from ..denoiser import angle_range
 from ..errors import InputError, unknown_name
 from ..estimate import Estimate
@@ -55,7 +55,7 @@ STARTS = ("rising", "runge-kutta")
 FINISHES = ("falling", "level")
 
 BEYOND = 2.0
-"""How far beyond the noise that drowns every picture the clock `octave` counts on: measured (docs/samplers.md)."""
+"""How far beyond sqrt(D), the noise that drowns every picture, the clock `octave` counts on (docs/samplers.md)."""
 LEAST_KEPT, STEEPEST = 1e-6, 0.9999
 """Bounds of what `widths` believes: how little of the noise is kept over a step, and how fast it falls with sigma."""
 
@@ -339,7 +339,7 @@ class Multistep:
         order = min(4 if form == "both" else 3, steps) if self.order is None else self.order
         falling = (self.finish or ("level" if form == "both" else "falling")) == "falling"
         corrector = self.churn == 0.0 if self.corrector is None else self.corrector
-        coarsest = BEYOND * coarsest_of(x[0].numel())
+        coarsest = BEYOND * math.sqrt(x[0].numel())
         smallest, _ = angle_range(denoise)
         kept = max([order, *(len(offset.image) for offset in self.offsets)])
         estimates: list[Estimate] = []  # the last `kept`
@@ -365,7 +365,7 @@ class Multistep:
             if corrector and k > 0 and self._free(k - 1, order):
                 predicted, x = x, step(before, angles[k - 1], b, k, order)
                 if self.share is not None:
-                    # no more than is right for data as wide as pictures are apart
+                    # never more than is right for the widest data there are
                     share = self.share / (1.0 + (math.tan(b) / coarsest) ** 2)
                     estimates[-1] = estimate.moved(x - predicted, b, share)
             before = x

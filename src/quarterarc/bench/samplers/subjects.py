@@ -114,8 +114,8 @@ class Trained:
         self.about = {
             "frechet": f"Frechet distance on the features {self.features} of {images} images to the {self.count} of "
             "the run's data",
-            "error": f"median over {min(images, self.SCREENED)} of them of |x - fine solution| / sqrt(D), the network's "
-            f"own flow in {NFE_FINE} NFE, both from the sampler's own starting angle",
+            "error": f"median over {min(images, self.SCREENED)} of them of |x - fine solution| / sqrt(D), the "
+            f"network's own flow in {NFE_FINE} NFE, both from the sampler's own starting angle",
         }
         self._fine: dict[float, Tensor] = {}
 
