@@ -15,6 +15,7 @@ import quarterarc as qa
 
 CHOICES: dict[str, dict] = {
     "default": {},
+    "plain": {"order": 3, "share": None, "width": 0.0, "finish": "falling"},
     "no corrector": {"corrector": False},
     "estimates not moved": {"share": None},
     "noise a polynomial": {"width": 0.0},
@@ -45,10 +46,12 @@ def main() -> None:
     """Print a table for each world."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=48, help="images a setting (default: 48)")
-    count = parser.parse_args().images
+    parser.add_argument("--width", type=float, default=0.15, help="of the mixtures (default: 0.15)")
+    args = parser.parse_args()
+    count = args.images
     worlds = {
-        "digits": qa.MixtureData(torch.tensor(load_digits().images[:, None] / 8 - 1), 0.15),
-        "8x8 patches of photographs": qa.MixtureData(torch.tensor(patches(800) / 127.5 - 1), 0.15),
+        "digits": qa.MixtureData(torch.tensor(load_digits().images[:, None] / 8 - 1), args.width),
+        "8x8 patches of photographs": qa.MixtureData(torch.tensor(patches(800) / 127.5 - 1), args.width),
     }
     for name, world in worlds.items():
         noise = qa.noise(range(count), world.shape, dtype=torch.float64)

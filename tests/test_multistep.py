@@ -322,6 +322,8 @@ def test_what_it_refuses() -> None:
         ({"clock": "sigma"}, "unknown clock 'sigma'"),
         ({"start": "heun"}, "unknown start 'heun'"),
         ({"finish": "none"}, "unknown finish 'none'"),
+        ({"finish": False}, "unknown finish 'False'"),
+        ({"form": False}, "unknown form 'False'"),
         ({"churn": 1.5}, "churn is 0"),
         ({"share": 1.5}, "share is 0 .* to 1 .*, got 1.5"),
         ({"share": math.nan}, "share is 0"),

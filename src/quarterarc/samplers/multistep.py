@@ -297,13 +297,13 @@ class Multistep:
         if self.order is not None and (isinstance(self.order, bool) or self.order not in (1, 2, 3, 4)):
             raise InputError(f"the order of multistep is 1, 2, 3 or 4, got {self.order!r}")
         for kind, name, known in (
-            ("form", self.form or "both", FORMS),
+            ("form", "both" if self.form is None else self.form, FORMS),
             ("clock", self.clock, CLOCKS),
             ("start", self.start, STARTS),
-            ("finish", self.finish or "level", FINISHES),
+            ("finish", "level" if self.finish is None else self.finish, FINISHES),
         ):
             if name not in known:
-                raise unknown_name(kind, name, known)
+                raise unknown_name(kind, str(name), known)
         if self.corrector not in (None, True, False):
             raise InputError(f"corrector is true or false, got {self.corrector!r}")
         if self.share is not None and not 0.0 <= self.share <= 1.0:
@@ -382,7 +382,8 @@ class Multistep:
         """Squared widths of the images, shape (B,) or (1,); None where noise is a polynomial itself."""
         if self.width is None:
             return widths(before.noise, after.noise, b, a)
-        return after.noise.new_full((1,), self.width**2) if self.width > 0.0 else None
+        like = torch.promote_types(after.noise.dtype, torch.float32)
+        return after.noise.new_full((1,), self.width**2, dtype=like) if self.width > 0.0 else None
 
     def _free(self, k: int, order: int) -> bool:
         """Whether step k is the polynomial's own, and not the Runge-Kutta start's."""
