@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from quarterarc.runs import newest_checkpoint, read_tuned, write_tuned
 from quarterarc.samplers import Multistep
 from quarterarc.samplers.multistep import StepWeights
 from quarterarc.sampling import plan
-from quarterarc.tuned import TunedGrid
+from quarterarc.tuned import TunedGrid, with_weights
 from quarterarc.tuning import tune
 
 
@@ -79,18 +80,18 @@ def test_images_taken_in_parts_give_the_same_equations(world: MixtureData, monke
             return Estimate(found.image + brighter, found.noise)
 
     trial = tuning._Trial.of(Shifted(), x, labels)
-    family = tuning._Family(plan(world, "multistep", 3, shape=(1, 6, 6)), (1, 6, 6))
+    family = tuning._Family(plan(world, "multistep", 3, shape=(1, 6, 6)), (1, 6, 6), weights=True)
     vector = family.begin()
-    whole = tuning._equations(trial, family, vector, len(vector), 0.1)
+    whole = tuning._equations(trial, family, vector, 0.1)
     monkeypatch.setattr(tuning, "NUMBERS", len(vector) * 36 * 3)  # three images at a time
-    for one, other in zip(tuning._equations(trial, family, vector, len(vector), 0.1), whole, strict=True):
+    for one, other in zip(tuning._equations(trial, family, vector, 0.1), whole, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-9)
 
 
 def test_the_gradient_is_that_of_the_logarithm_of_the_errors(world: MixtureData) -> None:
     """Half the derivative of sum log(error^2 + floor^2), where the added weights are not 0."""
     trial = tuning._Trial.of(world, noise(range(8), (1, 6, 6), dtype=torch.float64))
-    family = tuning._Family(plan(world, "multistep", 3, shape=(1, 6, 6)), (1, 6, 6))
+    family = tuning._Family(plan(world, "multistep", 3, shape=(1, 6, 6)), (1, 6, 6), weights=True)
     vector, floor = family.begin() + 0.01, 0.1
 
     def objective(vector: np.ndarray) -> float:
@@ -98,7 +99,7 @@ def test_the_gradient_is_that_of_the_logarithm_of_the_errors(world: MixtureData)
         assert missed is not None
         return float(np.log((missed**2).sum(1) + floor**2).sum()) / 2
 
-    _, gradient = tuning._equations(trial, family, vector, len(vector), floor)
+    _, gradient = tuning._equations(trial, family, vector, floor)
     steps = 1e-5 * np.eye(len(vector))
     central = [(objective(vector + step) - objective(vector - step)) / 2e-5 for step in steps]
     # its own differences are one-sided: an error of a per cent of the largest
@@ -151,6 +152,16 @@ def test_no_offset_changes_nothing(world: MixtureData) -> None:
         sample(world, x, zero, 6)
 
 
+def test_fitted_weights_have_no_width_beside_them(world: MixtureData) -> None:
+    """What one image's width would change is no longer what the weights were fitted to."""
+    zero = (StepWeights(0.0, (0.0,), (0.0,)),) * 4
+    assert with_weights(Multistep(order=2), zero) == Multistep(order=2, offsets=zero, width=0.0)
+    assert with_weights(Multistep(width=0.1), zero).width == 0.1
+    found = TunedGrid("multistep", {}, (1.5, 1.0, 0.6, 0.2, 0.0), zero, {"untuned": 1.0}, "weights", 4)
+    assert found.apply(Multistep()) == Multistep(offsets=zero, width=0.0)
+    assert replace(found, offsets=()).apply(Multistep()) == Multistep()  # angles alone leave the sampler as it is
+
+
 def test_tune_and_sample_on_the_command_line(run: Path, cli: Callable, tmp_path: Path) -> None:
     said = cli("tune", run, "--nfe", "3,4", "--images", "8", "--device", "cpu")
     assert said.returncode == 0, said.stderr
@@ -201,7 +212,7 @@ def test_what_it_refuses(run: Path, world: MixtureData, cli: Callable, tmp_path:
             read_tuned(checkpoint)
         (checkpoint / name).write_bytes(content)
     (checkpoint / "tuned.json").write_text('{"format": 7}')
-    with pytest.raises(InputError, match="does not hold tuned grids of format 1"):
+    with pytest.raises(InputError, match="does not hold tuned grids of format 2"):
         read_tuned(checkpoint)
     with pytest.raises(InputError, match="one step has no angles to tune"):
         tune(world, 1, shape=(1, 6, 6))

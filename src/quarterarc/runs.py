@@ -53,7 +53,7 @@ __all__ = [
     "write_tuned",
 ]
 
-FORMAT = 1
+FORMAT, TUNED_FORMAT = 1, 2
 WEIGHTS = "model.safetensors"
 TUNED = "tuned.json"
 _NAME = re.compile(r"step-(\d{8,})")
@@ -225,11 +225,11 @@ def read_tuned(checkpoint: Path) -> list[TunedGrid]:
         raise InputError(f"no grid was tuned for this network: run `quarterarc tune` on {checkpoint}")
     value = read_json(path)
     try:
-        if value["format"] != FORMAT:
+        if value["format"] != TUNED_FORMAT:
             raise ValueError(f"format {value['format']}")
         made_for, grids = value["network"], [TunedGrid.of(one) for one in value["grids"]]
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} does not hold tuned grids of format {FORMAT} ({error}): tune again") from None
+        raise InputError(f"{path} does not hold tuned grids of format {TUNED_FORMAT} ({error}): tune again") from None
     if made_for != identity(checkpoint):
         raise InputError(f"{path} was made for another network or head: run `quarterarc tune` on {checkpoint}")
     return grids
@@ -242,7 +242,11 @@ def write_tuned(checkpoint: Path, grids: Iterable[TunedGrid]) -> Path:
     except InputError:  # none yet, or another network's, which are of no use here
         before = []
     merged = {one.key: one for one in [*before, *grids]}
-    value = {"format": FORMAT, "network": identity(checkpoint), "grids": [one.describe() for one in merged.values()]}
+    value = {
+        "format": TUNED_FORMAT,
+        "network": identity(checkpoint),
+        "grids": [one.describe() for one in merged.values()],
+    }
     write_json(checkpoint / TUNED, value)
     return checkpoint / TUNED
 

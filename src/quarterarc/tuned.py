@@ -13,7 +13,7 @@ from .errors import InputError
 from .samplers import Multistep, Sampler
 from .samplers.multistep import StepWeights
 
-__all__ = ["TunedGrid", "find"]
+__all__ = ["TunedGrid", "find", "with_weights"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class TunedGrid:
         if not self.offsets:
             return sampler
         assert isinstance(sampler, Multistep)
-        return replace(sampler, offsets=self.offsets)
+        return with_weights(sampler, self.offsets)
 
     def describe(self) -> dict[str, Any]:
         """As JSON types."""
@@ -85,6 +85,15 @@ class TunedGrid:
             str(value["kept"]),
             int(value["nfe"]),
         )
+
+
+def with_weights(sampler: Multistep, offsets: tuple[StepWeights, ...]) -> Multistep:
+    """The sampler with fitted weights, and noise a polynomial itself if it is not told a width.
+
+    Weights that are the same for all images learn the width that all have in common. Where each image has its own as
+    well, what is fitted has to serve changing weights, and on networks comes out a quarter worse (docs/samplers.md).
+    """
+    return replace(sampler, offsets=offsets, width=0.0 if sampler.width is None else sampler.width)
 
 
 def find(grids: Sequence[TunedGrid], sampler: str, options: Mapping[str, Any], steps: int) -> TunedGrid:

@@ -27,7 +27,7 @@ from .generation import noise
 from .samplers import Multistep, Sampler
 from .samplers.multistep import StepWeights
 from .sampling import Plan, plan, sample
-from .tuned import TunedGrid
+from .tuned import TunedGrid, with_weights
 
 __all__ = ["tune"]
 
@@ -77,29 +77,27 @@ class _Family:
     The added weights go step by step: of the images at the newest nodes, oldest first, and of the noises there.
     """
 
-    def __init__(self, chosen: Plan, shape: Sequence[int]) -> None:
+    def __init__(self, chosen: Plan, shape: Sequence[int], weights: bool) -> None:
         self.chosen, self.coarsest = chosen, math.sqrt(math.prod(shape))
+        self.weights = weights and isinstance(chosen.sampler, Multistep)
         self.first, self.last = chosen.angles[0], chosen.angles[-1]
         self.inner = len(chosen.angles) - 2
         self.nodes = [min(NODES, k + 1) for k in range(self.inner + 1)]
 
     def begin(self) -> np.ndarray:
-        """The sampler as it is."""
-        weighted = isinstance(self.chosen.sampler, Multistep)
-        return np.concatenate(
-            [octave(self.chosen.angles[1:-1], self.coarsest), np.zeros(2 * sum(self.nodes) if weighted else 0)]
-        )
+        """The grid as it is, and nothing added to the weights."""
+        added = 2 * sum(self.nodes) if self.weights else 0
+        return np.concatenate([octave(self.chosen.angles[1:-1], self.coarsest), np.zeros(added)])
 
     def angles(self, vector: np.ndarray) -> np.ndarray:
         """The grid."""
         return np.concatenate([[self.first], octave_to_angle(vector[: self.inner], self.coarsest), [self.last]])
 
     def offsets(self, vector: np.ndarray) -> tuple[StepWeights, ...]:
-        """What is added to the weights; nothing while all of it is 0."""
-        added = [float(value) for value in vector[self.inner :]]
-        if not any(added):
+        """What is added to the weights."""
+        if not self.weights:
             return ()
-        found = []
+        added, found = [float(value) for value in vector[self.inner :]], []
         for count in self.nodes:
             image, noise, added = added[:count], added[count : 2 * count], added[2 * count :]
             found.append(StepWeights(0.0, tuple(image), tuple(noise)))
@@ -107,8 +105,11 @@ class _Family:
 
     def sampler(self, vector: np.ndarray) -> Sampler:
         """The sampler with the weights."""
-        offsets, rule = self.offsets(vector), self.chosen.sampler
-        return replace(rule, offsets=offsets) if offsets and isinstance(rule, Multistep) else rule
+        rule = self.chosen.sampler
+        if self.weights:
+            assert isinstance(rule, Multistep)
+            return with_weights(rule, self.offsets(vector))
+        return rule
 
     def reach(self, vector: np.ndarray) -> np.ndarray:
         """For each value, the length that its changes are measured by: the shorter step beside an angle, 1 else."""
@@ -153,10 +154,10 @@ def tune(
         raise InputError(f"one step has no angles to tune: take at least 2, got {steps}")
     if images < 8:
         raise InputError(f"tuning takes at least 8 images, got {images}")
-    family = _Family(plan(denoise, sampler, steps, shape=shape, **options), shape)
+    chosen = plan(denoise, sampler, steps, shape=shape, **options)
+    family = _Family(chosen, shape, weights)
     device, classes = getattr(denoise, "device", "cpu"), getattr(denoise, "classes", None)
     labels = torch.arange(images, device=device) % classes if classes else None
-    vector = family.begin()
     with tqdm(total=2 + ROUNDS, desc=f"tune {steps} steps", unit="round", disable=None if progress else True) as bar:
         trials = []
         for first in (FIRST_SEED, FIRST_SEED + images):
@@ -164,22 +165,24 @@ def tune(
             bar.update()
         fit, judge = trials
 
-        free = len(vector) if weights else family.inner
-        kind = "weights" if free > family.inner else "angles"
-        candidates = {"untuned": vector, kind: _fit(fit, family, vector, free, bar)}
+        kind, fitted = "weights" if family.weights else "angles", _fit(fit, family, bar)
+        candidates: dict[str, tuple[Sampler, Sequence[float] | np.ndarray]] = {
+            "untuned": (chosen.sampler, chosen.angles),
+            kind: (family.sampler(fitted), family.angles(fitted)),
+        }
         errors, nfe = {}, 0
-        for name, vector in candidates.items():
-            made = sample(denoise, judge.noise, family.sampler(vector), grid=family.angles(vector), labels=labels)
+        for name, (rule, angles) in candidates.items():
+            made = sample(denoise, judge.noise, rule, grid=angles, labels=labels)
             error = float(np.median(np.linalg.norm(judge.missed(made.images), axis=1)))
             errors[name], nfe = error if math.isfinite(error) else math.inf, int(made.nfe)
     kept = min(errors, key=lambda name: errors[name])
-    angles = tuple(map(float, family.angles(candidates[kept])))
-    return TunedGrid(sampler, options, angles, family.offsets(candidates[kept]), errors, kept, nfe)
+    offsets = family.offsets(fitted) if kept == kind else ()
+    return TunedGrid(sampler, options, tuple(map(float, candidates[kept][1])), offsets, errors, kept, nfe)
 
 
-def _fit(trial: _Trial, family: _Family, vector: np.ndarray, free: int, bar: Any) -> np.ndarray:
-    """The vector, changed in its first `free` values, that brings the images closest to their ends."""
-    damping, left = 1e-2, ROUNDS
+def _fit(trial: _Trial, family: _Family, bar: Any) -> np.ndarray:
+    """The vector that brings the images closest to their ends."""
+    vector, damping, left = family.begin(), 1e-2, ROUNDS
     here = _run(trial, family, vector)
     while here is not None and left > 0:
         left -= 1
@@ -190,12 +193,12 @@ def _fit(trial: _Trial, family: _Family, vector: np.ndarray, free: int, bar: Any
         def objective(missed: np.ndarray, floor: float = floor) -> float:
             return float(np.log((missed**2).sum(1) + floor**2).mean())
 
-        normal, gradient = _equations(trial, family, vector, free, floor)
+        normal, gradient = _equations(trial, family, vector, floor)
         scale = np.diag(normal) + 1e-6 * np.diag(normal).mean() + 1e-30
-        reach, gain = family.reach(vector)[:free], 0.0
+        reach, gain = family.reach(vector), 0.0
         for _ in range(6):
             step = np.clip(np.linalg.solve(normal + damping * np.diag(scale), -gradient), -FAR * reach, FAR * reach)
-            moved = vector + np.pad(step, (0, len(vector) - free))
+            moved = vector + step
             there = _run(trial, family, moved)
             if there is not None and (gain := objective(here) - objective(there)) > 0.0:
                 vector, here, damping = moved, there, max(damping / 5, 1e-7)
@@ -224,23 +227,22 @@ def _run(trial: _Trial, family: _Family, vector: np.ndarray) -> np.ndarray | Non
     return trial.missed(last.x)
 
 
-def _equations(
-    trial: _Trial, family: _Family, vector: np.ndarray, free: int, floor: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Gauss-Newton's normal matrix and gradient in the first `free` values, shapes (free, free) and (free,).
+def _equations(trial: _Trial, family: _Family, vector: np.ndarray, floor: float) -> tuple[np.ndarray, np.ndarray]:
+    """Gauss-Newton's normal matrix and gradient, shapes (V, V) and (V,) for V values.
 
     The derivatives are differences: one more run for each value, from where it first makes a difference.
     """
-    normal, gradient = np.zeros((free, free)), np.zeros(free)
+    count = len(vector)
+    normal, gradient = np.zeros((count, count)), np.zeros(count)
     nudges = family.reach(vector) * np.where(np.arange(len(vector)) < family.inner, MOVE, NUDGE)
-    for part in trial.parts(max(1, NUMBERS // (free * trial.noise[0].numel()))):
+    for part in trial.parts(max(1, NUMBERS // (count * trial.noise[0].numel()))):
         replayed = Replayed(part.denoise)
         part = replace(part, denoise=replayed)
         here = _run(part, family, vector)
         assert here is not None
         weight = 1.0 / np.sqrt((here**2).sum(1, keepdims=True) + floor**2)
-        columns = np.zeros((free, here.size))
-        for i in range(free):
+        columns = np.zeros((count, here.size))
+        for i in range(count):
             replayed.rewind()
             moved = vector.copy()
             moved[i] += nudges[i]
