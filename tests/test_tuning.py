@@ -22,7 +22,7 @@ from quarterarc.runs import newest_checkpoint, read_tuned, write_tuned
 from quarterarc.samplers import Multistep
 from quarterarc.samplers.multistep import StepWeights
 from quarterarc.sampling import plan
-from quarterarc.tuned import TunedGrid, with_weights
+from quarterarc.tuned import TunedGrid
 from quarterarc.tuning import tune
 
 
@@ -152,14 +152,24 @@ def test_no_offset_changes_nothing(world: MixtureData) -> None:
         sample(world, x, zero, 6)
 
 
-def test_fitted_weights_have_no_width_beside_them(world: MixtureData) -> None:
-    """What one image's width would change is no longer what the weights were fitted to."""
-    zero = (StepWeights(0.0, (0.0,), (0.0,)),) * 4
-    assert with_weights(Multistep(order=2), zero) == Multistep(order=2, offsets=zero, width=0.0)
-    assert with_weights(Multistep(width=0.1), zero).width == 0.1
-    found = TunedGrid("multistep", {}, (1.5, 1.0, 0.6, 0.2, 0.0), zero, {"untuned": 1.0}, "weights", 4)
+def test_weights_are_applied_with_the_width_they_were_fitted_with(run: Path) -> None:
+    zero, angles = (StepWeights(0.0, (0.0,), (0.0,)),) * 4, (1.5, 1.0, 0.6, 0.2, 0.0)
+    found = TunedGrid("multistep", {}, angles, zero, {"untuned": 1.0}, "weights", 4, 0.0)
     assert found.apply(Multistep()) == Multistep(offsets=zero, width=0.0)
-    assert replace(found, offsets=()).apply(Multistep()) == Multistep()  # angles alone leave the sampler as it is
+    assert replace(found, width=None).apply(Multistep(width=0.1)) == Multistep(offsets=zero, width=0.1)
+    assert replace(found, offsets=(), width=None).apply(Multistep()) == Multistep()
+    checkpoint = newest_checkpoint(run)
+    write_tuned(checkpoint, [found])
+    assert read_tuned(checkpoint) == [found]
+
+
+def test_weights_are_fitted_with_widths_or_without_whichever_is_better(world: MixtureData) -> None:
+    with_widths, without = (tune(world, steps, shape=(1, 6, 6), images=16, progress=False) for steps in (6, 4))
+    assert with_widths.width is None
+    assert without.width == 0.0
+    told = tune(world, 4, shape=(1, 6, 6), images=16, progress=False, width=0.0)
+    assert told.width is None  # its options say so
+    assert (told.angles, told.offsets) == (without.angles, without.offsets)
 
 
 def test_tune_and_sample_on_the_command_line(run: Path, cli: Callable, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from .errors import InputError
 from .samplers import Multistep, Sampler
 from .samplers.multistep import StepWeights
 
-__all__ = ["TunedGrid", "find", "with_weights"]
+__all__ = ["TunedGrid", "find"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class TunedGrid:
             of both candidates: `untuned`, and `weights` or, where only they were tuned, `angles`.
         kept: which of the two this is.
         nfe: evaluations an image.
+        width: the sampler's, which the weights were fitted with; None for the one that the options give it.
     """
 
     sampler: str
@@ -37,6 +38,7 @@ class TunedGrid:
     errors: dict[str, float]
     kept: str
     nfe: int
+    width: float | None = None
 
     @property
     def steps(self) -> int:
@@ -53,7 +55,8 @@ class TunedGrid:
         if not self.offsets:
             return sampler
         assert isinstance(sampler, Multistep)
-        return with_weights(sampler, self.offsets)
+        width = sampler.width if self.width is None else self.width
+        return replace(sampler, offsets=self.offsets, width=width)
 
     def describe(self) -> dict[str, Any]:
         """As JSON types."""
@@ -65,6 +68,7 @@ class TunedGrid:
             "nfe": self.nfe,
             "kept": self.kept,
             "errors": self.errors,
+            "width": self.width,
             "angles": list(self.angles),
             "offsets": weights,
         }
@@ -84,16 +88,8 @@ class TunedGrid:
             dict(value["errors"]),
             str(value["kept"]),
             int(value["nfe"]),
+            None if value["width"] is None else float(value["width"]),
         )
-
-
-def with_weights(sampler: Multistep, offsets: tuple[StepWeights, ...]) -> Multistep:
-    """The sampler with fitted weights, and noise a polynomial itself if it is not told a width.
-
-    Weights that are the same for all images learn the width that all have in common. Where each image has its own as
-    well, what is fitted has to serve changing weights, and on networks comes out a quarter worse (docs/samplers.md).
-    """
-    return replace(sampler, offsets=offsets, width=0.0 if sampler.width is None else sampler.width)
 
 
 def find(grids: Sequence[TunedGrid], sampler: str, options: Mapping[str, Any], steps: int) -> TunedGrid:

@@ -27,7 +27,7 @@ from .generation import noise
 from .samplers import Multistep, Sampler
 from .samplers.multistep import StepWeights
 from .sampling import Plan, plan, sample
-from .tuned import TunedGrid, with_weights
+from .tuned import TunedGrid
 
 __all__ = ["tune"]
 
@@ -38,7 +38,7 @@ FIRST_SEED = 1_000_000_000
 """The noise that is tuned on, and after it the noise that judges: far from the seeds people sample."""
 
 NODES = 3  # estimates of a step whose weights are fitted, the newest ones
-ROUNDS = 25  # of Gauss-Newton, at most
+TRIED, ROUNDS = 3, 22  # rounds of Gauss-Newton at most: for each way to begin, and then for the better one
 ENOUGH = 1e-3  # gain in the mean logarithm of the squared error, below which it stops
 FAR = 0.5  # the most that a round moves a value, as a share of its reach
 MOVE, NUDGE = 1e-2, 1e-3  # for derivatives: of an angle, as a share of the shorter step beside it; of a weight
@@ -105,11 +105,8 @@ class _Family:
 
     def sampler(self, vector: np.ndarray) -> Sampler:
         """The sampler with the weights."""
-        rule = self.chosen.sampler
-        if self.weights:
-            assert isinstance(rule, Multistep)
-            return with_weights(rule, self.offsets(vector))
-        return rule
+        offsets, rule = self.offsets(vector), self.chosen.sampler
+        return replace(rule, offsets=offsets) if offsets and isinstance(rule, Multistep) else rule
 
     def reach(self, vector: np.ndarray) -> np.ndarray:
         """For each value, the length that its changes are measured by: the shorter step beside an angle, 1 else."""
@@ -155,20 +152,33 @@ def tune(
     if images < 8:
         raise InputError(f"tuning takes at least 8 images, got {images}")
     chosen = plan(denoise, sampler, steps, shape=shape, **options)
-    family = _Family(chosen, shape, weights)
+    families = [_Family(chosen, shape, weights)]
+    if families[0].weights and options.get("form") in (None, "both") and options.get("width") is None:
+        # Weights that all images share learn the width that all have in common; widths of each image's own beside
+        # them help on some networks and numbers of steps, and stand in the way on others.
+        without = plan(denoise, sampler, steps, shape=shape, **{**options, "width": 0.0})
+        families.append(_Family(without, shape, weights))
     device, classes = getattr(denoise, "device", "cpu"), getattr(denoise, "classes", None)
     labels = torch.arange(images, device=device) % classes if classes else None
-    with tqdm(total=2 + ROUNDS, desc=f"tune {steps} steps", unit="round", disable=None if progress else True) as bar:
+    with tqdm(
+        total=2 + len(families) * TRIED + ROUNDS,
+        desc=f"tune {steps} steps",
+        unit="round",
+        disable=None if progress else True,
+    ) as bar:
         trials = []
         for first in (FIRST_SEED, FIRST_SEED + images):
             trials.append(_Trial.of(denoise, noise(range(first, first + images), shape, device), labels))
             bar.update()
         fit, judge = trials
 
-        kind, fitted = "weights" if family.weights else "angles", _fit(fit, family, bar)
+        begun = [(family, _fit(fit, family, family.begin(), TRIED, bar)) for family in families]
+        family, vector = min(begun, key=lambda one: _median(fit, *one)) if len(begun) > 1 else begun[0]
+        vector = _fit(fit, family, vector, ROUNDS, bar)
+        kind = "weights" if family.weights else "angles"
         candidates: dict[str, tuple[Sampler, Sequence[float] | np.ndarray]] = {
             "untuned": (chosen.sampler, chosen.angles),
-            kind: (family.sampler(fitted), family.angles(fitted)),
+            kind: (family.sampler(vector), family.angles(vector)),
         }
         errors, nfe = {}, 0
         for name, (rule, angles) in candidates.items():
@@ -176,13 +186,14 @@ def tune(
             error = float(np.median(np.linalg.norm(judge.missed(made.images), axis=1)))
             errors[name], nfe = error if math.isfinite(error) else math.inf, int(made.nfe)
     kept = min(errors, key=lambda name: errors[name])
-    offsets = family.offsets(fitted) if kept == kind else ()
-    return TunedGrid(sampler, options, tuple(map(float, candidates[kept][1])), offsets, errors, kept, nfe)
+    offsets = family.offsets(vector) if kept == kind else ()
+    width = None if family is families[0] or not offsets else 0.0
+    return TunedGrid(sampler, options, tuple(map(float, candidates[kept][1])), offsets, errors, kept, nfe, width)
 
 
-def _fit(trial: _Trial, family: _Family, bar: Any) -> np.ndarray:
-    """The vector that brings the images closest to their ends."""
-    vector, damping, left = family.begin(), 1e-2, ROUNDS
+def _fit(trial: _Trial, family: _Family, vector: np.ndarray, rounds: int, bar: Any) -> np.ndarray:
+    """The vector that brings the images closest to their ends, after at most so many rounds."""
+    damping, left = 1e-2, rounds
     here = _run(trial, family, vector)
     while here is not None and left > 0:
         left -= 1
@@ -208,6 +219,12 @@ def _fit(trial: _Trial, family: _Family, bar: Any) -> np.ndarray:
             break
     bar.update(left)
     return vector
+
+
+def _median(trial: _Trial, family: _Family, vector: np.ndarray) -> float:
+    """The median distance of the images to their ends."""
+    missed = _run(trial, family, vector)
+    return math.inf if missed is None else float(np.median(np.linalg.norm(missed, axis=1)))
 
 
 def _run(trial: _Trial, family: _Family, vector: np.ndarray) -> np.ndarray | None:
