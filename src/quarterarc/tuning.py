@@ -3,8 +3,9 @@
 The target is where the probability flow itself takes each noise, solved finely. Gauss-Newton with Levenberg's damping
 brings the sampler's images there, by angles and weights together, each judged by what it does to the finished image:
 a step fitted to the trajectory on its own leaves out of account what the later steps make of its error. An image
-counts as 1 / (its error^2 + the median's^2), so that a few that fall to another picture do not rule. What was
-fitted is judged by other noise, and the untuned grid is kept where it is better there.
+counts as 1 / (its error^2 + the median's^2), so that a few that fall to another picture do not rule. `multistep` is
+fitted for a few rounds with each image's own width and without, and then whichever came closer. What was fitted is
+judged by other noise, and the untuned grid is kept where it is better there.
 """
 
 from __future__ import annotations
@@ -173,7 +174,7 @@ def tune(
         fit, judge = trials
 
         begun = [(family, _fit(fit, family, family.begin(), TRIED, bar)) for family in families]
-        family, vector = min(begun, key=lambda one: _median(fit, *one)) if len(begun) > 1 else begun[0]
+        family, vector = min(begun, key=lambda one: _median(fit, *one))
         vector = _fit(fit, family, vector, ROUNDS, bar)
         kind = "weights" if family.weights else "angles"
         candidates: dict[str, tuple[Sampler, Sequence[float] | np.ndarray]] = {
