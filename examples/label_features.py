@@ -115,6 +115,8 @@ def main() -> None:
     batch = data.batch(range(data.count or 0))
     assert batch.labels is not None
     assert data.classes is not None
+    if len(batch.images) < 10 * HELD_OUT:
+        raise SystemExit(f"{len(batch.images)} images are too few to train on nine tenths of: give at least 100")
     network, right = train(batch.images, batch.labels, data.classes, asked.epochs)
     about = {"classes": str(data.classes), "held_out_accuracy": f"{right:.3f}"}
     save_file({name: weight.contiguous() for name, weight in network.state_dict().items()}, asked.out, about)

@@ -201,6 +201,24 @@ def test_what_the_defaults_converge_at() -> None:
         assert order - 0.25 < -np.polyfit(np.log(counts), np.log(errors), 1)[0] < order + 0.5
 
 
+@pytest.mark.parametrize("form", ["both", "velocity", "noise", "image"])
+def test_a_finish_in_the_image_is_the_last_estimate(form: str) -> None:
+    """Of the level rule's last point; and of its two estimates the mixture, where a grid ends before the image."""
+    world, x, angles = world_of_one(), points(), [1.4, 1.0, 0.6, 0.3, 0.0]
+    level, image = (
+        list(Multistep(form=form, finish=finish, share=None)(world, x, angles, torch.randn_like))
+        for finish in ("level", "image")
+    )
+    for one, other in zip(level[:-1], image[:-1], strict=True):
+        assert torch.equal(one.x, other.x)
+    last = image[-2].estimate
+    assert last is not None
+    assert torch.equal(image[-1].x, last.image)
+    assert not torch.allclose(level[-1].x, last.image, atol=1e-3)
+    *_, end = Multistep(form=form, finish="image", share=None)(world, x, [*angles[:-1], 0.1], torch.randn_like)
+    torch.testing.assert_close(end.x, math.cos(0.1) * last.image + math.sin(0.1) * last.noise, rtol=0, atol=1e-14)
+
+
 @pytest.mark.parametrize(("b", "a"), [(1.4, 1.0), (0.8, 0.3), (0.4, 0.0)])
 def test_order_1_is_euler_cold_and_ddim(b: float, a: float) -> None:
     x, image, noise = 0.9, 0.7, -1.3

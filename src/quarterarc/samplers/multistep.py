@@ -52,7 +52,7 @@ __all__ = ["CLOCKS", "Multistep", "StepWeights", "noise_weights", "step_weights"
 FORMS = ("both", "velocity", "noise", "image")
 CLOCKS = ("octave", "angle")
 STARTS = ("rising", "runge-kutta")
-FINISHES = ("falling", "level")
+FINISHES = ("falling", "image", "level")
 
 BEYOND = 2.0
 """How far beyond sqrt(D), the noise that drowns every picture, the clock `octave` counts on (docs/samplers.md)."""
@@ -268,8 +268,9 @@ class Multistep:
         start: `rising` order over the first steps, or `runge-kutta` of the full order (2, 2 or 4 evaluations a step
             for order - 1 steps at orders 2, 3, 4, the first of which is the step's own).
         finish: `level` order to the end, or `falling` over the last steps, which leaves order 2 of convergence and
-            extrapolates less where the polynomial is trusted least. Level in the form `both`, falling in the others,
-            if not given.
+            extrapolates less where the polynomial is trusted least. `image` is level, but ends in what the last
+            evaluation takes for the image, as DPM-Solver++ and UniPC do: not where the flow leads, but without the
+            noise that a network's flow leaves. Level in the form `both`, falling in the others, if not given.
         churn: how much of the noise is made anew on the way, 0 (none) to 1 (as much as DDPM): the reverse process with
             more or less noise, whose marginals are the same, its image estimate integrated exactly.
         offsets: added to the weights of each step, one a step; what `quarterarc.tuning` finds for one network.
@@ -337,7 +338,7 @@ class Multistep:
         steps = len(angles) - 1
         form = self.form or ("image" if self.churn else "both")
         order = min(4 if form == "both" else 3, steps) if self.order is None else self.order
-        falling = (self.finish or ("level" if form == "both" else "falling")) == "falling"
+        finish = self.finish or ("level" if form == "both" else "falling")
         corrector = self.churn == 0.0 if self.corrector is None else self.corrector
         coarsest = BEYOND * math.sqrt(x[0].numel())
         smallest, _ = angle_range(denoise)
@@ -350,7 +351,9 @@ class Multistep:
             """From x at b to a, through at most so many estimates up to the node `last`."""
             nodes = tuple(angles[max(0, last + 1 - most) : last + 1])
             weights = step_weights(form, self.clock, b, a, nodes, coarsest, self.churn)
-            if squared is not None:
+            if finish == "image" and a == angles[-1]:
+                weights = StepWeights(0.0, (math.cos(a),), (math.sin(a),))  # the last estimates, mixed for the end
+            elif squared is not None:
                 weights = replace(weights, noise=noise_weights(self.clock, b, a, nodes, coarsest, squared))
             if offset is not None:
                 weights = weights + offset
@@ -372,7 +375,7 @@ class Multistep:
             if not self._free(k, order):
                 x = runge_kutta(denoise, x, estimate, VELOCITY, _STARTER[order], b, a, smallest)
                 continue
-            most = min(order, steps - k) if falling else order
+            most = min(order, steps - k) if finish == "falling" else order
             x = step(x, b, a, k, most, self.offsets[k] if self.offsets else None)
             if self.churn > 0.0 and a > 0.0:
                 x = x + math.sin(a) * _excess(b, a, self.churn)[1] * draw(x)

@@ -28,6 +28,7 @@ class Ours:
 OURS = (
     *map(Ours, ("euler", "midpoint", "heun", "rk4", "rotation", "ddim")),
     *(Ours("multistep", {"order": order}) for order in (1, 2, 3, 4)),
+    Ours("multistep", {"finish": "image"}),
     Ours("multistep"),
 )
 GRIDS = ("angle", "octave")
