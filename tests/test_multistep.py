@@ -20,7 +20,15 @@ from quarterarc.data import DataSpec, open_data
 from quarterarc.errors import InputError
 from quarterarc.estimate import Estimate
 from quarterarc.samplers import DDIM, DDPM, EULER, Cold, Gradient, Multistep, Sampler
-from quarterarc.samplers.multistep import CLOCKS, FORMS, noise_weights, step_weights, widths
+from quarterarc.samplers.multistep import (
+    CLOCKS,
+    FORMS,
+    gaussian_weights,
+    noise_weights,
+    step_weights,
+    width_at_the_end,
+    widths,
+)
 from quarterarc.sampling import plan
 
 PI_2 = math.pi / 2
@@ -122,9 +130,8 @@ def test_widths_are_those_of_gaussian_data_each_image_by_itself() -> None:
     def said(angle: float) -> Tensor:
         return start * (math.sin(angle) / (math.sin(angle) ** 2 + true**2 * math.cos(angle) ** 2).sqrt())[:, None]
 
-    # the slope holds at the geometric mean of the sigmas to second order in the step
-    for b, a, off in ((0.30, 0.25, 0.02), (0.30, 0.29, 0.001)):
-        assert widths(said(b), said(a), b, a).sqrt() == pytest.approx(true, rel=off)
+    for b, a in ((1.2, 0.05), (0.30, 0.25), (0.30, 0.29)):
+        assert widths(said(b), said(a), b, a).sqrt() == pytest.approx(true, rel=1e-9)
     assert torch.equal(
         widths(said(0.3), said(0.25), 0.3, 0.25)[2:3], widths(said(0.3)[2:3], said(0.25)[2:3], 0.3, 0.25)
     )
@@ -140,6 +147,33 @@ def test_widths_of_noise_that_grows_turns_vanishes_or_is_pure() -> None:
         assert widths(before * one, after * one, 0.5, 0.3).isfinite().all()
     assert torch.equal(widths(one, 0.5 * one, PI_2, 1.4), torch.zeros(3))
     assert widths(one.bfloat16(), one.bfloat16(), 0.5, 0.3).dtype == torch.float32
+
+
+def test_the_width_at_the_end_goes_on_as_it_came() -> None:
+    squared, earlier = (
+        torch.tensor(values) for values in ([0.04, 0.04, 0.04, 0.0, 0.0], [0.04, 0.16, 0.01, 0.04, 0.0])
+    )
+    assert width_at_the_end(squared, earlier) == pytest.approx([0.04, 0.01, 0.04, 0.0, 0.0])
+
+
+def test_gaussian_weights_are_exact_for_gaussian_data() -> None:
+    mean = torch.linspace(-0.5, 0.5, 16, dtype=torch.float64).reshape(1, 4, 4)
+    for width, (b, a) in product((1e-6, 0.15, 3.0), ((0.9, 0.4), (0.4, 0.0), (PI_2, 0.3))):
+        world, x = GaussianData(mean, width**2), points(5).reshape(-1, 1, 1, 1).expand(-1, 1, 4, 4)
+        size = [math.sqrt(math.sin(angle) ** 2 + (width * math.cos(angle)) ** 2) for angle in (b, a)]
+        wanted = math.cos(a) * mean + (x - math.cos(b) * mean) * size[1] / size[0]
+        weights = gaussian_weights(b, a, torch.tensor([width**2], dtype=torch.float64))
+        assert weights.apply(x, [world(x, b)]) == pytest.approx(wanted, abs=1e-12)
+
+
+def test_the_default_is_exact_for_gaussian_data_once_the_width_is_known() -> None:
+    world = GaussianData(torch.zeros(1, 4, 4, dtype=torch.float64), 0.15**2)
+    x = 0.2 * noise(range(3), (1, 4, 4), dtype=torch.float64)
+    size = [math.sqrt(math.sin(angle) ** 2 + (0.15 * math.cos(angle)) ** 2) for angle in (0.3, 0.28, 0.0)]
+    before, after = (world(x * size[k] / size[0], angle) for k, angle in ((0, 0.3), (1, 0.28)))
+    squared = widths(before.noise, after.noise, 0.3, 0.28)
+    ended = gaussian_weights(0.28, 0.0, squared).apply(x * size[1] / size[0], [after])
+    assert ended == pytest.approx(x * size[2] / size[0], abs=1e-12)
 
 
 def test_an_image_does_not_depend_on_its_batch() -> None:
@@ -189,12 +223,19 @@ def test_the_corrector_keeps_the_order_and_gains_accuracy_for_nothing(order: int
 
 
 def test_what_the_defaults_converge_at() -> None:
-    """A falling finish ends with a step of order 1, so that 2 is left; level, with the corrector, 3; all 4 are had
-    from a start of that order."""
+    """Falling, the last step is of order 1, so that 2 is left; level 3, with the corrector, or all 4, from a start of
+    that order; and so does the default, whose last step is exact near the shapes of a mixture."""
     world, x = world_of_one(), points()
     fine = sample(world, x, "rk4", grid=uniform(2048, PI_2, 0.0)).images
     counts = (64, 96, 128, 192)
-    for options, order in (({"finish": "falling", "width": 0.0}, 2), ({}, 3), ({"start": "runge-kutta"}, 4)):
+    starts = {"start": "runge-kutta"}
+    for options, order in (
+        ({"finish": "falling", "width": 0.0}, 2),
+        ({"finish": "level"}, 3),
+        ({}, 3),
+        ({"finish": "level", **starts}, 4),
+        (starts, 4),
+    ):
         rule = Multistep(**options)
         errors = [float((run(rule, world, x, uniform(n, PI_2, 0.0)) - fine).abs().mean()) for n in counts]
         # the corrector's own error is of one order more, and shows where it is not yet the smaller part
@@ -347,6 +388,8 @@ def test_what_it_refuses() -> None:
         ({"share": math.nan}, "share is 0"),
         ({"width": -0.1}, "width is a number of at least 0, in pixels of .-1, 1., got -0.1"),
         ({"width": math.inf}, "width is a number"),
+        ({"finish": "gaussian", "form": "image"}, "finish='gaussian' is for the form 'both' without churn"),
+        ({"finish": "gaussian", "churn": 0.5}, "finish='gaussian' is for the form 'both' without churn"),
         ({"corrector": 7}, "corrector is true or false, got 7"),
         ({"churn": 0.5, "corrector": True}, "corrector cannot"),
         ({"churn": 0.5, "form": "both"}, "churn needs form='image', got 'both'"),

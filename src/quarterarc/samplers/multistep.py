@@ -22,7 +22,8 @@ w:
 
     s_w(angle) = sin / sqrt(sin^2 + w^2 cos^2)          1 far above w, sigma / w far below
 
-Each image has a width of its own, read from how fast its noise estimate shrank over the last step (`widths`).
+Each image has a width of its own, read from how fast its noise estimate shrank over the last step (`widths`). The last
+step, which has no node at its end, takes no polynomial: it is exact for Gaussian data (`gaussian_weights`).
 """
 
 from __future__ import annotations
@@ -47,17 +48,26 @@ from .base import Denoise, Draw, State
 from .forms import VELOCITY
 from .gradient import EULER, HEUN, RK4, Tableau, runge_kutta
 
-__all__ = ["CLOCKS", "Multistep", "StepWeights", "noise_weights", "step_weights", "widths"]
+__all__ = [
+    "CLOCKS",
+    "Multistep",
+    "StepWeights",
+    "gaussian_weights",
+    "noise_weights",
+    "step_weights",
+    "width_at_the_end",
+    "widths",
+]
 
 FORMS = ("both", "velocity", "noise", "image")
 CLOCKS = ("octave", "angle")
 STARTS = ("rising", "runge-kutta")
-FINISHES = ("falling", "image", "level")
+FINISHES = ("gaussian", "falling", "image", "level")
 
 BEYOND = 2.0
 """How far beyond sqrt(D), the noise that drowns every picture, the clock `octave` counts on (docs/samplers.md)."""
-LEAST_KEPT, STEEPEST = 1e-6, 0.9999
-"""Bounds of what `widths` believes: how little of the noise is kept over a step, and how fast it falls with sigma."""
+WIDEST = 100.0
+"""The largest width that is believed, over the sigmas that it was read from: beyond it all noise is the data's."""
 
 _POINTS, _SHARES = leggauss(48)  # relative 1e-14 on steps as long as the whole arc
 
@@ -133,23 +143,56 @@ def step_weights(
 def widths(before: Tensor, after: Tensor, b: float, a: float) -> Tensor:
     """The squared width w^2 of the data around each image, in pixels of [-1, 1], shape (B,); in float32 or wider.
 
-    The noise estimate of Gaussian data of width w is proportional to s_w along the flow, whose slope against log sigma
-    is w^2 / (w^2 + sigma^2). The slope is taken between the angles, in the direction of the first estimate, and holds
-    at their geometric mean; a noise that grows has width 0.
+    Along the flow the noise estimate of Gaussian data of width w is proportional to s_w. What share of it is kept from
+    b to a, in the direction of the first estimate, tells w:
+
+        kept = s_w(a) / s_w(b)      =>      w^2 = tan^2 a (1 - kept^2) / (kept^2 - tan^2 a / tan^2 b)
+
+    A noise that grows has width 0.
 
     Args:
         before, after: noise estimates at the angles b and a, shape (B, *).
-        b, a: descending; from b = pi/2, where sigma is infinite, nothing is learned and the width is 0.
+        b, a: descending; from b = pi/2, where the estimate is of everything that is not noise, the width is 0.
     """
     dtype = torch.promote_types(before.dtype, torch.float32)
     before, after = before.flatten(1).to(dtype), after.flatten(1).to(dtype)
     if b >= NOISE_END:
         return before.new_zeros(len(before))
-    kept = (before * after).sum(1) / before.square().sum(1)
     # of no noise at all nothing is kept, and of noise that turned round neither
-    kept = torch.nan_to_num(kept, nan=0.0).clamp(min=LEAST_KEPT)
-    slope = (kept.log() / math.log(math.tan(a) / math.tan(b))).clamp(0.0, STEEPEST)
-    return math.tan(a) * math.tan(b) * slope / (1.0 - slope)
+    kept = torch.nan_to_num((before * after).sum(1) / before.square().sum(1), nan=0.0).clamp(0.0, 1.0).square()
+    lost, left = math.tan(a) ** 2 * (1.0 - kept), kept - (math.tan(a) / math.tan(b)) ** 2
+    most = WIDEST**2 * math.tan(a) * math.tan(b)
+    return torch.where(left * most > lost, lost / left, most)
+
+
+def width_at_the_end(squared: Tensor, earlier: Tensor) -> Tensor:
+    """The squared width that counts in the last step, from the last reading and the one before.
+
+    Data around one shape have one width. Real images have detail at every scale, and the width read from a step shrinks
+    with its sigmas; it is then taken to go on shrinking as it did, by w^2 / earlier w^2.
+    """
+    return squared * torch.where(earlier > squared, squared / earlier, 1.0)
+
+
+def gaussian_weights(b: float, a: float, squared: Tensor) -> StepWeights:
+    """The step from b to a that is exact for Gaussian data of width w around each image, from the estimates at b.
+
+        x_a = cos a image_hat + (S_a S_b - cos a cos b w^2) / sin b noise_hat        S = sqrt(sin^2 + w^2 cos^2)
+
+    since Gaussian data of mean m have x - cos m in proportion to S along the flow, and m = image_hat - w^2 cot b
+    noise_hat. For width 0 it is DDIM's step, which ends in the image estimate. Estimates that disagree move x by what
+    this would move the point that they agree on.
+
+    Args:
+        b, a: descending; b above 0.
+        squared: w^2, shape (B,).
+    """
+    (sin_b, cos_b), (sin_a, cos_a) = ((math.sin(angle), math.cos(angle)) for angle in (b, a))
+    sizes = ((sin_b**2 + squared * cos_b**2) * (sin_a**2 + squared * cos_a**2)).sqrt()
+    # the difference without its cancelling; 0 / 0 at width 0 and angle 0, where it is 0
+    squares = sin_a**2 * sin_b**2 + squared * (sin_a**2 * cos_b**2 + sin_b**2 * cos_a**2)
+    noise = squares / (sizes + cos_a * cos_b * squared).clamp(min=1e-30) / sin_b
+    return StepWeights(1.0, (cos_a - cos_b,), (noise - sin_b,))
 
 
 def noise_weights(
@@ -267,10 +310,12 @@ class Multistep:
             if not given. At 0 noise is a polynomial itself.
         start: `rising` order over the first steps, or `runge-kutta` of the full order (2, 2 or 4 evaluations a step
             for order - 1 steps at orders 2, 3, 4, the first of which is the step's own).
-        finish: `level` order to the end, or `falling` over the last steps, which leaves order 2 of convergence and
-            extrapolates less where the polynomial is trusted least. `image` is level, but ends in what the last
-            evaluation takes for the image, as DPM-Solver++ and UniPC do: not where the flow leads, but without the
-            noise that a network's flow leaves. Level in the form `both`, falling in the others, if not given.
+        finish: the last step, or steps. `gaussian`: one that is exact for Gaussian data of each image's width, from the
+            last estimates alone. `image`: ends in the last image estimate, as DPM-Solver++ and UniPC do, which is not
+            where the flow leads but leaves out what noise a network's flow leaves. `level`: of full order like all
+            others. `falling`: of falling order over the last steps. All but `level` leave order 2 of convergence on
+            grids whose last step is as long as the others. `gaussian`, which is for the form `both`, is what that form
+            takes if not given; the others are falling.
         churn: how much of the noise is made anew on the way, 0 (none) to 1 (as much as DDPM): the reverse process with
             more or less noise, whose marginals are the same, its image estimate integrated exactly.
         offsets: added to the weights of each step, one a step; what `quarterarc.tuning` finds for one network.
@@ -317,6 +362,10 @@ class Multistep:
             raise InputError("tuned weights are for steps without fresh noise: use churn=0, or another grid")
         if self.churn > 0.0 and self.form not in (None, "image"):
             raise InputError(f"churn needs form='image', got '{self.form}': other estimates go out of date")
+        if self.finish == "gaussian" and (self.churn > 0.0 or self.form not in (None, "both")):
+            raise InputError(
+                "finish='gaussian' is for the form 'both' without churn: take 'image', 'falling' or 'level'"
+            )
         if self.churn > 0.0 and self.corrector:
             raise InputError("the corrector cannot take a step again after fresh noise: use churn=0 or corrector=False")
 
@@ -338,23 +387,28 @@ class Multistep:
         steps = len(angles) - 1
         form = self.form or ("image" if self.churn else "both")
         order = min(4 if form == "both" else 3, steps) if self.order is None else self.order
-        finish = self.finish or ("level" if form == "both" else "falling")
+        finish = self.finish or ("gaussian" if form == "both" else "falling")
         corrector = self.churn == 0.0 if self.corrector is None else self.corrector
         coarsest = BEYOND * math.sqrt(x[0].numel())
         smallest, _ = angle_range(denoise)
         kept = max([order, *(len(offset.image) for offset in self.offsets)])
         estimates: list[Estimate] = []  # the last `kept`
         squared: Tensor | None = None  # the widths'
+        earlier: Tensor | None = None  # and those read a step before
         before = x  # where the last step started from
 
         def step(x: Tensor, b: float, a: float, last: int, most: int, offset: StepWeights | None = None) -> Tensor:
             """From x at b to a, through at most so many estimates up to the node `last`."""
-            nodes = tuple(angles[max(0, last + 1 - most) : last + 1])
-            weights = step_weights(form, self.clock, b, a, nodes, coarsest, self.churn)
-            if finish == "image" and a == angles[-1]:
-                weights = StepWeights(0.0, (math.cos(a),), (math.sin(a),))  # the last estimates, mixed for the end
-            elif squared is not None:
-                weights = replace(weights, noise=noise_weights(self.clock, b, a, nodes, coarsest, squared))
+            if a == angles[-1] and finish == "image":
+                weights = StepWeights(0.0, (math.cos(a),), (math.sin(a),))
+            elif a == angles[-1] and finish == "gaussian":
+                width = x.new_zeros(1) if squared is None else squared
+                weights = gaussian_weights(b, a, width if earlier is None else width_at_the_end(width, earlier))
+            else:
+                nodes = tuple(angles[max(0, last + 1 - most) : last + 1])
+                weights = step_weights(form, self.clock, b, a, nodes, coarsest, self.churn)
+                if squared is not None:
+                    weights = replace(weights, noise=noise_weights(self.clock, b, a, nodes, coarsest, squared))
             if offset is not None:
                 weights = weights + offset
             return weights.apply(x, estimates[-len(weights.image) :])
@@ -363,7 +417,7 @@ class Multistep:
             estimate = denoise(x, b)
             yield State(x, b, estimate)
             if form == "both" and k > 0:
-                squared = self._widths(estimates[-1], estimate, angles[k - 1], b)
+                earlier, squared = squared, self._widths(estimates[-1], estimate, angles[k - 1], b)
             estimates = [*estimates, estimate][-kept:]
             if corrector and k > 0 and self._free(k - 1, order):
                 predicted, x = x, step(before, angles[k - 1], b, k, order)
