@@ -185,7 +185,7 @@ def gaussian_weights(b: float, a: float, squared: Tensor) -> StepWeights:
 
     Args:
         b, a: descending; b above 0.
-        squared: w^2, shape (B,).
+        squared: w^2, shape (B,), or (1,) for all.
     """
     (sin_b, cos_b), (sin_a, cos_a) = ((math.sin(angle), math.cos(angle)) for angle in (b, a))
     sizes = ((sin_b**2 + squared * cos_b**2) * (sin_a**2 + squared * cos_a**2)).sqrt()
@@ -402,7 +402,9 @@ class Multistep:
             if a == angles[-1] and finish == "image":
                 weights = StepWeights(0.0, (math.cos(a),), (math.sin(a),))
             elif a == angles[-1] and finish == "gaussian":
-                width = x.new_zeros(1) if squared is None else squared
+                width = squared
+                if width is None:
+                    width = x.new_zeros(1, dtype=torch.promote_types(x.dtype, torch.float32))
                 weights = gaussian_weights(b, a, width if earlier is None else width_at_the_end(width, earlier))
             else:
                 nodes = tuple(angles[max(0, last + 1 - most) : last + 1])
