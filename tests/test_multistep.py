@@ -20,15 +20,8 @@ from quarterarc.data import DataSpec, open_data
 from quarterarc.errors import InputError
 from quarterarc.estimate import Estimate
 from quarterarc.samplers import DDIM, DDPM, EULER, Cold, Gradient, Multistep, Sampler
-from quarterarc.samplers.multistep import (
-    CLOCKS,
-    FORMS,
-    gaussian_weights,
-    noise_weights,
-    step_weights,
-    width_at_the_end,
-    widths,
-)
+from quarterarc.samplers.step_weights import CLOCKS, FORMS, gaussian_weights, noise_weights, step_weights
+from quarterarc.samplers.widths import width_at_the_end, widths
 from quarterarc.sampling import plan
 
 PI_2 = math.pi / 2

@@ -20,7 +20,7 @@ from quarterarc.errors import InputError
 from quarterarc.estimate import Estimate
 from quarterarc.runs import newest_checkpoint, read_tuned, write_tuned
 from quarterarc.samplers import Multistep
-from quarterarc.samplers.multistep import StepWeights
+from quarterarc.samplers.step_weights import StepWeights
 from quarterarc.sampling import plan
 from quarterarc.tuned import TunedGrid
 from quarterarc.tuning import tune

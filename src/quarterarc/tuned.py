@@ -11,7 +11,7 @@ from typing import Any
 
 from .errors import InputError
 from .samplers import Multistep, Sampler
-from .samplers.multistep import StepWeights
+from .samplers.step_weights import StepWeights
 
 __all__ = ["TunedGrid", "find"]
 

@@ -26,7 +26,7 @@ from .errors import InputError
 from .estimate import Denoise
 from .generation import noise
 from .samplers import Multistep, Sampler
-from .samplers.multistep import StepWeights
+from .samplers.step_weights import StepWeights
 from .sampling import Plan, plan, sample
 from .tuned import TunedGrid
 

@@ -1,4 +1,7 @@
-"""Samplers: rules that move a state from one angle to the next. One file a family, one table of names."""
+"""Samplers: rules that move a state from one angle to the next. One file a family, one table of names.
+
+`multistep` has two more: `step_weights`, its integrals, and `widths`, what it reads of the data on the way.
+"""
 
 from __future__ import annotations
 

@@ -31,262 +31,29 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.polynomial.legendre import leggauss
 from torch import Tensor
 
-from ..arc import FINEST, NOISE_END, octave, octave_to_angle, spread
+from ..arc import NOISE_END
 from ..denoiser import angle_range
 from ..errors import InputError, unknown_name
 from ..estimate import Estimate
 from .base import Denoise, Draw, State
 from .forms import VELOCITY
 from .gradient import EULER, HEUN, RK4, Tableau, runge_kutta
+from .step_weights import CLOCKS, FORMS, StepWeights, fresh_noise, gaussian_weights, noise_weights, step_weights
+from .widths import width_at_the_end, widths
 
-__all__ = [
-    "CLOCKS",
-    "Multistep",
-    "StepWeights",
-    "gaussian_weights",
-    "noise_weights",
-    "step_weights",
-    "width_at_the_end",
-    "widths",
-]
+__all__ = ["Multistep"]
 
-FORMS = ("both", "velocity", "noise", "image")
-CLOCKS = ("octave", "angle")
 STARTS = ("rising", "runge-kutta")
 FINISHES = ("gaussian", "falling", "image", "level")
 
 BEYOND = 2.0
 """How far beyond sqrt(D), the noise that drowns every picture, the clock `octave` counts on (docs/samplers.md)."""
-WIDEST = 100.0
-"""The largest width that is believed, over the sigmas that it was read from: beyond it all noise is the data's."""
-
-_POINTS, _SHARES = leggauss(48)  # relative 1e-14 on steps as long as the whole arc
-
-
-@dataclass(frozen=True)
-class StepWeights:
-    """A step as weights: x_a = x x_b + sum_j image_j image_hat_j + noise_j noise_hat_j.
-
-    Attributes:
-        x: of the point the step starts from, float64.
-        image, noise: of the estimates at the nodes, float64; noise may be one weight an image, shape (B,).
-    """
-
-    x: float
-    image: tuple[float, ...]
-    noise: tuple[float | Tensor, ...]
-
-    def apply(self, x: Tensor, estimates: Sequence[Estimate]) -> Tensor:
-        """The step itself, from x with the estimates at the nodes."""
-        moved = x if self.x == 1.0 else self.x * x
-        for image, noise, estimate in zip(self.image, self.noise, estimates, strict=True):
-            if image != 0.0:
-                moved = moved + image * estimate.image
-            if isinstance(noise, Tensor):
-                moved = moved + spread(noise, x) * estimate.noise
-            elif noise != 0.0:
-                moved = moved + noise * estimate.noise
-        return moved
-
-    def __add__(self, other: StepWeights) -> StepWeights:
-        """Both together; the last nodes of one are the last nodes of the other."""
-        count = max(len(self.image), len(other.image))
-
-        def added(one: tuple[Any, ...], two: tuple[Any, ...]) -> tuple[Any, ...]:
-            padded = [(0.0,) * (count - len(part)) + part for part in (one, two)]
-            return tuple(map(sum, zip(*padded, strict=True)))
-
-        return StepWeights(self.x + other.x, added(self.image, other.image), added(self.noise, other.noise))
-
-
-@lru_cache(maxsize=4096)
-def step_weights(
-    form: str, clock: str, b: float, a: float, nodes: tuple[float, ...], coarsest: float, churn: float = 0.0
-) -> StepWeights:
-    """The weights of the step from angle b to angle a through estimates at the nodes, exact to rounding.
-
-    In the form `both` for width 0; `noise_weights` has those of other widths.
-
-    Args:
-        form, clock: as for `Multistep`.
-        b, a: where the step starts and ends; b is not pi/2 in the noise form, nor 0 in the image form.
-        nodes: distinct angles.
-        coarsest: of the clock `octave`, as for `quarterarc.arc.octave`.
-        churn: as for `Multistep`; in the image form.
-    """
-    at, none = np.array(nodes), np.zeros(len(nodes))
-    if form == "image" and a == 0.0:  # all that counts is the image at the end
-        return _rounded(0.0, _lagrange(at, np.zeros(1), clock, coarsest)[:, 0], none)
-    angles, shares = _quadrature(form, clock, b, a, coarsest)
-    weights = _lagrange(at, angles, clock, coarsest) * shares
-    if form == "velocity":
-        return _rounded(1.0, -np.sin(at) * weights.sum(1), np.cos(at) * weights.sum(1))
-    if form == "both":
-        return _rounded(1.0, -weights @ np.sin(angles), weights @ np.cos(angles))
-    if form == "noise":
-        return _rounded(math.cos(a) / math.cos(b), none, math.cos(a) * weights.sum(1))
-    excess, fresh = _excess(b, a, churn)
-    decay = (math.tan(a) / np.tan(angles)) ** excess
-    kept = math.sin(a) / math.sin(b) * math.sqrt(1.0 - fresh**2)
-    return _rounded(kept, math.sin(a) * (1.0 + excess) * (weights * decay).sum(1), none)
-
-
-def widths(before: Tensor, after: Tensor, b: float, a: float) -> Tensor:
-    """The squared width w^2 of the data around each image, in pixels of [-1, 1], shape (B,); in float32 or wider.
-
-    Along the flow the noise estimate of Gaussian data of width w is proportional to s_w. What share of it is kept from
-    b to a, in the direction of the first estimate, tells w:
-
-        kept = s_w(a) / s_w(b)      =>      w^2 = tan^2 a (1 - kept^2) / (kept^2 - tan^2 a / tan^2 b)
-
-    A noise that grows has width 0.
-
-    Args:
-        before, after: noise estimates at the angles b and a, shape (B, *).
-        b, a: descending; from b = pi/2, where the estimate is of everything that is not noise, the width is 0.
-    """
-    dtype = torch.promote_types(before.dtype, torch.float32)
-    before, after = before.flatten(1).to(dtype), after.flatten(1).to(dtype)
-    if b >= NOISE_END:
-        return before.new_zeros(len(before))
-    # of no noise at all nothing is kept, and of noise that turned round neither
-    kept = torch.nan_to_num((before * after).sum(1) / before.square().sum(1), nan=0.0).clamp(0.0, 1.0).square()
-    lost, left = math.tan(a) ** 2 * (1.0 - kept), kept - (math.tan(a) / math.tan(b)) ** 2
-    most = WIDEST**2 * math.tan(a) * math.tan(b)
-    return torch.where(left * most > lost, lost / left, most)
-
-
-def width_at_the_end(squared: Tensor, earlier: Tensor) -> Tensor:
-    """The squared width that counts in the last step, from the last reading and the one before.
-
-    Data around one shape have one width. Real images have detail at every scale, and the width read from a step shrinks
-    with its sigmas; it is then taken to go on shrinking as it did, by w^2 / earlier w^2.
-    """
-    return squared * torch.where(earlier > squared, squared / earlier, 1.0)
-
-
-def gaussian_weights(b: float, a: float, squared: Tensor) -> StepWeights:
-    """The step from b to a that is exact for Gaussian data of width w around each image, from the estimates at b.
-
-        x_a = cos a image_hat + (S_a S_b - cos a cos b w^2) / sin b noise_hat        S = sqrt(sin^2 + w^2 cos^2)
-
-    since Gaussian data of mean m have x - cos m in proportion to S along the flow, and m = image_hat - w^2 cot b
-    noise_hat. For width 0 it is DDIM's step, which ends in the image estimate. Estimates that disagree move x by what
-    this would move the point that they agree on.
-
-    Args:
-        b, a: descending; b above 0.
-        squared: w^2, shape (B,), or (1,) for all.
-    """
-    (sin_b, cos_b), (sin_a, cos_a) = ((math.sin(angle), math.cos(angle)) for angle in (b, a))
-    sizes = ((sin_b**2 + squared * cos_b**2) * (sin_a**2 + squared * cos_a**2)).sqrt()
-    # the difference without its cancelling; 0 / 0 at width 0 and angle 0, where it is 0
-    squares = sin_a**2 * sin_b**2 + squared * (sin_a**2 * cos_b**2 + sin_b**2 * cos_a**2)
-    noise = squares / (sizes + cos_a * cos_b * squared).clamp(min=1e-30) / sin_b
-    return StepWeights(1.0, (cos_a - cos_b,), (noise - sin_b,))
-
-
-def noise_weights(
-    clock: str, b: float, a: float, nodes: tuple[float, ...], coarsest: float, squared: Tensor
-) -> tuple[Tensor, ...]:
-    """The weights of the noise estimates in the form `both` where each image has its width, one tensor a node.
-
-        int cos(angle) l_j(angle) s_w(angle) / s_w(node_j)          l_j Lagrange's polynomial of node j
-
-    Args:
-        clock, b, a, nodes, coarsest: as for `step_weights`.
-        squared: w^2, shape (B,).
-
-    Returns:
-        Tensors of shape (B,), in the dtype of `squared`.
-    """
-    weights, angles = _noise_integrand(clock, b, a, nodes, coarsest)
-
-    def size(at: np.ndarray) -> Tensor:
-        """s_w, shape (B, angles)."""
-        return (1.0 + squared[:, None] * torch.as_tensor(np.tan(at) ** -2.0).to(squared)).rsqrt()
-
-    sizes, at_nodes = size(angles), size(np.array(nodes))
-    found = ((sizes * torch.as_tensor(row).to(squared)).sum(1) for row in weights)
-    return tuple(each / at_nodes[:, j] for j, each in enumerate(found))
-
-
-@lru_cache(maxsize=4096)
-def _noise_integrand(
-    clock: str, b: float, a: float, nodes: tuple[float, ...], coarsest: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """What is summed over the returned angles to integrate cos l_j from b to a, shape (nodes, angles)."""
-    angles, shares = _quadrature("both", clock, b, a, coarsest)
-    return _lagrange(np.array(nodes), angles, clock, coarsest) * shares * np.cos(angles), angles
-
-
-def _excess(b: float, a: float, churn: float) -> tuple[float, float]:
-    """What churn makes of the step from b to a: tau^2 of the reverse process, and the share of x's noise made anew.
-
-    The reverse process with tau^2 times the noise of DDPM's keeps the marginals for any tau (Xue et al. 2023, Eq. 9):
-
-        x_a = sin a / sin b r^(tau^2) x_b + sin a (1 + tau^2) int (cot / cot a)^(tau^2) image d cot
-              + sin a sqrt(1 - r^(2 tau^2)) z,                                          r = tan a / tan b
-
-    and tau is chosen such that the fresh noise is DDIM's with this churn, sin a churn sqrt(1 - r^2). tau is churn at 1.
-    """
-    if churn == 0.0 or a == 0.0:
-        return 0.0, 0.0
-    left = math.sin(b - a) * math.sin(b + a) / (math.sin(b) * math.cos(a)) ** 2  # 1 - r^2
-    fresh = churn * math.sqrt(left)
-    if churn == 1.0 or b >= NOISE_END:  # from pure noise r is 0, and any smaller power of it is 1
-        return float(churn == 1.0), fresh
-    return math.log1p(-(fresh**2)) / (2.0 * math.log(math.tan(a) / math.tan(b))), fresh
-
-
-def _rounded(x: float, image: np.ndarray, noise: np.ndarray) -> StepWeights:
-    return StepWeights(x, tuple(map(float, image)), tuple(map(float, noise)))
-
-
-def _quadrature(form: str, clock: str, b: float, a: float, coarsest: float) -> tuple[np.ndarray, np.ndarray]:
-    """Angles and shares that integrate from b to a over tan (noise form), cot (image form) or the angle (the others).
-
-    Each integral is taken in a variable in which the integrand is smooth up to the end of the arc: log(1 + tan),
-    log(1 + cot), and the octave.
-    """
-
-    def over(first: float, last: float) -> tuple[np.ndarray, np.ndarray]:
-        half = (last - first) / 2
-        return first + half * (_POINTS + 1.0), half * _SHARES
-
-    if form == "noise":
-        w, shares = over(math.log1p(math.tan(b)), math.log1p(math.tan(a)))
-        return np.arctan(np.expm1(w)), shares * np.exp(w)
-    if form == "image":
-        w, shares = over(math.log1p(1.0 / math.tan(b)), math.log1p(1.0 / math.tan(a)))
-        return np.arctan2(1.0, np.expm1(w)), shares * np.exp(w)
-    if clock == "angle":
-        return over(b, a)
-    w, shares = over(float(octave(b, coarsest)), float(octave(a, coarsest)))
-    angles = octave_to_angle(w, coarsest)
-    sine, cosine = np.sin(angles), np.cos(angles)
-    pace = (1.0 - FINEST / coarsest) / ((sine + FINEST * cosine) * (cosine + sine / coarsest) * math.log(2.0))
-    return angles, shares / pace
-
-
-def _lagrange(nodes: np.ndarray, angles: np.ndarray, clock: str, coarsest: float) -> np.ndarray:
-    """Lagrange's polynomials of the nodes at angles, in a clock; shape (nodes, angles)."""
-    if clock == "octave":
-        nodes, angles = octave(nodes, coarsest), octave(angles, coarsest)
-    values = np.ones((len(nodes), len(angles)))
-    for i, node in enumerate(nodes):
-        for other in np.delete(nodes, i):
-            values[i] *= (angles - other) / (node - other)
-    return values
 
 
 @dataclass(frozen=True)
@@ -434,7 +201,7 @@ class Multistep:
             most = min(order, steps - k) if finish == "falling" else order
             x = step(x, b, a, k, most, self.offsets[k] if self.offsets else None)
             if self.churn > 0.0 and a > 0.0:
-                x = x + math.sin(a) * _excess(b, a, self.churn)[1] * draw(x)
+                x = x + math.sin(a) * fresh_noise(b, a, self.churn)[1] * draw(x)
         yield State(x, angles[-1], None)
 
     def _widths(self, before: Estimate, after: Estimate, b: float, a: float) -> Tensor | None:
