@@ -24,7 +24,7 @@ RHO = 7.0
 MOST_STEPS = 100_000
 """More angles than any sampler has use for; a mistyped number should not fill the memory."""
 
-OCTAVE_POWER = 1.5
+OCTAVE_POWER = 1.3
 """How much finer than evenly the grid `octave` steps near the image; measured (docs/samplers.md)."""
 DIMENSIONS = 3 * 32 * 32
 """Pixel values of an image where nobody says how many there are."""
@@ -44,7 +44,7 @@ def grid(
         name: `angle` (uniform in angle), `time` (uniform in the schedule's t, rounded to the times it was trained at),
             `quadratic` (t falls as a square, so that steps are fine near the image; Song et al. 2021), `log-snr`
             (uniform in log-SNR, Lu et al. 2022), `rho` (uniform in sigma^(1/7), Karras et al. 2022), `octave`
-            (`quarterarc.arc.octave` falls as a power, 1.5, from the size of the images down). `log-snr` and `rho`
+            (`quarterarc.arc.octave` falls as a power, 1.3, from the size of the images down). `log-snr` and `rho`
             place their angles where sigma is within 0.002..80, and add `start` and 0.
         steps: how many steps, at least 1.
         start: the first angle, in (0, pi/2].

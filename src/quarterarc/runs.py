@@ -53,7 +53,7 @@ __all__ = [
     "write_tuned",
 ]
 
-FORMAT, TUNED_FORMAT = 1, 2
+FORMAT, TUNED_FORMAT = 1, 3
 WEIGHTS = "model.safetensors"
 TUNED = "tuned.json"
 _NAME = re.compile(r"step-(\d{8,})")

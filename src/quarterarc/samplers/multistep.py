@@ -52,7 +52,7 @@ __all__ = ["Multistep"]
 STARTS = ("rising", "runge-kutta")
 FINISHES = ("gaussian", "falling", "image", "level")
 
-BEYOND = 2.0
+BEYOND = 4.0
 """How far beyond sqrt(D), the noise that drowns every picture, the clock `octave` counts on (docs/samplers.md)."""
 
 
@@ -96,7 +96,7 @@ class Multistep:
     form: str | None = None
     clock: str = "octave"
     corrector: bool | None = None
-    share: float | None = 0.2
+    share: float | None = 0.15
     width: float | None = None
     start: str = "rising"
     finish: str | None = None

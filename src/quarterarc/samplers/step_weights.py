@@ -160,7 +160,7 @@ def fresh_noise(b: float, a: float, churn: float) -> tuple[float, float]:
     if churn == 0.0 or a == 0.0:
         return 0.0, 0.0
     left = math.sin(b - a) * math.sin(b + a) / (math.sin(b) * math.cos(a)) ** 2  # 1 - r^2
-    fresh = churn * math.sqrt(left)
+    fresh = churn * math.sqrt(min(left, 1.0))
     if churn == 1.0 or b >= NOISE_END:  # from pure noise r is 0, and any smaller power of it is 1
         return float(churn == 1.0), fresh
     return math.log1p(-(fresh**2)) / (2.0 * math.log(math.tan(a) / math.tan(b))), fresh

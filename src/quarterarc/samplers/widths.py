@@ -14,6 +14,9 @@ __all__ = ["width_at_the_end", "widths"]
 WIDEST = 100.0
 """The largest width that is believed, over the sigmas that it was read from: beyond it all noise is the data's."""
 
+ROUNDINGS = 16.0
+"""So many roundings of 1 are no loss of noise: the width goes with their root, which is not small."""
+
 
 def widths(before: Tensor, after: Tensor, b: float, a: float) -> Tensor:
     """The squared width w^2 of the data around each image, in pixels of [-1, 1], shape (B,); in float32 or wider.
@@ -35,7 +38,8 @@ def widths(before: Tensor, after: Tensor, b: float, a: float) -> Tensor:
         return before.new_zeros(len(before))
     # of no noise at all nothing is kept, and of noise that turned round neither
     kept = torch.nan_to_num((before * after).sum(1) / before.square().sum(1), nan=0.0).clamp(0.0, 1.0).square()
-    lost, left = math.tan(a) ** 2 * (1.0 - kept), kept - (math.tan(a) / math.tan(b)) ** 2
+    loss = (1.0 - kept).where(1.0 - kept > ROUNDINGS * torch.finfo(dtype).eps, 0.0)
+    lost, left = math.tan(a) ** 2 * loss, kept - (math.tan(a) / math.tan(b)) ** 2
     most = WIDEST**2 * math.tan(a) * math.tan(b)
     return torch.where(left * most > lost, lost / left, most)
 
