@@ -191,7 +191,7 @@ class Multistep:
             if corrector and k > 0 and self._free(k - 1, order):
                 predicted, x = x, step(before, angles[k - 1], b, k, order)
                 if self.share is not None:
-                    # never more than is right for the widest data there are
+                    # less where noise drowns every picture
                     share = self.share / (1.0 + (math.tan(b) / coarsest) ** 2)
                     estimates[-1] = estimate.moved(x - predicted, b, share)
             before = x

@@ -15,7 +15,7 @@ WIDEST = 100.0
 """The largest width that is believed, over the sigmas that it was read from: beyond it all noise is the data's."""
 
 ROUNDINGS = 16.0
-"""So many roundings of 1 are no loss of noise: the width goes with their root, which is not small."""
+"""A loss of so many roundings of 1 counts as none: the width goes with its root, which would not be small."""
 
 
 def widths(before: Tensor, after: Tensor, b: float, a: float) -> Tensor:
