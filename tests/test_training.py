@@ -158,10 +158,11 @@ def test_two_processes_lose_what_one_loses(tmp_path, tiny, tiny_run):
 
 
 def test_accumulation_is_the_same_step(tmp_path, tiny, tiny_run):
-    """The same global batch in two parts: equal up to the order of a few float32 additions."""
+    """The same global batch in two parts: equal up to the order of a few float32 additions, on a GPU of TF32 ones."""
+    close = 1e-3 if torch.cuda.is_available() else 1e-5
     train(read_recipe("digits", [*tiny, "training.accumulate=2"]), tmp_path, progress=False)
     for one, two in zip(log_of(tiny_run), log_of(tmp_path), strict=True):
-        assert two == pytest.approx(one, rel=1e-5)
+        assert two == pytest.approx(one, rel=close)
 
 
 def test_the_exported_weights_are_the_moving_average(tiny_run):

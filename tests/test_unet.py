@@ -104,9 +104,21 @@ def test_dropout_keeps_the_mean_and_is_seeded():
     assert drop(x, 0.3, False) is x
 
 
-def test_the_output_lies_channels_last():
-    out = make()(torch.randn(2, 3, 8, 8), torch.tensor(1.0))
+def test_images_lie_channels_last_on_the_cpu_and_channels_first_elsewhere():
+    network = make()
+    out = network(torch.randn(2, 3, 8, 8), torch.tensor(1.0))
     assert out.is_contiguous(memory_format=torch.channels_last)
+    assert all(weight.is_contiguous() for weight in network.to("meta").parameters())
+
+
+def test_the_layout_of_the_weights_is_that_of_the_images_and_changes_no_number():
+    network = make().double()
+    x, time = torch.randn(2, 3, 8, 8, dtype=torch.float64), torch.tensor(1.0)
+    expected = network(x, time)
+    network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    out = network(x, time)
+    assert out.is_contiguous()
+    assert torch.allclose(out, expected, rtol=0, atol=1e-12)
 
 
 def test_attention_is_found_by_resolution():

@@ -3,16 +3,16 @@
 Residual blocks of GroupNorm and SiLU, a sinusoidal embedding of the time added inside each, self-attention at
 chosen levels, strided convolutions on the way down, nearest-neighbour upsampling on the way up.
 
-Inside, images lie channels-last. Everything that depends on the time and the label alone (the embedding, its two
-layers, and the projections of all blocks, which are one matrix) is computed first, once for the whole batch where
-the batch shares its time.
+Inside, images lie as the weights do: channels-last on the CPU, channels first on a GPU. Everything that depends on
+the time and the label alone (the embedding, its two layers, and the projections of all blocks, which are one matrix)
+is computed first, once for the whole batch where the batch shares its time.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -157,7 +157,20 @@ class UNet(nn.Module):
         self.shifts = [block.out_channels for block in residuals]
         self.project = nn.Linear(embedding, sum(self.shifts))
         self._initialise()
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._lay_out()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What `to`, `cuda` and their like do; weights that come to another device are laid out for it."""
+        before = self.output.weight.device
+        super()._apply(fn, recurse)
+        if self.output.weight.device != before:
+            self._lay_out()
+        return self
+
+    def _lay_out(self) -> None:
+        """Channels-last, as oneDNN wants images; on a GPU channels first, the only layout of CUDA's group norm."""
+        last = self.output.weight.device.type == "cpu"
+        self.to(memory_format=torch.channels_last if last else torch.contiguous_format)  # type: ignore[call-overload]
 
     def _initialise(self) -> None:
         """DDPM's start: uniform weights of variance 1/mean(fan in, fan out), and zeros where a block ends."""
@@ -195,7 +208,9 @@ class UNet(nn.Module):
                 f"the network takes images of shape (B, {self.input.in_channels}, H, W), got {tuple(x.shape)}"
             )
         shifts = iter(self._embed(x, time, labels).split(self.shifts, dim=1))
-        x = x.to(self.input.weight.dtype).contiguous(memory_format=torch.channels_last)
+        last = self.output.weight.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if last else torch.contiguous_format
+        x = x.to(self.input.weight.dtype).contiguous(memory_format=layout)
         skips = [self.input(x)]
         for stage in self.down:
             skips += stage(skips[-1], shifts)
