@@ -12,7 +12,7 @@ from ..errors import InputError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `quarterarc train`."""
     parser.usage = "quarterarc train RECIPE --out RUN [--resume] [section.field=value ...]"
-    recipes = "digits, cifar10, celeba64, church256, or a YAML file (not needed with --resume)"
+    recipes = "digits, cifar10-short, cifar10, celeba64, church256, or a YAML file (not needed with --resume)"
     parser.add_argument("recipe", nargs="?", metavar="RECIPE", help=recipes)
     fields = "set any field of the recipe, such as training.steps=1000 or data.source=photos/"
     parser.add_argument("fields", nargs="*", metavar="section.field=value", help=fields)
