@@ -118,3 +118,24 @@ def test_what_it_refuses() -> None:
 
     with pytest.raises(InputError, match=r"too steep near angle 0\.7.* raise it"):
         sample(pole, NOISE, "adaptive", tolerance=1e-8)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_flow_that_is_not_a_number_is_refused(value: float) -> None:
+    """From the start, from some angle on, and for one image of many."""
+
+    def below(angle: Tensor | float) -> Tensor:
+        return torch.as_tensor(angle, dtype=torch.float64).expand(len(NOISE)).reshape(-1, 1, 1, 1) < 0.7
+
+    def late(x: Tensor, angle: Tensor | float) -> Estimate:
+        said = GAUSSIAN(x, angle)
+        return Estimate(torch.where(below(angle)[: len(x)], value, said.image), said.noise)
+
+    with pytest.raises(InputError, match=r"not a number near angle 1\.57"):
+        sample(lambda x, angle: Estimate(value * x, x), NOISE, "adaptive")
+    with pytest.raises(InputError, match=r"not a number near angle 0\.[789]"):
+        sample(late, NOISE, "adaptive", tolerance=1e-4)
+    noise = NOISE.clone()
+    noise[3, 0, 0, 0] = value
+    with pytest.raises(InputError, match=r"not a number near angle 1\.57"):
+        sample(GAUSSIAN, noise, "adaptive")

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from quarterarc.bench import samplers as bench
+from quarterarc.bench.samplers import _steady
 from quarterarc.cli import main
 from quarterarc.closed_form import MixtureData
 from quarterarc.denoiser import Counted
@@ -89,6 +90,27 @@ def test_a_quick_run_fills_every_table(tmp_path, capsys, monkeypatch):
     assert drawn.read_text().count("<polyline") >= 5
     ratios_are_ours_over_the_best_peer(subject)
     peers_that_keep_to_one_setting_are_no_better(subject)
+
+
+def test_the_one_setting_is_the_best_from_5_to_20_of_those_run_at_most_of_them():
+    def row(error: float) -> bench.Row:
+        return {"error": error}
+
+    nfes = (4, 5, 10, 50)
+    errors = {
+        "steady": {4: row(9.0), 5: row(2.0), 10: row(3.0), 50: row(9.0)},
+        "best once": {4: row(0.1), 5: row(1.0), 10: row(9.0), 50: row(0.1)},
+        "seldom": {5: row(0.1)},
+    }
+    assert _steady(errors, nfes, "error") == {"settings": "steady", "values": [9.0, 2.0, 3.0, 9.0]}
+    del errors["steady"][4]
+    assert _steady(errors, nfes, "error") == {"settings": "steady", "values": [None, 2.0, 3.0, 9.0]}
+    assert _steady({}, nfes, "error") is None
+
+
+@pytest.mark.parametrize("peer", bench.PEERS, ids=lambda peer: peer.name)
+def test_every_choice_of_a_peer_has_a_label_of_its_own(peer):
+    assert len({each.label for each in peer.choices}) == len(peer.choices)
 
 
 @pytest.mark.parametrize("prediction", ["v_prediction", "epsilon", "sample"])

@@ -125,10 +125,12 @@ def test_the_exponential_table():
     np.testing.assert_allclose(pipeline_schedule(scheduler).alpha_bar[1:], expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("steps", [1, 4, 10, 50, 100])
+@pytest.mark.parametrize(
+    ("trained", "steps"), [*((100, steps) for steps in (1, 4, 10, 50, 100)), (1000, 48), (1000, 80)]
+)
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
-def test_a_grid_visits_diffusers_steps(spacing, steps):
-    scheduler = diffusers.DDIMScheduler(num_train_timesteps=100, timestep_spacing=spacing)
+def test_a_grid_visits_diffusers_steps(spacing, trained, steps):
+    scheduler = diffusers.DDIMScheduler(num_train_timesteps=trained, timestep_spacing=spacing)
     scheduler.set_timesteps(steps)
     schedule = pipeline_schedule(scheduler)
     numbers = schedule.time(pipeline_grid(scheduler, steps)[:-1]) - 1
@@ -537,8 +539,9 @@ def ours_untrained(name, schedule, classes=None, **options):
     return qa.Denoiser(network.eval(), schedule, head(name, schedule), shape=(1, 8, 8), classes=classes)
 
 
-@pytest.mark.parametrize("steps", [1000, 250])
-@pytest.mark.parametrize("table", ["arc", "linear"])
+@pytest.mark.parametrize(
+    ("table", "steps"), [("arc", 1000), ("arc", 250), ("linear", 1000), ("linear", 250), ("jsd", 500)]
+)
 @pytest.mark.parametrize("name", ["noise", "image", "velocity", "noise+variance", "velocity+variance"])
 def test_ours_comes_back_from_a_pipeline_folder(name, table, steps, tmp_path):
     denoise = ours_untrained(name, qa.schedule(table, steps))

@@ -20,9 +20,9 @@ from quarterarc.data import DataSpec, open_data
 from quarterarc.errors import InputError
 from quarterarc.estimate import Estimate
 from quarterarc.samplers import DDIM, DDPM, EULER, Cold, Gradient, Multistep, Sampler
-from quarterarc.samplers.step_weights import CLOCKS, FORMS, gaussian_weights, noise_weights, step_weights
+from quarterarc.samplers.step_weights import CLOCKS, FORMS, StepWeights, gaussian_weights, noise_weights, step_weights
 from quarterarc.samplers.widths import width_at_the_end, widths
-from quarterarc.sampling import plan
+from quarterarc.sampling import plan, trajectory
 
 PI_2 = math.pi / 2
 NODES = (1.45, 1.3, 1.05, 0.8)
@@ -134,7 +134,7 @@ def test_widths_of_noise_that_grows_turns_vanishes_or_is_pure() -> None:
     one = torch.ones(3, 1, 2, 2)
     grown, turned = widths(one, 1.2 * one, 0.5, 0.3), widths(one, -one, 0.5, 0.3)
     assert torch.equal(grown, torch.zeros(3))
-    assert (turned > 1e2 * math.tan(0.5) * math.tan(0.3)).all()  # as if all of it were the data's
+    assert turned.sqrt() == pytest.approx(100 * math.sqrt(math.tan(0.5) * math.tan(0.3)))  # as if all were the data's
     assert turned.isfinite().all()
     for before, after in ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0)):
         assert widths(before * one, after * one, 0.5, 0.3).isfinite().all()
@@ -147,6 +147,28 @@ def test_the_width_at_the_end_goes_on_as_it_came() -> None:
         torch.tensor(values) for values in ([0.04, 0.04, 0.04, 0.0, 0.0], [0.04, 0.16, 0.01, 0.04, 0.0])
     )
     assert width_at_the_end(squared, earlier) == pytest.approx([0.04, 0.01, 0.04, 0.0, 0.0])
+
+
+def test_the_last_step_goes_by_the_last_two_widths() -> None:
+    """Written out from the states of the way: without the corrector they are all that there is."""
+    world, x = world_of_one(), points()
+    angles = [PI_2, 1.1, 0.7, 0.4, 0.0]
+    *way, last = trajectory(world, x, Multistep(corrector=False), grid=angles)
+    said = [state.estimate for state in way if state.estimate is not None]
+    earlier, squared = (widths(said[k - 1].noise, said[k].noise, angles[k - 1], angles[k]) for k in (2, 3))
+    assert (earlier > 1.5 * squared).any()  # some shrink, so that what they are taken to become matters
+    weights = gaussian_weights(0.4, 0.0, width_at_the_end(squared, earlier))
+    assert torch.allclose(last.x, weights.apply(way[-1].x, said[-len(weights.image) :]), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("order", "evaluations"), [(2, 2), (3, 2), (4, 4)])
+def test_what_a_runge_kutta_start_costs(order: int, evaluations: int) -> None:
+    made = sample(world_of_one(), points(), Multistep(order, start="runge-kutta"), 8)
+    assert made.nfe == 8 + (order - 1) * (evaluations - 1)
+
+
+def test_no_images_make_none() -> None:
+    assert sample(world_of_one(), points()[:0], "multistep", 5).images.shape == points()[:0].shape
 
 
 def test_gaussian_weights_are_exact_for_gaussian_data() -> None:
@@ -370,6 +392,7 @@ def test_what_it_refuses() -> None:
     for options, message in (
         ({"order": 5}, "order of multistep is 1, 2, 3 or 4, got 5"),
         ({"order": True}, "order of multistep"),
+        ({"order": 2.0}, "order of multistep is 1, 2, 3 or 4, got 2.0"),
         ({"form": "noises"}, "unknown form 'noises'"),
         ({"clock": "sigma"}, "unknown clock 'sigma'"),
         ({"start": "heun"}, "unknown start 'heun'"),
@@ -386,6 +409,8 @@ def test_what_it_refuses() -> None:
         ({"corrector": 7}, "corrector is true or false, got 7"),
         ({"churn": 0.5, "corrector": True}, "corrector cannot"),
         ({"churn": 0.5, "form": "both"}, "churn needs form='image', got 'both'"),
+        ({"churn": 0.5, "start": "runge-kutta"}, "a Runge-Kutta start has neither fresh noise nor tuned weights"),
+        ({"offsets": (StepWeights(0.0, (), ()),), "start": "runge-kutta"}, "a Runge-Kutta start has neither"),
     ):
         with pytest.raises(InputError, match=message):
             Multistep(**options)

@@ -15,7 +15,7 @@ import torch
 from quarterarc import load, noise, sample, tuning
 from quarterarc.arc import Angle
 from quarterarc.closed_form import GaussianData, MixtureData
-from quarterarc.denoiser import Counted, Replayed
+from quarterarc.denoiser import Clipped, Counted, Replayed
 from quarterarc.errors import InputError
 from quarterarc.estimate import Estimate
 from quarterarc.runs import newest_checkpoint, read_tuned, write_tuned
@@ -135,9 +135,16 @@ def test_any_deterministic_sampler_can_be_tuned_but_only_multistep_has_weights(w
 
 def test_the_untuned_grid_is_kept_where_nothing_is_better() -> None:
     """One picture: the velocity is the arc's own, so that rotation is exact whatever the grid."""
-    world = MixtureData(torch.zeros(1, 1, 4, 4, dtype=torch.float64) + 0.3, 1e-3)
-    found = tune(world, 3, "cold", shape=(1, 4, 4), images=8, progress=False)
-    assert found.errors[found.kept] <= found.errors["untuned"]
+    world = MixtureData(torch.zeros(1, 1, 4, 4, dtype=torch.float64) + 0.3, 1e-9)
+    found = tune(world, 3, "rotation", shape=(1, 4, 4), images=8, progress=False)
+    assert found.kept == "untuned"
+    assert found.angles == tuple(plan(world, "rotation", 3, shape=(1, 4, 4)).angles)
+
+
+def test_a_runge_kutta_start_has_its_angles_tuned_but_no_weights(world: MixtureData) -> None:
+    found = tune(world, 4, shape=(1, 6, 6), images=8, progress=False, order=2, start="runge-kutta")
+    assert set(found.errors) == {"untuned", "angles"}
+    assert not found.offsets
 
 
 def test_offsets_are_added_to_the_newest_estimates() -> None:
@@ -215,6 +222,11 @@ def test_what_it_refuses(run: Path, world: MixtureData, cli: Callable, tmp_path:
     write_tuned(checkpoint, [found])
     with pytest.raises(InputError, match="no grid was tuned for multistep with 7 steps: there is multistep 2 steps"):
         sample(denoise, x, steps=7, grid="tuned")
+    # another flow of the same network
+    with pytest.raises(InputError, match="not of one that is clipped: name another grid"):
+        sample(Clipped(denoise), x, steps=2, grid="tuned")
+    with pytest.raises(InputError, match="the projection velocity, not none: name another grid"):
+        sample(load(run, projection=None), x, steps=2, grid="tuned")
     # another head or other weights under the same name
     for name in ("config.json", "model.safetensors"):
         content = (checkpoint / name).read_bytes()
@@ -233,6 +245,9 @@ def test_what_it_refuses(run: Path, world: MixtureData, cli: Callable, tmp_path:
         tune(lambda x, angle: world(x, angle), 4)
     with pytest.raises(InputError, match="'ddpm' draws noise"):
         tune(world, 4, "ddpm", shape=(1, 6, 6), images=8, progress=False)
+    with pytest.raises(InputError, match="'adaptive' chooses its own steps"):
+        tune(world, 4, "adaptive", shape=(1, 6, 6), images=8, progress=False)
+    assert "rk4 takes 4 evaluations a step" in cli("tune", run, "--sampler", "rk4", "--nfe", "8,7").stderr
     for words in (("--nfe", "five"), ("--nfe", "1"), ("--sampler", "dppm"), ("--images", "2")):
         said = cli("tune", run, *words)
         assert said.returncode == 2

@@ -153,8 +153,19 @@ class _Wrapper:
         return getattr(self.inner, name)
 
 
+class _Another(_Wrapper):
+    """A denoiser whose flow is another than the inner one's."""
+
+    def tuned(self) -> list[Any]:
+        """Refuses: grids are tuned to one flow."""
+        raise InputError(
+            f"the tuned grids are of the network's own flow, not of one that is {type(self).__name__.lower()}: name "
+            "another grid"
+        )
+
+
 @dataclass(frozen=True)
-class Clipped(_Wrapper):
+class Clipped(_Another):
     """Clips the image estimate to a range, as DDPM's sampler does.
 
     Attributes:
@@ -181,7 +192,7 @@ class Clipped(_Wrapper):
 
 
 @dataclass(frozen=True)
-class Projected(_Wrapper):
+class Projected(_Another):
     """Makes the two estimates agree on x (`Estimate.projected`).
 
     A `Denoiser` does so itself if its `projection` says so; this is for other denoisers.
@@ -199,7 +210,7 @@ class Projected(_Wrapper):
 
 
 @dataclass(frozen=True)
-class Guided(_Wrapper):
+class Guided(_Another):
     """Classifier-free guidance (Ho & Salimans 2022): unconditional + scale (conditional - unconditional).
 
     Attributes:

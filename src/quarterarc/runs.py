@@ -56,6 +56,8 @@ __all__ = [
 FORMAT, TUNED_FORMAT = 1, 3
 WEIGHTS = "model.safetensors"
 TUNED = "tuned.json"
+PROJECTION = "velocity"
+"""What is kept where a head's two estimates disagree, unless `load` is told otherwise (docs/residual.md)."""
 _NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -98,7 +100,7 @@ def load(
     path: str | Path,
     device: torch.device | str = "cpu",
     precision: torch.dtype | None = None,
-    projection: str | None = "velocity",
+    projection: str | None = PROJECTION,
 ) -> Denoiser:
     """The denoiser of a run's newest checkpoint, with the moving average of its weights, ready to sample.
 
@@ -123,7 +125,17 @@ def load(
     assert isinstance(denoise.network, nn.Module)
     load_weights(denoise.network, folder / WEIGHTS)
     denoise.network.eval().requires_grad_(False)
-    return replace(denoise.to(device), tuned=partial(read_tuned, folder), projection=projection)
+    known = denoise.head.agrees or projection == PROJECTION
+    tuned = partial(read_tuned, folder) if known else partial(_not_tuned, projection)
+    return replace(denoise.to(device), tuned=tuned, projection=projection)
+
+
+def _not_tuned(projection: str | None) -> list[TunedGrid]:
+    """Refuses: what the estimates keep where they disagree is part of the flow that a grid is tuned to."""
+    raise InputError(
+        f"the tuned grids are of the flow with the projection {PROJECTION}, not {projection or 'none'}: "
+        "name another grid"
+    )
 
 
 def describe_denoiser(denoise: Denoiser, network: UNet) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from .denoiser import Labelled, Replayed, angle_range
 from .errors import InputError
 from .estimate import Denoise
 from .generation import noise
-from .samplers import Multistep, Sampler
+from .samplers import Adaptive, Multistep, Sampler
 from .samplers.step_weights import StepWeights
 from .sampling import Plan, plan, sample
 from .tuned import TunedGrid
@@ -68,7 +68,7 @@ class _Trial:
 
     def missed(self, images: Tensor) -> np.ndarray:
         """By how much each pixel of images misses its end, shape (B, D); its norm is root mean square a pixel."""
-        missed: np.ndarray = (images - self.end).flatten(1).double().cpu().numpy()
+        missed: np.ndarray = (images - self.end).flatten(1).cpu().double().numpy()
         return missed / math.sqrt(missed.shape[1])
 
 
@@ -80,7 +80,7 @@ class _Family:
 
     def __init__(self, chosen: Plan, shape: Sequence[int], weights: bool) -> None:
         self.chosen, self.coarsest = chosen, math.sqrt(math.prod(shape))
-        self.weights = weights and isinstance(chosen.sampler, Multistep)
+        self.weights = weights and isinstance(chosen.sampler, Multistep) and chosen.sampler.start == "rising"
         self.first, self.last = chosen.angles[0], chosen.angles[-1]
         self.inner = len(chosen.angles) - 2
         self.nodes = [min(NODES, k + 1) for k in range(self.inner + 1)]
@@ -143,7 +143,7 @@ def tune(
         What was fitted, or the untuned grid, whichever has the smaller median error on the others.
 
     Raises:
-        InputError: for a sampler that draws noise, fewer than 2 steps, or an unknown shape.
+        InputError: for a sampler that draws noise or chooses its own steps, fewer than 2 steps, or an unknown shape.
     """
     shape = shape or getattr(denoise, "shape", None)
     if shape is None:
@@ -153,6 +153,8 @@ def tune(
     if images < 8:
         raise InputError(f"tuning takes at least 8 images, got {images}")
     chosen = plan(denoise, sampler, steps, shape=shape, **options)
+    if isinstance(chosen.sampler, Adaptive):
+        raise InputError(f"the sampler '{sampler}' chooses its own steps: it has no grid to tune")
     families = [_Family(chosen, shape, weights)]
     if families[0].weights and options.get("form") in (None, "both") and options.get("width") is None:
         # Weights that all images share learn the width that all have in common; widths of each image's own beside
@@ -161,6 +163,8 @@ def tune(
         families.append(_Family(without, shape, weights))
     device, classes = getattr(denoise, "device", "cpu"), getattr(denoise, "classes", None)
     labels = torch.arange(images, device=device) % classes if classes else None
+    one = noise(range(FIRST_SEED, FIRST_SEED + 1), shape, device)
+    _run(_Trial(denoise, one, None if labels is None else labels[:1], one), families[0], families[0].begin())
     with tqdm(
         total=2 + len(families) * TRIED + ROUNDS,
         desc=f"tune {steps} steps",

@@ -36,6 +36,11 @@ def run(args: argparse.Namespace) -> int:
     checkpoint = newest_checkpoint(args.model)
     denoise = load(checkpoint, pick_device(args.device))
     evaluations = sampler(args.sampler, **options).evaluations
+    if min(counts) < 2 * evaluations:
+        raise InputError(
+            f"--nfe {args.nfe}: {args.sampler} takes {evaluations} evaluations a step, and one step has no angles to "
+            f"tune: ask for at least {2 * evaluations}"
+        )
     print("Median distance to the network's own fine trajectories on noise it was not tuned on, a pixel:")
     for nfe in counts:
         steps = nfe // evaluations

@@ -31,6 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..arc import NOISE_END
 from ..denoiser import Denoiser
 from ..errors import InputError, unknown_name
 from ..files import make_folder, read_json, replace_folder
@@ -154,9 +155,12 @@ def save_pipeline(denoise: Denoiser, path: str | Path) -> Path:
             "they take 'noise', 'image' or 'velocity', with or without '+variance'"
         )
     unet, angles = _numbered(denoise)
+    betas = Schedule("custom", angles).beta[1:]
+    if angles[-1] == NOISE_END:
+        betas[-1] = 1.0  # without the rounding by which its angle would come back short of pi/2
     settings = {
         "num_train_timesteps": len(angles) - 1,
-        "trained_betas": Schedule("custom", angles).beta[1:].tolist(),
+        "trained_betas": betas.tolist(),
         "prediction_type": kind,
         "timestep_spacing": "trailing",
         "clip_sample": False,

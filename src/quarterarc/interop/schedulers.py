@@ -52,7 +52,7 @@ def pipeline_schedule(scheduler: Any) -> Schedule:
             f"the scheduler has {len(beta)} trained_betas for num_train_timesteps={steps}: give one a step"
         )
     # a last beta of 1 is pure noise; Schedule.from_beta has no angle for it
-    noise_end = len(beta) > 1 and beta[-1] == 1.0
+    noise_end = len(beta) > 1 and abs(beta[-1] - 1.0) <= 1e-12  # some tables come by it only nearly
     angles = Schedule.from_beta(beta[:-1] if noise_end else beta).angles
     if noise_end:
         angles = np.append(angles, NOISE_END)
@@ -74,7 +74,7 @@ def pipeline_grid(scheduler: Any, steps: int) -> np.ndarray:
         0, one step sooner where the spacing comes by that angle anyway.
 
     Raises:
-        InputError: for an unknown spacing, or more steps than there are.
+        InputError: for an unknown spacing, more steps than there are, or an offset that leads beyond them.
     """
     config = scheduler_config(Path(scheduler)) if isinstance(scheduler, str | Path) else config_of(scheduler)
     schedule = pipeline_schedule(config)
@@ -83,7 +83,13 @@ def pipeline_grid(scheduler: Any, steps: int) -> np.ndarray:
     spacing = config.get("timestep_spacing", "leading")
     if spacing not in _SPACINGS:
         raise unknown_name("timestep_spacing", spacing, _SPACINGS)
-    numbers = _SPACINGS[spacing](schedule.steps, steps, config.get("steps_offset", 0))
+    offset = config.get("steps_offset", 0)
+    numbers = _SPACINGS[spacing](schedule.steps, steps, offset)
+    if numbers[0] > schedule.steps - 1:
+        raise InputError(
+            f"steps_offset={offset} puts the first of {steps} leading steps beyond the scheduler's {schedule.steps}: "
+            "take fewer steps, or no offset"
+        )
     angles = schedule.angle(numbers + 1.0)
     last = 0.0 if config.get("set_alpha_to_one", True) else schedule.angle(1.0)
     return np.append(angles, last) if last < angles[-1] else angles
@@ -144,7 +150,7 @@ def _zero_snr(angles: np.ndarray) -> np.ndarray:
 
 _SPACINGS: dict[str, Callable[[int, int, int], np.ndarray]] = {
     "leading": lambda T, steps, offset: np.arange(steps)[::-1] * (T // steps) + offset,
-    "trailing": lambda T, steps, offset: np.round(T * (1.0 - np.arange(steps) / steps)) - 1.0,
+    "trailing": lambda T, steps, offset: np.round(np.arange(T, 0, -T / steps))[:steps] - 1.0,
     "linspace": lambda T, steps, offset: np.linspace(0.0, T - 1.0, steps).round()[::-1],
 }
 """The numbers of the steps, 0..T-1 and falling, that diffusers visits."""

@@ -93,7 +93,7 @@ def drop(x: Tensor, probability: float, training: bool) -> Tensor:
     if not _plain(x) or not x.is_contiguous(memory_format=torch.channels_last):
         return F.dropout(x, probability)
     # One random integer for four values: the generator is what takes the time.
-    below = round(probability * 65536)
+    below = min(round(probability * 65536), 65535)
     bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
     mask = (bits[: x.numel()] >= below - 32768).to(x.dtype).mul_(65536 / (65536 - below))
     b, c, h, w = x.shape

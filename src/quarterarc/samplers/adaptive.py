@@ -92,7 +92,7 @@ def integrate(
         The points at angle a; the NFE of each, shape (B,); the radians of the step that each would take next.
 
     Raises:
-        InputError: if a step would have to be too small.
+        InputError: if a step would have to be too small, or the velocity is not a number.
     """
     x, rows, way = x.clone(), torch.arange(len(x)), a - b
     done, nfe = torch.zeros(len(x), dtype=torch.float64), torch.zeros(len(x), dtype=torch.int64)
@@ -110,6 +110,12 @@ def integrate(
         nfe[rows] += len(pair.matrix)
         missed = _weighted(pair.error, slopes, way * h) / (tolerance * (1.0 + torch.maximum(here.abs(), moved.abs())))
         error = missed.square().mean(1).sqrt().cpu().double().clamp(min=1e-10)
+        if bool(error.isnan().any()):
+            angle = b + way * float(start[error.isnan()].min())
+            raise InputError(
+                f"the flow is not a number near angle {angle:.6g}: look at what the denoiser says there, and at the "
+                "noise"
+            )
         taken = error <= 1.0
         x[rows[taken]], slope[rows[taken]] = moved[taken], slopes[-1][taken]
         ends = taken & (h == 1.0 - start)
@@ -151,7 +157,8 @@ class Adaptive:
         pair: `bogacki-shampine` (3 evaluations a step; for tolerances down to about 1e-3) or `dormand-prince` (6).
 
     Raises:
-        InputError: for a tolerance outside (0, 1), an unknown pair, or a flow too steep for the tolerance.
+        InputError: for a tolerance outside (0, 1), an unknown pair, a flow too steep for the tolerance, or one that is
+            not a number.
     """
 
     tolerance: float = 1e-2

@@ -89,7 +89,8 @@ class Multistep:
 
     Raises:
         InputError: for a value not listed, an order that is more than the steps, offsets for another number of steps,
-            churn with offsets, the corrector or another form than `image`, or a grid from pi/2 in the noise form.
+            churn with offsets, the corrector or another form than `image`, a Runge-Kutta start with churn or offsets,
+            or a grid from pi/2 in the noise form.
     """
 
     order: int | None = None
@@ -107,7 +108,7 @@ class Multistep:
     default_grid = "octave"
 
     def __post_init__(self) -> None:
-        if self.order is not None and (isinstance(self.order, bool) or self.order not in (1, 2, 3, 4)):
+        if self.order is not None and (type(self.order) is not int or self.order not in (1, 2, 3, 4)):
             raise InputError(f"the order of multistep is 1, 2, 3 or 4, got {self.order!r}")
         for kind, name, known in (
             ("form", "both" if self.form is None else self.form, FORMS),
@@ -127,6 +128,8 @@ class Multistep:
             raise InputError(f"churn is 0 (no fresh noise) to 1 (as much as DDPM), got {self.churn!r}")
         if self.churn > 0.0 and self.offsets:
             raise InputError("tuned weights are for steps without fresh noise: use churn=0, or another grid")
+        if self.start == "runge-kutta" and (self.churn > 0.0 or self.offsets):
+            raise InputError("a Runge-Kutta start has neither fresh noise nor tuned weights: use start='rising'")
         if self.churn > 0.0 and self.form not in (None, "image"):
             raise InputError(f"churn needs form='image', got '{self.form}': other estimates go out of date")
         if self.finish == "gaussian" and (self.churn > 0.0 or self.form not in (None, "both")):
@@ -156,7 +159,7 @@ class Multistep:
         order = min(4 if form == "both" else 3, steps) if self.order is None else self.order
         finish = self.finish or ("gaussian" if form == "both" else "falling")
         corrector = self.churn == 0.0 if self.corrector is None else self.corrector
-        coarsest = BEYOND * math.sqrt(x[0].numel())
+        coarsest = BEYOND * math.sqrt(math.prod(x.shape[1:]))
         smallest, _ = angle_range(denoise)
         kept = max([order, *(len(offset.image) for offset in self.offsets)])
         estimates: list[Estimate] = []  # the last `kept`

@@ -271,7 +271,7 @@ class _Plan:
     @property
     def ticks(self) -> int:
         """An upper bound of the steps of the progress bar."""
-        return (len(self.ours) * len(GRIDS) + len(self.peers)) * len(self.nfes) + len(ROUGH + FINE) + len(self.nfes)
+        return (len(self.ours) * len(GRIDS) + len(self.peers)) * len(self.nfes) + len(ROUGH + FINE) + 2 * len(self.nfes)
 
 
 def _few(peer: Peer) -> Peer:

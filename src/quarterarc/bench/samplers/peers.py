@@ -49,7 +49,7 @@ class Choice:
 
 
 _BETAS = {"beta_start": 1e-4, "beta_end": 0.02, "num_train_timesteps": 1000}
-_UNSAID = ("clip_sample", "solver_order")
+_UNSAID = ("clip_sample",)
 _STEPS: dict[str, Callable[[int, Settings], int]] = {
     "HeunDiscreteScheduler": lambda nfe, settings: (nfe + 1) // 2,  # two a step, but one for the last
     "PNDMScheduler": lambda nfe, settings: nfe - 1 if settings["skip_prk_steps"] else nfe - 9,  # its start
@@ -70,6 +70,8 @@ def _word(name: str, value: Any) -> str:
         )
     if value is False:
         return ""
+    if name == "solver_order":
+        return f"order {value}"
     words = {"beta_schedule": {"squaredcos_cap_v2": "cosine"}.get(str(value), str(value)), "steps_offset": f"+{value}"}
     return words.get(name, f"clipped {value}" if name == "lambda_min_clipped" else str(value))
 
