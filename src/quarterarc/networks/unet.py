@@ -3,9 +3,10 @@
 Residual blocks of GroupNorm and SiLU, a sinusoidal embedding of the time added inside each, self-attention at
 chosen levels, strided convolutions on the way down, nearest-neighbour upsampling on the way up.
 
-Inside, images lie as the weights do: channels-last on the CPU, channels first on a GPU. Everything that depends on
-the time and the label alone (the embedding, its two layers, and the projections of all blocks, which are one matrix)
-is computed first, once for the whole batch where the batch shares its time.
+Inside, images lie as the weights do, channels-last on the CPU and channels first on a GPU; attention alone puts out
+channels-last. Everything that depends on the time and the label alone (the embedding, its two layers, and the
+projections of all blocks, which are one matrix) is computed first, once for the whole batch where the batch shares its
+time.
 """
 
 from __future__ import annotations
