@@ -110,6 +110,8 @@ def test_what_it_refuses() -> None:
     for tolerance in (0.0, -1e-3, 1.0, math.nan):
         with pytest.raises(InputError, match=r"tolerance lies in \(0, 1\)"):
             sample(GAUSSIAN, NOISE, "adaptive", tolerance=tolerance)
+    with pytest.raises(InputError, match="a tolerance of 1e-08 is below what float32 can tell: take at least 5e-07"):
+        sample(GAUSSIAN, NOISE.float(), "adaptive", tolerance=1e-8)
     with pytest.raises(InputError, match="unknown pair 'rk45'"):
         sample(GAUSSIAN, NOISE, "adaptive", pair="rk45")
 

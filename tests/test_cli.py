@@ -116,6 +116,8 @@ def test_a_run_that_cannot_be_sampled_is_refused(tmp_path, fails, tiny_run):
     assert "no run at" in fails(*sample, tmp_path / "none")
     (tmp_path / "begun" / "checkpoints").mkdir(parents=True)
     assert "no complete checkpoint" in fails(*sample, tmp_path / "begun")
+    (tmp_path / "begun" / "model_index.json").write_text("{}")
+    assert "quarterarc.interop.load_pipeline" in fails(*sample, tmp_path / "begun")
     (tmp_path / "weights.pt").write_bytes(pickle.dumps({"a": 1}))
     assert "never read" in fails(*sample, tmp_path / "weights.pt")
 
@@ -150,6 +152,7 @@ def test_sampling_options_that_do_not_exist_are_refused(tmp_path, fails, tiny_ru
     assert "descends" in fails(*sample, "--grid", "0.5,1.5,0")
     assert "no labels" in fails(*sample, "--labels", 3)
     assert "--labels" in fails(*sample, "--guidance", 2)
+    assert "none" in fails(*sample, "--projection", "zero")
     assert "cannot be used" in fails(*sample, "--device", "warp")
     assert "seed twice" in fails(*sample, "--seeds", "1,0-3")
     assert not (tmp_path / "made").exists()
@@ -173,6 +176,9 @@ def test_reading_arguments():
     assert parse_seeds("1,5-7") == [1, 5, 6, 7]
     assert parse_labels("0,1") == [0, 1]
     assert parse_option("churn=0.5") == ("churn", 0.5)
+    assert parse_option("tolerance=1e-3") == ("tolerance", 1e-3)
+    assert parse_option("order=2") == ("order", 2)
+    assert isinstance(parse_option("order=2")[1], int)
     assert parse_option("variance=large") == ("variance", "large")
     assert parse_grid("1.5,0") == [1.5, 0.0]
     assert parse_grid("rho") == "rho"

@@ -262,6 +262,8 @@ def test_a_network_that_always_had_labels_is_never_asked_without() -> None:
         always(x, 0.5)
     with pytest.raises(InputError, match="trained with some labels dropped: this one was not"):
         Guided(always)
+    with pytest.raises(InputError, match="the scale of guidance is a finite number, got nan"):
+        Guided(WORLD, float("nan"))
     sometimes = Denoiser(Recorder(), ARC, head("noise", ARC), classes=7)
     sometimes(x, 0.5)
     Guided(sometimes)(x, 0.5, labels)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -88,6 +89,29 @@ def test_a_folder_of_other_samples_is_refused(tiny_run, tmp_path):
     (tmp_path / "samples.json").unlink()
     with pytest.raises(InputError, match=r"no samples\.json"):
         write_samples(denoise, tmp_path, range(2), sampler="euler", steps=3)
+
+
+def test_a_refusal_on_the_way_leaves_nothing_and_blocks_nothing(tiny_run, tmp_path):
+    """What a sampler refuses only once it has begun; and a command that was killed before its first image."""
+    denoise, out = load(tiny_run), tmp_path / "out"
+    with pytest.raises(InputError, match="the variance .learned. needs a network"):
+        write_samples(denoise, out, range(2), sampler="ddpm", steps=3, options={"variance": "learned"})
+    assert not out.exists()
+    with pytest.raises(InputError, match="the image of seed 5 has pixels that are no finite numbers"):
+        write_samples(replace(denoise, network=nan_network), out, [5], sampler="euler", steps=3)
+    assert not out.exists()
+    out.mkdir()
+    (out / "samples.json").write_text("[]")
+    made = write_samples(denoise, out, range(2), sampler="euler", steps=3)
+    assert made is not None
+    assert made["count"] == 2
+    (out / "samples.json").write_text("[]")
+    with pytest.raises(InputError, match="does not say how"):
+        write_samples(denoise, out, range(2), sampler="euler", steps=3)
+
+
+def nan_network(x, time, labels=None):
+    return torch.full_like(x, float("nan")).repeat(1, 2, 1, 1)
 
 
 def test_two_processes_share_the_seeds(tiny_run, tmp_path):

@@ -148,8 +148,8 @@ def test_explicit_grids_are_taken_as_they_are() -> None:
         ([1.0, 0.5, 0.5, 0.0], r"got 0.5 before 0.5 \(place 1\)"),
         ([1.0, 0.2, 0.5, 0.0], r"got 0.2 before 0.5 \(place 1\)"),
         ([1.0, math.nan, 0.0], "descends strictly"),
-        ([1.6, 0.5, 0.0], r"stays within 0\.\.pi/2, got 1\.6\.\.0$"),
-        ([1.0, 0.5, -0.1], r"stays within 0\.\.pi/2, got 1\.\.-0\.1$"),
+        ([1.6, 0.5, 0.0], r"stays within 0\.\.pi/2 .*, got 1\.6\.\.0$"),
+        ([1.0, 0.5, -0.1], r"stays within 0\.\.pi/2 .*, got 1\.\.-0\.1$"),
     ],
 )
 def test_explicit_grids_that_are_none_are_refused(angles: list[float], message: str) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -211,6 +213,28 @@ def test_tuning_again_replaces_and_adds(run: Path) -> None:
     assert read_tuned(checkpoint) == [grid(3, 1.0), grid(5, 0.5)]
 
 
+def test_values_that_no_tuning_writes_are_refused(run: Path) -> None:
+    checkpoint = newest_checkpoint(run)
+    good = TunedGrid("multistep", {}, (1.5, 0.7, 0.0), (), {"untuned": 1.0}, "untuned", 2).describe()
+    changes: list[tuple[dict[str, Any], str]] = [
+        ({"angles": [1.5, 0.7, 0.1]}, "ends at 0.1"),
+        ({"angles": [0.7, 1.5, 0.0]}, "descends"),
+        ({"angles": []}, "at least two angles"),
+        ({"offsets": [{"x": 0.0, "image": [], "noise": []}]}, "weights for 1 of 2 steps"),
+        ({"offsets": 2 * [{"x": 0.0, "image": [1.0, 1.0], "noise": [1.0, 1.0]}]}, "weights of step 0 for 2 images"),
+        ({"offsets": 2 * [{"x": 0.0, "image": [1.0], "noise": []}]}, "weights of step 0 for 1 images and 0 noises"),
+        ({"offsets": 2 * [{"x": math.nan, "image": [1.0], "noise": [1.0]}]}, "no finite numbers"),
+        ({"nfe": math.inf}, "inf evaluations"),
+    ]
+    for changed, message in changes:
+        with pytest.raises(ValueError, match=message):
+            TunedGrid.of({**good, **changed})
+    text = json.dumps({"format": 3, "network": "", "grids": [{**good, "angles": [1.0]}]})
+    (checkpoint / "tuned.json").write_text(text)
+    with pytest.raises(InputError, match=r"tuned.json does not hold tuned grids .* tune again"):
+        read_tuned(checkpoint)
+
+
 def test_what_it_refuses(run: Path, world: MixtureData, cli: Callable, tmp_path: Path) -> None:
     denoise, x = load(run), noise(range(2), (1, 8, 8))
     with pytest.raises(InputError, match="no grid was tuned for this network: run `quarterarc tune`"):
@@ -239,6 +263,8 @@ def test_what_it_refuses(run: Path, world: MixtureData, cli: Callable, tmp_path:
     (checkpoint / "tuned.json").write_text('{"format": 7}')
     with pytest.raises(InputError, match="does not hold tuned grids of format 3"):
         read_tuned(checkpoint)
+    with pytest.raises(InputError, match="give 'multistep' and not Multistep"):
+        sample(denoise, x, Multistep(), 4, "tuned")
     with pytest.raises(InputError, match="one step has no angles to tune"):
         tune(world, 1, shape=(1, 6, 6))
     with pytest.raises(InputError, match="give shape="):

@@ -85,6 +85,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in _HOME and "." not in name:  # a module whose names are here too
+        return import_module(f".{name}", __name__)
     if name not in _MODULE:
         raise AttributeError(f"module 'quarterarc' has no attribute '{name}'")
     value = getattr(import_module(f".{_MODULE[name]}", __name__), name)

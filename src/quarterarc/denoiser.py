@@ -6,6 +6,7 @@ the whole arc. One that is not says so by the attributes `largest_angle` and `sm
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -218,7 +219,7 @@ class Guided(_Another):
         scale: 1 is the conditional estimate itself, larger follows the label more closely.
 
     Raises:
-        InputError: if the denoiser says that it was not, or is asked without labels.
+        InputError: if the denoiser says that it was not, or is asked without labels; for a scale that is not finite.
     """
 
     inner: Denoise
@@ -227,6 +228,8 @@ class Guided(_Another):
     evaluations = 2
 
     def __post_init__(self) -> None:
+        if not math.isfinite(self.scale):
+            raise InputError(f"the scale of guidance is a finite number, got {self.scale}")
         if not getattr(self.inner, "unlabelled", True):
             raise InputError("guidance needs a denoiser that was trained with some labels dropped: this one was not")
 

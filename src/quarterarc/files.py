@@ -15,7 +15,7 @@ from .errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["make_folder", "read_json", "replace_file", "replace_folder", "save_tensors", "write_json"]
+__all__ = ["check_writable", "make_folder", "read_json", "replace_file", "replace_folder", "save_tensors", "write_json"]
 
 
 def make_folder(path: Path) -> Path:
@@ -32,6 +32,17 @@ def make_folder(path: Path) -> Path:
     except OSError as error:
         raise InputError(f"cannot write to the folder {path}: {error.strerror or error}") from None
     return path
+
+
+def check_writable(file: Path) -> None:
+    """Refuse a file that cannot be written, before hours are spent on what goes there; makes nothing."""
+    if file.is_dir():
+        raise InputError(
+            f"cannot write to {file}: it is a folder; give the file itself, such as {file / 'result.json'}"
+        )
+    folder = next(parent for parent in file.absolute().parents if parent.exists())
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise InputError(f"cannot write {file}: {folder} is no folder that can be written to")
 
 
 @contextmanager

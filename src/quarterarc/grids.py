@@ -87,7 +87,7 @@ def explicit(angles: Sequence[float] | np.ndarray) -> np.ndarray:
             f"a grid descends strictly from noise to image, got {table[at]:.6g} before {table[at + 1]:.6g} (place {at})"
         )
     if table[0] > NOISE_END + ROUNDING or table[-1] < 0.0:
-        raise InputError(f"a grid stays within 0..pi/2, got {table[0]:.6g}..{table[-1]:.6g}")
+        raise InputError(f"a grid stays within 0..pi/2 (1.570796), got {table[0]:.7g}..{table[-1]:.7g}")
     table[0] = min(table[0], NOISE_END)
     return table
 

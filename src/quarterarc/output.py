@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,13 @@ import torch
 from tqdm import tqdm
 
 from .data.pixels import to_uint8
-from .devices import processes
+from .devices import Processes, processes
 from .errors import InputError
 from .estimate import Denoise
 from .files import make_folder, read_json, write_json
 from .generation import batches
 from .images import grid_of, read_png, write_png
-from .sampling import plan
+from .sampling import Plan, plan
 
 __all__ = ["ranges", "write_samples"]
 
@@ -66,11 +67,35 @@ def write_samples(
     chosen = plan(denoise, sampler, steps, grid, **(options or {}))
     settings = {**(about or {}), **chosen.describe(), "labels": None if labels is None else list(labels)}
     here = processes()
+    there = out.exists()
     make_folder(out)
     nfe = _check_same(out, settings)
     here.wait()  # nobody writes before everybody has looked
     if here.rank == 0:
         _describe(out, settings, complete=False)
+    try:
+        return _write(denoise, out, seeds, chosen, batch_size, labels, settings, nfe, here)
+    except InputError:
+        if here.rank == 0 and not any(out.glob("*.png")):  # nothing has been made: nothing is left
+            (out / ABOUT).unlink(missing_ok=True)
+            if not there:
+                with suppress(OSError):
+                    out.rmdir()
+        raise
+
+
+def _write(
+    denoise: Denoise,
+    out: Path,
+    seeds: Sequence[int],
+    chosen: Plan,
+    batch_size: int,
+    labels: Sequence[int] | None,
+    settings: Mapping[str, Any],
+    nfe: float | None,
+    here: Processes,
+) -> dict[str, Any] | None:
+    """Make and write the images that are not there yet, and say what there is; None in every process but the first."""
     mine = [seed for seed in seeds[here.rank :: here.count] if not (out / _name(seed)).exists()]
     made = batches(
         denoise,
@@ -85,6 +110,12 @@ def write_samples(
     with bar, ThreadPoolExecutor(4) as writers:
         for some, result in made:
             seen += result.nfe * len(some)
+            if not bool(result.images.isfinite().all()):
+                bad = next(seed for seed, image in zip(some, result.images, strict=True) if not image.isfinite().all())
+                raise InputError(
+                    f"the image of seed {bad} has pixels that are no finite numbers: look at the network's weights, "
+                    "and at what the sampler was asked for"
+                )
             pixels = to_uint8(result.images).cpu()
             # a batch is on disk before the next is made: memory stays bounded, and what is written stays written
             list(writers.map(write_png, (out / _name(seed) for seed in some), pixels))
@@ -108,8 +139,10 @@ def _name(seed: int) -> str:
 
 def _check_same(out: Path, settings: Mapping[str, Any]) -> float | None:
     """Refuse a folder whose images were made with other settings or are of unknown origin; the NFE of those there."""
-    if (out / ABOUT).is_file():
+    if (out / ABOUT).is_file() and any(out.glob("*.png")):
         before = read_json(out / ABOUT)
+        if not isinstance(before, dict):
+            raise InputError(f"{out / ABOUT} does not say how the images there were made: give another --out")
         made = {key: value for key, value in before.items() if key not in RESULTS}
         changed = sorted(key for key in made.keys() | settings.keys() if made.get(key) != settings.get(key))
         if changed:

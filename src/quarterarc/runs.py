@@ -91,6 +91,10 @@ def newest_checkpoint(path: str | Path) -> Path:
     if (path / "config.json").is_file() and (path / WEIGHTS).is_file():
         return path
     found = checkpoints(path)
+    if not found and (path / "model_index.json").is_file():
+        raise InputError(
+            f"{path} is a diffusers pipeline, not a run: read it in Python, by quarterarc.interop.load_pipeline"
+        )
     if not found:
         raise InputError(f"{path} holds no complete checkpoint: train with `quarterarc train RECIPE --out {path}`")
     return found[-1]

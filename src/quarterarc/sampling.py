@@ -17,7 +17,7 @@ from .arc import NOISE_END, ROUNDING
 from .denoiser import Counted, Labelled, angle_range
 from .errors import InputError
 from .estimate import Denoise
-from .samplers import Draw, Sampler, State
+from .samplers import SAMPLERS, Draw, Sampler, State
 from .samplers import sampler as named_sampler
 from .streams import Purpose, normal, stream
 from .tuned import TunedGrid, find
@@ -117,6 +117,10 @@ def plan(
 
 def _tuned(denoise: Denoise, sampler: str, options: Mapping[str, Any], steps: int) -> TunedGrid:
     """The grid that was tuned for this network."""
+    if sampler not in SAMPLERS:
+        raise InputError(
+            f"a tuned grid goes with a sampler's name and options: give 'multistep' and not {sampler}(...)"
+        )
     grids = getattr(denoise, "tuned", None)
     if grids is None:
         raise InputError("a tuned grid belongs to a trained network: load one with `quarterarc.load`, or name a grid")

@@ -5,11 +5,13 @@ They are kept beside its weights (`quarterarc.runs`), and worthless for any othe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from .errors import InputError
+from .grids import explicit
 from .samplers import Multistep, Sampler
 from .samplers.step_weights import StepWeights
 
@@ -75,19 +77,35 @@ class TunedGrid:
 
     @classmethod
     def of(cls, value: Mapping[str, Any]) -> TunedGrid:
-        """From `describe`'s JSON types."""
+        """From `describe`'s JSON types.
+
+        Raises:
+            KeyError, TypeError, ValueError: for what is no such grid.
+        """
+        angles = explicit([float(angle) for angle in value["angles"]])
+        if angles[-1] != 0.0:
+            raise ValueError(f"a grid that ends at {angles[-1]:.6g} and not at 0")
         offsets = tuple(
             StepWeights(float(one["x"]), tuple(map(float, one["image"])), tuple(map(float, one["noise"])))
             for one in value["offsets"]
         )
+        if offsets and len(offsets) != len(angles) - 1:
+            raise ValueError(f"weights for {len(offsets)} of {len(angles) - 1} steps")
+        for step, one in enumerate(offsets):
+            if not len(one.image) == len(one.noise) <= step + 1:
+                raise ValueError(f"weights of step {step} for {len(one.image)} images and {len(one.noise)} noises")
+            if not all(map(math.isfinite, (float(one.x), *one.image, *one.noise))):
+                raise ValueError(f"weights of step {step} that are no finite numbers")
+        if not isinstance(value["nfe"], int):
+            raise ValueError(f"{value['nfe']} evaluations")
         return cls(
             str(value["sampler"]),
             dict(value["options"]),
-            tuple(map(float, value["angles"])),
+            tuple(map(float, angles)),
             offsets,
             dict(value["errors"]),
             str(value["kept"]),
-            int(value["nfe"]),
+            value["nfe"],
             None if value["width"] is None else float(value["width"]),
         )
 
@@ -105,4 +123,4 @@ def find(grids: Sequence[TunedGrid], sampler: str, options: Mapping[str, Any], s
         f"{one.sampler}{''.join(f' {k}={v}' for k, v in one.options.items())} {one.steps} steps" for one in grids
     )
     wanted = f"{sampler} with {steps} steps{' and these options' if options else ''}"
-    raise InputError(f"no grid was tuned for {wanted}: there is {there}; `quarterarc tune` makes more")
+    raise InputError(f"no grid was tuned for {wanted}: there is {there or 'none'}; `quarterarc tune` makes more")

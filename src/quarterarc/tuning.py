@@ -164,7 +164,8 @@ def tune(
     device, classes = getattr(denoise, "device", "cpu"), getattr(denoise, "classes", None)
     labels = torch.arange(images, device=device) % classes if classes else None
     one = noise(range(FIRST_SEED, FIRST_SEED + 1), shape, device)
-    _run(_Trial(denoise, one, None if labels is None else labels[:1], one), families[0], families[0].begin())
+    bare = _Family(chosen, shape, weights=False)
+    _run(_Trial(denoise, one, None if labels is None else labels[:1], one), bare, bare.begin())  # it may draw noise
     with tqdm(
         total=2 + len(families) * TRIED + ROUNDS,
         desc=f"tune {steps} steps",

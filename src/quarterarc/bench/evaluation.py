@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from ..files import make_folder, write_json
+from ..files import check_writable, make_folder, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,6 +58,8 @@ def main(args: argparse.Namespace) -> int:
     """
     if min(args.dimensions, args.repeats, *args.sizes, args.threads or 1) < 1 or min(args.sizes) < 5:
         raise InputError("dimensions, repeats and threads must be at least 1, and sizes at least 5")
+    if args.out is not None:
+        check_writable(args.out)
     settings = {name: getattr(args, name) for name in ("parts", "dimensions", "sizes", "repeats", "threads")}
     report: Row = {"settings": settings, "environment": _environment(args.threads)}
     if "frechet" in args.parts:

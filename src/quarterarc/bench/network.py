@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, unknown_name
-from ..files import make_folder, write_json
+from ..files import check_writable, make_folder, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -77,6 +77,8 @@ def main(args: argparse.Namespace) -> int:
     Raises:
         InputError: on an unknown case, a number below 1, a missing device, or without diffusers.
     """
+    if args.out is not None:
+        check_writable(args.out)
     report = run(
         args.cases,
         repeats=args.repeats,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+from ..files import check_writable
 from .model import add_sampling_arguments, ask, parse_grid, parse_projection, parse_seeds
 
 if TYPE_CHECKING:
@@ -75,21 +75,10 @@ def run(args: argparse.Namespace) -> int:
         others = ", ".join(name for name in names if name not in asked)
         raise InputError(f"{', '.join(asked)} ask the model, {others} its images: evaluate them in two commands")
     if args.out is not None:
-        _check_writable(args.out)
+        check_writable(args.out)
     if asked:
         return _run_model_metrics(args, asked)
     return _run_image_metrics(args, names)
-
-
-def _check_writable(file: Path) -> None:
-    """Refuse a file that cannot be written, before hours are spent on what goes there; makes nothing."""
-    if file.is_dir():
-        raise InputError(
-            f"cannot write to {file}: it is a folder; give the file itself, such as {file / 'result.json'}"
-        )
-    folder = next(parent for parent in file.absolute().parents if parent.exists())
-    if not (folder.is_dir() and os.access(folder, os.W_OK)):
-        raise InputError(f"cannot write {file}: {folder} is no folder that can be written to")
 
 
 def _is_run(source: str) -> bool:
@@ -117,7 +106,7 @@ def _run_image_metrics(args: argparse.Namespace, names: list[str]) -> int:
         reference = open_reference(args.reference)
     if args.save_reference is not None:
         check_ending(args.save_reference)
-        _check_writable(args.save_reference)
+        check_writable(args.save_reference)
     images = _images(args, reference)
     extractor = named_extractor(args.features, pick_device(args.device), args.weights)
     if not names:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
-from ..errors import InputError
+from ..errors import InputError, unknown_name
 
 __all__ = [
     "Asked",
@@ -26,9 +27,13 @@ _MOST_SEEDS = 10_000_000  # a list of them is kept
 
 def add_sampling_arguments(parser: argparse._ActionsContainer) -> None:
     """The options that say how a model is sampled; the seeds and the device are each command's own."""
-    parser.add_argument("--sampler", default=None, help="a sampler by name (default: what measures best)")
+    parser.add_argument("--sampler", default=None, help="a sampler by name (default: multistep)")
     parser.add_argument("--steps", type=int, default=None, help="how many steps (default: 10)")
-    parser.add_argument("--grid", default=None, help="a grid of angles by name, or angles: 1.57,1.2,0.6,0")
+    parser.add_argument(
+        "--grid",
+        default=None,
+        help="a grid of angles by name, tuned, or angles: 1.57,1.2,0.6,0 (default: the sampler's)",
+    )
     option = "an option of the sampler, such as churn=0.5 or variance=large"
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help=option)
     parser.add_argument("--labels", default=None, help="classes to make, 3 or 0,1,2, used in turn over the seeds")
@@ -133,13 +138,21 @@ def parse_option(text: str) -> tuple[str, Any]:
     if not equals:
         raise InputError(f"--option {text}: write NAME=VALUE, such as churn=0.5")
     try:
-        return name, yaml.safe_load(value)
+        read = yaml.safe_load(value)
     except yaml.YAMLError:
         raise InputError(f"--option {text}: '{value}' is no number and no word") from None
+    if isinstance(read, str):
+        with suppress(ValueError):  # YAML takes 1e-3, which has no point, for a word
+            return name, float(read)
+    return name, read
 
 
 def parse_projection(text: str) -> str | None:
     """What is kept of estimates that disagree, from its name; nothing is done for "none"."""
+    from ..estimate import PROJECTIONS
+
+    if text not in (*PROJECTIONS, "none"):
+        raise unknown_name("projection", text, (*PROJECTIONS, "none"))
     return None if text == "none" else text
 
 

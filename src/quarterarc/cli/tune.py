@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 from ..errors import InputError
 from .model import parse_option
@@ -34,6 +35,8 @@ def run(args: argparse.Namespace) -> int:
     from ..tuning import tune
 
     checkpoint = newest_checkpoint(args.model)
+    if not os.access(checkpoint, os.W_OK):
+        raise InputError(f"{checkpoint} cannot be written to, and tuned grids are kept there: copy the run")
     denoise = load(checkpoint, pick_device(args.device))
     evaluations = sampler(args.sampler, **options).evaluations
     if min(counts) < 2 * evaluations:
@@ -48,8 +51,11 @@ def run(args: argparse.Namespace) -> int:
         write_tuned(checkpoint, [found])
         errors = ", ".join(f"{name} {error:.5f}" for name, error in found.errors.items())
         kept = "the untuned grid is kept: nothing was better" if found.kept == "untuned" else f"kept: {found.kept}"
-        print(f"  {found.nfe} evaluations ({steps} steps): {errors}; {kept}")
-    print(f"Sample with --grid tuned --steps N (in {checkpoint / 'tuned.json'})")
+        asked = "" if found.nfe == nfe else f", asked for {nfe}"
+        print(f"  {found.nfe} evaluations ({steps} steps{asked}): {errors}; {kept}")
+    how = "" if args.sampler == "multistep" else f"--sampler {args.sampler} "
+    how += "".join(f"--option {option} " for option in args.option)
+    print(f"Sample with {how}--grid tuned --steps N (in {checkpoint / 'tuned.json'})")
     return 0
 
 

@@ -61,6 +61,8 @@ PAIRS = {"bogacki-shampine": BOGACKI_SHAMPINE, "dormand-prince": DORMAND_PRINCE}
 
 _FIRST, _SMALLEST = 1 / 50, 1e-10  # shares of the way: the first step, and the one at which a flow is given up
 _SAFETY, _SHRINK, _GROW = 0.9, 0.2, 5.0
+ROUNDINGS = 4.0
+"""The finest tolerance, in roundings of 1: below, steps shrink for errors that no step is small enough for."""
 
 
 def integrate(
@@ -180,6 +182,13 @@ class Adaptive:
         """The states at every angle of the grid."""
         smallest, largest = angle_range(denoise)
         shape, dtype = x.shape[1:], x.dtype
+        finest = ROUNDINGS * torch.finfo(torch.promote_types(dtype, torch.float32)).eps
+        if self.tolerance < finest:
+            kind = str(dtype).removeprefix("torch.")
+            raise InputError(
+                f"a tolerance of {self.tolerance:g} is below what {kind} can tell: take at least {finest:.1g}, or "
+                "noise in float64"
+            )
         points, radians = float64(x).flatten(1), torch.full((len(x),), _FIRST * (angles[0] - angles[-1]))
 
         def velocity(points: Tensor, angle: Tensor, rows: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError, unknown_name
-from ...files import make_folder, write_json
+from ...files import check_writable, make_folder, write_json
 from .ours import CANDIDATE, FINE, GRIDS, LARGEST_TUNED, NFE_FINE, OURS, ROUGH, TUNED, TUNED_ON, Ours
 from .peers import PEERS, Choice, Peer, angles_of, solve_by_peer
 from .subjects import PURE_NOISE, WIDTH, WORLDS, Row, Solution, Subject, Trained, World
@@ -304,6 +304,8 @@ def main(args: argparse.Namespace) -> int:
     Raises:
         InputError: on an unknown world, numbers below 1, an unfit run, or without diffusers or scikit-learn.
     """
+    for file in filter(None, (args.out, args.figure)):
+        check_writable(file)
     report = run(
         args.worlds,
         args.trained,
