@@ -94,7 +94,7 @@ def test_a_folder_of_other_samples_is_refused(tiny_run, tmp_path):
 def test_a_refusal_on_the_way_leaves_nothing_and_blocks_nothing(tiny_run, tmp_path):
     """What a sampler refuses only once it has begun; and a command that was killed before its first image."""
     denoise, out = load(tiny_run), tmp_path / "out"
-    with pytest.raises(InputError, match="the variance .learned. needs a network"):
+    with pytest.raises(InputError, match=r"the variance .learned. needs a network"):
         write_samples(denoise, out, range(2), sampler="ddpm", steps=3, options={"variance": "learned"})
     assert not out.exists()
     with pytest.raises(InputError, match="the image of seed 5 has pixels that are no finite numbers"):

@@ -121,6 +121,11 @@ def test_starts_off_the_arc_are_refused(start: float) -> None:
         grid("angle", 10, start)
 
 
+def test_an_image_has_pixels() -> None:
+    with pytest.raises(InputError, match="at least one pixel value, got dimensions=0"):
+        grid("octave", 10, dimensions=0)
+
+
 def test_unknown_names_list_the_known() -> None:
     with pytest.raises(InputError, match=r"unknown grid 'angel'; did you mean 'angle'\?") as caught:
         grid("angel", 10)

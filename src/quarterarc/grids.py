@@ -54,7 +54,7 @@ def grid(
 
     Raises:
         InputError: for an unknown name, fewer than one step or more than 100,000, more steps than the schedule has
-            times, or a start outside (0, pi/2].
+            times, dimensions below 1, or a start outside (0, pi/2].
     """
     if name not in GRIDS:
         raise unknown_name("grid", name, GRIDS)
@@ -62,6 +62,8 @@ def grid(
         raise InputError(f"sampling takes a whole number of steps, at least 1, got {steps!r}")
     if steps > MOST_STEPS:
         raise InputError(f"{steps} steps are more than a grid has room for: take at most {MOST_STEPS}")
+    if dimensions < 1:
+        raise InputError(f"images have at least one pixel value, got dimensions={dimensions!r}")
     if not 0.0 < start <= NOISE_END:
         raise InputError(f"a grid starts in (0, pi/2], got {start!r}")
     if name == "octave":

@@ -280,7 +280,7 @@ def find_weights() -> Path:
     except (OSError, ValueError) as error:
         raise InputError(
             f"the weights of 'inception' are not there, and the download failed ({' '.join(str(error).split())}): put "
-            f"{_URL} at {target}, or give its path as the weights (--weights)"
+            f"{_URL} at {target}, or give its path as the weights (evaluate's --weights)"
         ) from None
     return target
 
