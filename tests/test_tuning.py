@@ -273,6 +273,7 @@ def test_what_it_refuses(run: Path, world: MixtureData, cli: Callable, tmp_path:
         tune(world, 4, "ddpm", shape=(1, 6, 6), images=8, progress=False)
     with pytest.raises(InputError, match="'adaptive' chooses its own steps"):
         tune(world, 4, "adaptive", shape=(1, 6, 6), images=8, progress=False)
+    assert "'adaptive' chooses its own steps" in cli("tune", run, "--sampler", "adaptive", "--nfe", "2").stderr
     assert "rk4 takes 4 evaluations a step" in cli("tune", run, "--sampler", "rk4", "--nfe", "8,7").stderr
     for words in (("--nfe", "five"), ("--nfe", "1"), ("--sampler", "dppm"), ("--images", "2")):
         said = cli("tune", run, *words)

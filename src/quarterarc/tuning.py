@@ -148,13 +148,13 @@ def tune(
     shape = shape or getattr(denoise, "shape", None)
     if shape is None:
         raise InputError("this denoiser does not say the shape of its images: give shape=(C, H, W)")
+    chosen = plan(denoise, sampler, steps, shape=shape, **options)
+    if isinstance(chosen.sampler, Adaptive):
+        raise InputError(f"the sampler '{sampler}' chooses its own steps: it has no grid to tune")
     if steps < 2:
         raise InputError(f"one step has no angles to tune: take at least 2, got {steps}")
     if images < 8:
         raise InputError(f"tuning takes at least 8 images, got {images}")
-    chosen = plan(denoise, sampler, steps, shape=shape, **options)
-    if isinstance(chosen.sampler, Adaptive):
-        raise InputError(f"the sampler '{sampler}' chooses its own steps: it has no grid to tune")
     families = [_Family(chosen, shape, weights)]
     if families[0].weights and options.get("form") in (None, "both") and options.get("width") is None:
         # Weights that all images share learn the width that all have in common; widths of each image's own beside

@@ -31,22 +31,23 @@ def run(args: argparse.Namespace) -> int:
 
     from ..devices import pick_device
     from ..runs import load, newest_checkpoint, write_tuned
-    from ..samplers import sampler
+    from ..samplers import Adaptive, sampler
     from ..tuning import tune
 
     checkpoint = newest_checkpoint(args.model)
     if not os.access(checkpoint, os.W_OK):
         raise InputError(f"{checkpoint} cannot be written to, and tuned grids are kept there: copy the run")
     denoise = load(checkpoint, pick_device(args.device))
-    evaluations = sampler(args.sampler, **options).evaluations
-    if min(counts) < 2 * evaluations:
+    rule = sampler(args.sampler, **options)
+    evaluations = rule.evaluations
+    if min(counts) < 2 * evaluations and not isinstance(rule, Adaptive):
         raise InputError(
             f"--nfe {args.nfe}: {args.sampler} takes {evaluations} evaluations a step, and one step has no angles to "
             f"tune: ask for at least {2 * evaluations}"
         )
     print("Median distance to the network's own fine trajectories on noise it was not tuned on, a pixel:")
     for nfe in counts:
-        steps = nfe // evaluations
+        steps = max(1, nfe // evaluations)
         found = tune(denoise, steps, args.sampler, images=args.images, weights=not args.no_weights, **options)
         write_tuned(checkpoint, [found])
         errors = ", ".join(f"{name} {error:.5f}" for name, error in found.errors.items())
