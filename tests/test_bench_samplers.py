@@ -92,6 +92,13 @@ def test_a_quick_run_fills_every_table(tmp_path, capsys, monkeypatch):
     peers_that_keep_to_one_setting_are_no_better(subject)
 
 
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(bench, "run", None)
+    for name in ("--out", "--figure"):
+        assert bench_samplers(monkeypatch, name, tmp_path) == 2
+        assert "it is a folder; give the file itself" in capsys.readouterr().err
+
+
 def test_the_one_setting_is_the_best_from_5_to_20_of_those_run_at_most_of_them():
     def row(error: float) -> bench.Row:
         return {"error": error}

@@ -20,6 +20,7 @@ from quarterarc.interop import (
     save_pipeline,
 )
 from quarterarc.networks import UNet
+from scheduler_tables import TABLES
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -89,53 +90,6 @@ def apart(one, other):
     """The largest difference, as a part of the largest value: random networks do not stay near 1."""
     assert torch.isfinite(one).all()
     return float((one - other).abs().max() / other.abs().max().clamp(min=1.0))
-
-
-# --- schedules ---------------------------------------------------------------------------------------------------
-
-TABLES = [
-    {"beta_schedule": "linear"},
-    {"beta_schedule": "linear", "num_train_timesteps": 100, "beta_start": 0.001, "beta_end": 0.2},
-    {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
-    {"beta_schedule": "squaredcos_cap_v2"},
-    {"beta_schedule": "sigmoid"},
-    {"beta_schedule": "laplace"},
-    {"trained_betas": np.geomspace(1e-4, 0.3, 60).tolist(), "num_train_timesteps": 60},
-    {"beta_schedule": "linear", "rescale_betas_zero_snr": True},
-    {"beta_schedule": "scaled_linear", "rescale_betas_zero_snr": True, "num_train_timesteps": 200},
-]
-
-
-@pytest.mark.parametrize("config", TABLES, ids=lambda config: "-".join(str(v)[:12] for v in config.values()))
-def test_a_schedule_has_diffusers_alpha_bar_at_every_step(config):
-    scheduler = diffusers.DDPMScheduler(**config)
-    schedule = pipeline_schedule(scheduler)
-    assert schedule.steps == scheduler.config.num_train_timesteps
-    # float32: rounded factors near 1, up to 1000 of them, each wrong by 3e-8
-    np.testing.assert_allclose(schedule.alpha_bar[1:], scheduler.alphas_cumprod.numpy(), rtol=3e-5, atol=1e-9)
-    # and the noise level near the image, which diffusers' own table has only to four digits
-    np.testing.assert_allclose(np.sin(schedule.angles[1]) ** 2, scheduler.betas[0].item(), rtol=1e-3)
-    if config.get("rescale_betas_zero_snr"):
-        assert schedule.end == NOISE_END
-
-
-def test_the_exponential_table():
-    scheduler = diffusers.HeunDiscreteScheduler(beta_schedule="exp", num_train_timesteps=50)
-    expected = scheduler.alphas_cumprod.numpy()
-    np.testing.assert_allclose(pipeline_schedule(scheduler).alpha_bar[1:], expected, rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("trained", "steps"), [*((100, steps) for steps in (1, 4, 10, 50, 100)), (1000, 48), (1000, 80)]
-)
-@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
-def test_a_grid_visits_diffusers_steps(spacing, trained, steps):
-    scheduler = diffusers.DDIMScheduler(num_train_timesteps=trained, timestep_spacing=spacing)
-    scheduler.set_timesteps(steps)
-    schedule = pipeline_schedule(scheduler)
-    numbers = schedule.time(pipeline_grid(scheduler, steps)[:-1]) - 1
-    np.testing.assert_allclose(numbers, scheduler.timesteps.numpy(), atol=1e-9)  # interpolation there and back
-    assert pipeline_grid(scheduler, steps)[-1] == 0.0
 
 
 # --- one estimate, one sampler -----------------------------------------------------------------------------------
@@ -517,15 +471,6 @@ def test_networks_that_are_asked_otherwise_are_refused():
             pipeline_denoiser(network, scheduler)
     with pytest.raises(InputError, match="a scheduler or its configuration"):
         pipeline_denoiser(tiny(), 3)
-
-
-def test_grids_refuse_what_the_scheduler_cannot_do():
-    scheduler = diffusers.DDIMScheduler(num_train_timesteps=50)
-    for steps in (0, 51, -1):
-        with pytest.raises(InputError, match="has 50 steps"):
-            pipeline_grid(scheduler, steps)
-    with pytest.raises(InputError, match="unknown timestep_spacing 'even'"):
-        pipeline_grid({**scheduler.config, "timestep_spacing": "even"}, 5)
 
 
 # --- out again ---------------------------------------------------------------------------------------------------

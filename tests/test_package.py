@@ -69,6 +69,10 @@ def test_importing_costs_little_more_than_torch(installed):
     assert min(float(run(installed, "-c", code)) for _ in range(3)) < 0.3
 
 
+def test_the_modules_of_public_names_are_there_from_the_start(installed):
+    assert "ddim" in run(installed, "-c", "import quarterarc as qa; print(sorted(qa.samplers.SAMPLERS))")
+
+
 def test_every_public_name_is_there():
     import quarterarc as qa
 

@@ -102,6 +102,7 @@ def test_dropout_keeps_the_mean_and_is_seeded():
     assert dropped[dropped != 0].unique().numel() == 1
     assert abs(dropped.double().mean() - 1) < 0.01
     assert drop(x, 0.3, False) is x
+    assert drop(x, 1 - 1e-7, True).isfinite().all()
 
 
 def test_images_lie_channels_last_on_the_cpu_and_channels_first_elsewhere():

@@ -154,7 +154,7 @@ class _Wrapper:
         return getattr(self.inner, name)
 
 
-class _Another(_Wrapper):
+class _OtherFlow(_Wrapper):
     """A denoiser whose flow is another than the inner one's."""
 
     def tuned(self) -> list[Any]:
@@ -166,7 +166,7 @@ class _Another(_Wrapper):
 
 
 @dataclass(frozen=True)
-class Clipped(_Another):
+class Clipped(_OtherFlow):
     """Clips the image estimate to a range, as DDPM's sampler does.
 
     Attributes:
@@ -193,7 +193,7 @@ class Clipped(_Another):
 
 
 @dataclass(frozen=True)
-class Projected(_Another):
+class Projected(_OtherFlow):
     """Makes the two estimates agree on x (`Estimate.projected`).
 
     A `Denoiser` does so itself if its `projection` says so; this is for other denoisers.
@@ -211,7 +211,7 @@ class Projected(_Another):
 
 
 @dataclass(frozen=True)
-class Guided(_Another):
+class Guided(_OtherFlow):
     """Classifier-free guidance (Ho & Salimans 2022): unconditional + scale (conditional - unconditional).
 
     Attributes:

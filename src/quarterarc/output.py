@@ -6,23 +6,24 @@ An image is written under its name only when it is whole, so a folder that was i
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from .data.pixels import to_uint8
-from .devices import Processes, processes
+from .devices import processes
 from .errors import InputError
 from .estimate import Denoise
 from .files import make_folder, read_json, write_json
 from .generation import batches
 from .images import grid_of, read_png, write_png
-from .sampling import Plan, plan
+from .sampling import plan
 
 __all__ = ["ranges", "write_samples"]
 
@@ -73,29 +74,6 @@ def write_samples(
     here.wait()  # nobody writes before everybody has looked
     if here.rank == 0:
         _describe(out, settings, complete=False)
-    try:
-        return _write(denoise, out, seeds, chosen, batch_size, labels, settings, nfe, here)
-    except InputError:
-        if here.rank == 0 and not any(out.glob("*.png")):  # nothing has been made: nothing is left
-            (out / ABOUT).unlink(missing_ok=True)
-            if not there:
-                with suppress(OSError):
-                    out.rmdir()
-        raise
-
-
-def _write(
-    denoise: Denoise,
-    out: Path,
-    seeds: Sequence[int],
-    chosen: Plan,
-    batch_size: int,
-    labels: Sequence[int] | None,
-    settings: Mapping[str, Any],
-    nfe: float | None,
-    here: Processes,
-) -> dict[str, Any] | None:
-    """Make and write the images that are not there yet, and say what there is; None in every process but the first."""
     mine = [seed for seed in seeds[here.rank :: here.count] if not (out / _name(seed)).exists()]
     made = batches(
         denoise,
@@ -107,15 +85,11 @@ def _write(
     )
     started, seen = time.perf_counter(), 0.0
     bar = tqdm(total=len(mine), unit="image", desc="sample", disable=None if here.rank == 0 else True)
-    with bar, ThreadPoolExecutor(4) as writers:
+    undone = _nothing_left(out, there) if here.rank == 0 else nullcontext()
+    with undone, bar, ThreadPoolExecutor(4) as writers:
         for some, result in made:
             seen += result.nfe * len(some)
-            if not bool(result.images.isfinite().all()):
-                bad = next(seed for seed, image in zip(some, result.images, strict=True) if not image.isfinite().all())
-                raise InputError(
-                    f"the image of seed {bad} has pixels that are no finite numbers: look at the network's weights, "
-                    "and at what the sampler was asked for"
-                )
+            _check_finite(some, result.images)
             pixels = to_uint8(result.images).cpu()
             # a batch is on disk before the next is made: memory stays bounded, and what is written stays written
             list(writers.map(write_png, (out / _name(seed) for seed in some), pixels))
@@ -131,6 +105,29 @@ def _write(
     write_png(out / GRID, grid_of(first))
     speed = {"images_per_second": round(len(mine) * here.count / seconds, 2)} if mine else {}
     return _describe(out, settings, complete=True, nfe=nfe, device=str(getattr(denoise, "device", "cpu")), **speed)
+
+
+def _check_finite(seeds: Sequence[int], images: Tensor) -> None:
+    bad = [seed for seed, finite in zip(seeds, images.flatten(1).isfinite().all(1).tolist(), strict=True) if not finite]
+    if bad:
+        raise InputError(
+            f"the image of seed {bad[0]} has pixels that are no finite numbers: look at the network's weights, and at "
+            "what the sampler was asked for"
+        )
+
+
+@contextmanager
+def _nothing_left(out: Path, there: bool) -> Iterator[None]:
+    """On a refusal before the first image, take away what was begun: samples.json, and the folder if it is new."""
+    try:
+        yield
+    except InputError:
+        if not any(out.glob("*.png")):
+            (out / ABOUT).unlink(missing_ok=True)
+            if not there:
+                with suppress(OSError):
+                    out.rmdir()
+        raise
 
 
 def _name(seed: int) -> str:
