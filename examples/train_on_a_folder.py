@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 import quarterarc as qa
-from quarterarc.images import grid_of, write_png
+from quarterarc.storage.pictures import contact_sheet, write_png
 from quarterarc.training.recipe import read_recipe
 from quarterarc.training.trainer import train
 
@@ -26,5 +26,5 @@ recipe = read_recipe(
 )  # fmt: skip
 checkpoint = train(recipe, work / "run", resume=True)  # run it twice: it goes on where it stopped
 images = qa.generate(qa.load(checkpoint), seeds=range(8), steps=5)
-write_png(work / "samples.png", grid_of(qa.to_uint8(images)))
+write_png(work / "samples.png", contact_sheet(qa.to_uint8(images)))
 print(f"look at {work / 'samples.png'}")

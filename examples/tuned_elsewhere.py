@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits, load_sample_images
 from sklearn.feature_extraction.image import extract_patches_2d
 
 import quarterarc as qa
-from quarterarc.tuning import tune
+from quarterarc.sampling.tuning import tune
 
 
 def patches(count: int, size: int = 8) -> np.ndarray:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from quarterarc import sample, trajectory
 from quarterarc.closed_form import GaussianData, MixtureData
-from quarterarc.errors import InputError
+from quarterarc.common.errors import InputError
 from quarterarc.estimate import Estimate
 from quarterarc.samplers.adaptive import PAIRS, integrate
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from quarterarc import arc
-from quarterarc.errors import InputError
+from quarterarc.common.errors import InputError
 
 EXACT = 1e-14  # a few roundings of numbers of size 1
 ANGLES = [0.0, 1e-8, 0.3, math.pi / 4, 1.2, math.pi / 2 - 1e-8, math.pi / 2]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from quarterarc.bench import evaluation as bench
-from quarterarc.errors import InputError
+from benchmarks import evaluation as bench
+from quarterarc.common.errors import InputError
 
 
 def arguments(*given: str) -> argparse.Namespace:

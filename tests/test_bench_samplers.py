@@ -7,16 +7,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from quarterarc.bench import samplers as bench
-from quarterarc.bench.samplers import _steady
+from benchmarks import samplers as bench
+from benchmarks.samplers import _steady
 from quarterarc.cli import main
 from quarterarc.closed_form import MixtureData
-from quarterarc.denoiser import Counted
-from quarterarc.errors import InputError
-from quarterarc.generation import noise
+from quarterarc.common.errors import InputError
+from quarterarc.denoiser import Evaluator
 from quarterarc.samplers import Multistep
-from quarterarc.sampling import sample
-from quarterarc.tuning import tune
+from quarterarc.sampling.generation import noise
+from quarterarc.sampling.trajectories import sample
+from quarterarc.sampling.tuning import tune
 
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("sklearn")
@@ -149,7 +149,7 @@ def test_peers_come_near_the_true_solution(digits, peer, settings):
     world = bench.World("digits", digits, images=12, seed=0)
     chosen = choice(peer, **settings)
     scheduler = chosen.make(50)
-    counted = Counted(digits)
+    counted = Evaluator(digits)
     images = bench.solve_by_peer(counted, world.noise, scheduler, chosen.prediction)
     assert counted.nfe == 50
     start = bench.angles_of(scheduler)[0]
@@ -163,7 +163,7 @@ def test_every_peer_asks_as_often_as_its_column_says(digits, nfe):
         for each in peer.choices[:6]:
             scheduler = each.make(nfe)
             if scheduler is not None:
-                counted = Counted(digits)
+                counted = Evaluator(digits)
                 bench.solve_by_peer(counted, start, scheduler, each.prediction)
                 assert counted.nfe == nfe, (each.label, nfe)
 

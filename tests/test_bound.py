@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from quarterarc import arc
-from quarterarc.bound import discretised_log_likelihood, gaussian_kl, log_variance, prior_term, step_term
 from quarterarc.closed_form import GaussianData
-from quarterarc.errors import InputError
+from quarterarc.common.errors import InputError
 from quarterarc.estimate import Estimate
+from quarterarc.objectives.bound import discretised_log_likelihood, gaussian_kl, log_variance, prior_term, step_term
 from quarterarc.schedules import schedule
 
 LEVELS = torch.arange(256, dtype=torch.float64) / 127.5 - 1

@@ -12,8 +12,8 @@ from PIL import Image
 
 from quarterarc.cli import main
 from quarterarc.cli.model import parse_grid, parse_labels, parse_option, parse_seeds
-from quarterarc.errors import InputError
-from quarterarc.runs import checkpoints
+from quarterarc.common.errors import InputError
+from quarterarc.storage.runs import checkpoints
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ def test_sampling_options_that_do_not_exist_are_refused(tmp_path, fails, tiny_ru
     assert "at least 1" in fails(*sample, "--batch-size", 0)
     assert "at most 10000000" in fails(*sample, "--seeds", "0-99999999999999999999")
     assert "descends" in fails(*sample, "--grid", "0.5,1.5,0")
-    assert "no labels" in fails(*sample, "--labels", 3)
+    assert "without labels" in fails(*sample, "--labels", 3)
     assert "--labels" in fails(*sample, "--guidance", 2)
     assert "none" in fails(*sample, "--projection", "zero")
     assert "cannot be used" in fails(*sample, "--device", "warp")

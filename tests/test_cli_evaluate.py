@@ -14,7 +14,7 @@ import torch
 from quarterarc.cli import main
 from quarterarc.data import DataSpec, open_data
 from quarterarc.evaluation.features import collect
-from quarterarc.images import write_png
+from quarterarc.storage.pictures import write_png
 
 METRICS = "fid,precision,recall,density,coverage,is"
 
@@ -120,7 +120,7 @@ def test_bits_a_dimension_of_a_run(tiny_run, tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["bits-per-dim", "flow-bits-per-dim"])
 def test_an_interrupted_likelihood_goes_on_image_by_image(tiny_run, tmp_path, monkeypatch, capsys, name):
-    from quarterarc.evaluation import models
+    from quarterarc.likelihood import evaluation as models
 
     function = "bits_per_dim" if name == "bits-per-dim" else "flow_bits_per_dim"
     ask, numbers = getattr(models, function), []
@@ -214,7 +214,7 @@ def test_every_mistake_is_one_line(tiny_run, digits, tmp_path, fails):
     of_run = [tiny_run, "--reference", "digits", *use]
     assert "not both" in fails(*of_run, "--seeds", "0-9", "--count", 5)
     assert "did you mean 'heun'" in fails(*of_run, "--sampler", "huen")
-    assert "no labels" in fails(*of_run, "--labels", 3)
+    assert "without labels" in fails(*of_run, "--labels", 3)
     assert "--labels" in fails(*of_run, "--guidance", 2)
     (tmp_path / "begun" / "checkpoints").mkdir(parents=True)
     assert "no complete checkpoint" in fails(tmp_path / "begun", "--reference", "digits", *use)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from quarterarc import arc
 from quarterarc.closed_form import GaussianData, MixtureData
-from quarterarc.errors import InputError
+from quarterarc.common.errors import InputError
 
 SHAPE = (2, 2, 3)
 D = 12

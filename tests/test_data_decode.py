@@ -12,9 +12,9 @@ import pytest
 from PIL import Image, ImageFile
 
 from data_samples import encode, patch, photographs, png, tiff
+from quarterarc.common.errors import InputError
 from quarterarc.data.decode import BadImage, read_pixels
 from quarterarc.data.spec import DataSpec
-from quarterarc.errors import InputError
 
 RAMP = np.arange(65536, dtype=np.uint16).reshape(256, 256)
 RAMP_8 = np.round(RAMP / 257).astype(np.uint8)  # 65535 = 255 * 257; no value lies halfway

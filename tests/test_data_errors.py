@@ -13,9 +13,9 @@ import torch
 from pydantic import ValidationError
 
 from data_samples import encode, patch, table, write_folder, write_lmdb, write_parquet
+from quarterarc.common.errors import InputError
 from quarterarc.data import DataSpec, open_data
 from quarterarc.data.decode import BadImage
-from quarterarc.errors import InputError
 
 
 def refused(source: str | Path, cache: Path | None = None, **fields: Any) -> str:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from quarterarc.common.errors import InputError
 from quarterarc.data.order import indices, order
-from quarterarc.errors import InputError
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 1000])

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from data_samples import encode, patch
+from quarterarc.common.errors import InputError
 from quarterarc.data import DataSpec, open_data, stream
 from quarterarc.data.decode import BadImage
 from quarterarc.data.stream import StreamedImages
 from quarterarc.data.tables import Columns
-from quarterarc.errors import InputError
 
 COUNT = 70
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from quarterarc import arc
 from quarterarc.arc import mix
 from quarterarc.closed_form import GaussianData
-from quarterarc.denoiser import Clipped, Counted, Denoiser, Guided, Projected, angle_range, call
-from quarterarc.errors import InputError
+from quarterarc.common.errors import InputError
+from quarterarc.denoiser import Clipped, Denoiser, Evaluator, Guided, Projected, angle_range, call, traits
 from quarterarc.estimate import PROJECTIONS, Estimate
 from quarterarc.heads import HEADS, head
 from quarterarc.schedules import SCHEDULES, schedule
@@ -280,7 +280,7 @@ def test_a_network_that_always_had_labels_is_never_asked_without() -> None:
     ],
 )
 def test_evaluations_are_counted_as_the_network_sees_them(wrap: Callable, cost: int) -> None:
-    counted = Counted(wrap(exact("velocity")))
+    counted = Evaluator(wrap(exact("velocity")))
     for _ in range(3):
         counted(points(), 0.5, torch.zeros(3).long())
     assert counted.nfe == 3 * cost
@@ -288,19 +288,18 @@ def test_evaluations_are_counted_as_the_network_sees_them(wrap: Callable, cost: 
 
 def test_wrappers_pass_on_what_the_denoiser_says() -> None:
     inner = exact("noise")
-    for wrapped in (Clipped(inner), Guided(inner), Counted(inner), Counted(Clipped(Guided(inner)))):
+    for wrapped in (Clipped(inner), Guided(inner), Evaluator(inner), Evaluator(Clipped(Guided(inner)))):
         assert angle_range(wrapped) == angle_range(inner)
-        assert wrapped.schedule is ARC
-        assert wrapped.shape == SHAPE
-        assert wrapped.classes == 7
-        with pytest.raises(AttributeError):
-            wrapped.nothing  # noqa: B018
+        declared = traits(wrapped)
+        assert declared.schedule is ARC
+        assert declared.shape == SHAPE
+        assert declared.classes == 7
 
 
 def test_wrappers_can_be_copied_and_pickled() -> None:
     # both make the object before its attributes, when there is no inner denoiser yet to pass a name on to
     x = points()
-    for wrapped in (Clipped(WORLD), Counted(Clipped(WORLD))):
+    for wrapped in (Clipped(WORLD), Evaluator(Clipped(WORLD))):
         for again in (copy.deepcopy(wrapped), pickle.loads(pickle.dumps(wrapped))):
             torch.testing.assert_close(again(x, 0.5).image, wrapped(x, 0.5).image, rtol=0, atol=0)
 

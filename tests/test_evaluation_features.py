@@ -10,18 +10,19 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from quarterarc.common.devices import Processes
+from quarterarc.common.errors import InputError
 from quarterarc.data import DataSpec, open_data
-from quarterarc.devices import Processes
-from quarterarc.errors import InputError
+from quarterarc.data.image_set import ImageSet
 from quarterarc.evaluation import evaluate
 from quarterarc.evaluation import features as features_module
 from quarterarc.evaluation.extractors import Extractor, extractor
 from quarterarc.evaluation.extractors.digits import HELD_OUT, WEIGHTS
 from quarterarc.evaluation.extractors.inception import FILE, Inception, find_weights, load_inception, resize_tf1
 from quarterarc.evaluation.features import collect
-from quarterarc.evaluation.sets import BatchSet, ImageSet, NpzSet, TensorSet, open_set
+from quarterarc.evaluation.sets import BatchSet, NpzSet, TensorSet, open_set
 from quarterarc.evaluation.statistics import Statistics
-from quarterarc.images import write_png
+from quarterarc.storage.pictures import write_png
 
 
 @pytest.fixture(scope="module")

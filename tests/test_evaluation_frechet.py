@@ -8,7 +8,7 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from quarterarc.errors import InputError
+from quarterarc.common.errors import InputError
 from quarterarc.evaluation import Moments, Statistics, frechet_distance
 
 ROUNDING = 1e-12

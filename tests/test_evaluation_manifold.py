@@ -8,7 +8,7 @@ import torch
 from sklearn.metrics import pairwise_distances
 from torch import Tensor
 
-from quarterarc.errors import InputError
+from quarterarc.common.errors import InputError
 from quarterarc.evaluation import density_coverage, manifold_scores, precision_recall
 from quarterarc.evaluation import manifold as module
 

@@ -12,25 +12,23 @@ from torch import nn
 
 from quarterarc import __version__
 from quarterarc.closed_form import MixtureData
+from quarterarc.common.devices import Processes
+from quarterarc.common.errors import InputError
 from quarterarc.data import DataSpec, open_data, to_float
-from quarterarc.devices import Processes
-from quarterarc.errors import InputError
+from quarterarc.denoiser import Traits
 from quarterarc.estimate import Estimate
 from quarterarc.evaluation import (
     METRICS,
     Extractor,
-    ModelSettings,
     SampledSet,
     Settings,
     collect,
     differences,
     evaluate,
-    evaluate_model,
     extractor,
     frechet_distance,
     inception_score_adm,
     kernel_distance,
-    models,
     open_reference,
     precision_recall,
     save_statistics,
@@ -39,7 +37,10 @@ from quarterarc.evaluation import (
 from quarterarc.evaluation.metrics import label
 from quarterarc.evaluation.references import read_statistics
 from quarterarc.evaluation.sets import TensorSet
-from quarterarc.likelihood import bits_per_dim
+from quarterarc.likelihood import ModelSettings, evaluate_model
+from quarterarc.likelihood import evaluation as models
+from quarterarc.likelihood.variational import bits_per_dim
+from quarterarc.sampling.plans import Sampling
 from quarterarc.schedules import schedule
 
 ALL = ["fid", "precision", "recall", "density", "coverage", "is", "kid"]
@@ -159,9 +160,9 @@ def test_kid_of_few_images_says_how_large_its_subsets_were(halves):
 
 def test_sampled_images_are_evaluated_and_described(digits, halves):
     denoise = MixtureData(to_float(halves[0]), h=0.05)
-    with pytest.raises(InputError, match="does not say the shape"):
+    with pytest.raises(InputError, match="does not declare the shape"):
         SampledSet(lambda x, angle: denoise(x, angle), range(4))
-    made = SampledSet(denoise, range(64), "ddim", 20)
+    made = SampledSet(denoise, range(64), Sampling("ddim", 20))
     values = evaluate(made, halves[0], ["precision", "recall"], "digits", batch_size=32, progress=False)
     assert values["metrics"]["precision"] > 0.9
     sampling = values["images"]["sampling"]
@@ -173,7 +174,7 @@ def test_sampled_images_are_evaluated_and_described(digits, halves):
 class Shaped:
     """A bare denoiser that knows the shape of its images."""
 
-    shape = (1, 8, 8)
+    traits = Traits(shape=(1, 8, 8))
 
     def __init__(self, inner):
         self.inner = inner
@@ -189,7 +190,9 @@ def test_samples_that_are_not_numbers_are_refused(halves):
         return Estimate(image, torch.zeros_like(x))
 
     with pytest.raises(InputError, match="made 1 of 8 images with NaN or infinity, first that of seed 13"):
-        evaluate(SampledSet(Shaped(wrong), range(10, 18), "ddim", 2), halves[0], ["fid"], "digits", progress=False)
+        evaluate(
+            SampledSet(Shaped(wrong), range(10, 18), Sampling("ddim", 2)), halves[0], ["fid"], "digits", progress=False
+        )
 
 
 # references
@@ -392,11 +395,10 @@ def test_what_makes_results_incomparable_is_named(result, where, key, value):
 class Scheduled(Shaped):
     """A denoiser whose bound can be taken."""
 
-    classes = None
+    traits = Traits(shape=(1, 8, 8), schedule=schedule("linear", 20))
 
     def __init__(self, digits):
         super().__init__(MixtureData(to_float(digits), h=0.1))
-        self.schedule = schedule("linear", 20)
 
 
 @pytest.mark.parametrize("count", [2, 3])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from quarterarc.errors import InputError
+from quarterarc.common.errors import InputError
 from quarterarc.evaluation import (
     INCEPTION_SCORES,
     MeanStd,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from quarterarc.errors import InputError
+from quarterarc.common.errors import InputError
 from quarterarc.evaluation import Moments, Statistics, frechet_distance, inception_score, kernel_distance
 
 

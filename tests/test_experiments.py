@@ -11,9 +11,8 @@ import pytest
 import yaml
 
 from quarterarc.cli import main
-from quarterarc.errors import InputError
+from quarterarc.common.errors import InputError
 from quarterarc.evaluation import measure
-from quarterarc.evaluation.models import MODEL_METRICS
 from quarterarc.experiments import EXPERIMENTS, experiment, measures
 from quarterarc.experiments.arms import Arm, arm
 from quarterarc.experiments.cells import quality
@@ -23,6 +22,7 @@ from quarterarc.experiments.measures import image_seeds
 from quarterarc.experiments.plan import jobs_of
 from quarterarc.experiments.scales import SCALES, Scale, scale
 from quarterarc.experiments.zhang2023.ablation import BY_SOLVER, OURS, PAPER_ROWS, ROWS, solver_steps
+from quarterarc.likelihood.evaluation import MODEL_METRICS
 from quarterarc.samplers import sampler as named_sampler
 from quarterarc.training.recipe import Recipe, differences
 from quarterarc.training.trainer import Diverged

@@ -10,15 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
+from quarterarc.common.errors import InputError
 from quarterarc.data import DataSpec
-from quarterarc.errors import InputError
 from quarterarc.evaluation.extractors import Extractor
 from quarterarc.experiments.classifier import Classifier, main, trained_classifier
 from quarterarc.experiments.lab import Lab
 from quarterarc.experiments.measures import leading
 from quarterarc.experiments.scales import Scale, scale
 from quarterarc.experiments.zhang2023.ablation import DDIM, OURS
-from quarterarc.runs import load
+from quarterarc.storage.checkpoints import load
 
 
 def write_images(folder: Path, count: int, height: int, width: int) -> Path:

@@ -15,20 +15,19 @@ from torch.distributions import MultivariateNormal, Normal
 from quarterarc import heads
 from quarterarc.arc import NOISE_END
 from quarterarc.closed_form import GaussianData, MixtureData
+from quarterarc.common.errors import InputError
 from quarterarc.denoiser import Denoiser
-from quarterarc.errors import InputError
 from quarterarc.estimate import Estimate
-from quarterarc.flow import (
+from quarterarc.likelihood.flow import (
     FlowLikelihood,
-    decode,
     dequantise,
-    encode,
     evaluate_flow_bits_per_dim,
     flow_bits_per_dim,
     log_likelihood,
 )
-from quarterarc.runs import load
+from quarterarc.likelihood.inversion import decode, encode
 from quarterarc.schedules import Schedule, schedule
+from quarterarc.storage.checkpoints import load
 
 SHAPE = (1, 2, 3)
 GENERATOR = torch.Generator().manual_seed(0)

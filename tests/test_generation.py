@@ -10,11 +10,13 @@ import pytest
 import torch
 
 import quarterarc as qa
-from quarterarc.errors import InputError
-from quarterarc.images import grid_of, read_png, write_png
-from quarterarc.output import ranges, write_samples
-from quarterarc.runs import load
-from quarterarc.streams import Purpose, normal, stream
+from quarterarc.common.errors import InputError
+from quarterarc.common.streams import Purpose, normal, stream
+from quarterarc.common.text import ranges
+from quarterarc.sampling.folders import write_samples
+from quarterarc.sampling.plans import Sampling
+from quarterarc.storage.checkpoints import load
+from quarterarc.storage.pictures import contact_sheet, read_png, write_png
 
 
 def test_noise_is_its_seeds_own():
@@ -60,14 +62,14 @@ def test_a_bare_function_generates_when_told_the_shape():
 
 def test_a_sample_folder_continues_and_says_how_it_was_made(tiny_run, tmp_path):
     denoise = load(tiny_run)
-    whole = write_samples(denoise, tmp_path / "whole", range(7), sampler="euler", steps=3, batch_size=4)
+    whole = write_samples(denoise, tmp_path / "whole", range(7), Sampling("euler", 3), batch_size=4)
     assert whole is not None
     assert whole["nfe"] == 3
     assert whole["seeds"] == "0-6"
     assert whole["complete"] is True
-    write_samples(denoise, tmp_path / "parts", [1, 4], sampler="euler", steps=3)
+    write_samples(denoise, tmp_path / "parts", [1, 4], Sampling("euler", 3))
     stamp = (tmp_path / "parts" / "000004.png").stat().st_mtime_ns
-    about = write_samples(denoise, tmp_path / "parts", range(7), sampler="euler", steps=3, batch_size=4)
+    about = write_samples(denoise, tmp_path / "parts", range(7), Sampling("euler", 3), batch_size=4)
     assert (tmp_path / "parts" / "000004.png").stat().st_mtime_ns == stamp
     assert about is not None
     assert {**about, "images_per_second": 0} == {**whole, "images_per_second": 0}
@@ -81,33 +83,33 @@ def test_a_sample_folder_continues_and_says_how_it_was_made(tiny_run, tmp_path):
 
 def test_a_folder_of_other_samples_is_refused(tiny_run, tmp_path):
     denoise = load(tiny_run)
-    write_samples(denoise, tmp_path, range(2), sampler="euler", steps=3)
+    write_samples(denoise, tmp_path, range(2), Sampling("euler", 3))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(InputError, match="angles, steps"):
-        write_samples(denoise, tmp_path, range(2), sampler="euler", steps=4)
+        write_samples(denoise, tmp_path, range(2), Sampling("euler", 4))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     (tmp_path / "samples.json").unlink()
     with pytest.raises(InputError, match=r"no samples\.json"):
-        write_samples(denoise, tmp_path, range(2), sampler="euler", steps=3)
+        write_samples(denoise, tmp_path, range(2), Sampling("euler", 3))
 
 
 def test_a_refusal_on_the_way_leaves_nothing_and_blocks_nothing(tiny_run, tmp_path):
     """What a sampler refuses only once it has begun; and a command that was killed before its first image."""
     denoise, out = load(tiny_run), tmp_path / "out"
     with pytest.raises(InputError, match=r"the variance .learned. needs a network"):
-        write_samples(denoise, out, range(2), sampler="ddpm", steps=3, options={"variance": "learned"})
+        write_samples(denoise, out, range(2), Sampling("ddpm", 3, options={"variance": "learned"}))
     assert not out.exists()
-    with pytest.raises(InputError, match="the image of seed 5 has pixels that are no finite numbers"):
-        write_samples(replace(denoise, network=nan_network), out, [5], sampler="euler", steps=3)
+    with pytest.raises(InputError, match="the image of seed 5 has pixels that are NaN or infinite"):
+        write_samples(replace(denoise, network=nan_network), out, [5], Sampling("euler", 3))
     assert not out.exists()
     out.mkdir()
     (out / "samples.json").write_text("[]")
-    made = write_samples(denoise, out, range(2), sampler="euler", steps=3)
+    made = write_samples(denoise, out, range(2), Sampling("euler", 3))
     assert made is not None
     assert made["count"] == 2
     (out / "samples.json").write_text("[]")
-    with pytest.raises(InputError, match="does not say how"):
-        write_samples(denoise, out, range(2), sampler="euler", steps=3)
+    with pytest.raises(InputError, match="does not hold the settings"):
+        write_samples(denoise, out, range(2), Sampling("euler", 3))
 
 
 def nan_network(x, time, labels=None):
@@ -138,7 +140,7 @@ def test_a_picture_survives_its_file(tmp_path, channels):
 
 def test_a_grid_shows_every_image_enlarged():
     pixels = torch.arange(5, dtype=torch.uint8)[:, None, None, None].expand(5, 1, 2, 3).contiguous()
-    grid = grid_of(pixels, columns=2, size=6, gap=1)
+    grid = contact_sheet(pixels, columns=2, size=6, gap=1)
     assert grid.shape == (1, 3 * (4 + 1) + 1, 2 * (6 + 1) + 1)
     for place in range(5):
         row, column = divmod(place, 2)

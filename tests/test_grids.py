@@ -9,7 +9,7 @@ import pytest
 
 from quarterarc import grids
 from quarterarc.arc import log_snr, sigma
-from quarterarc.errors import InputError
+from quarterarc.common.errors import InputError
 from quarterarc.grids import GRIDS, explicit, grid
 from quarterarc.schedules import SCHEDULES, schedule
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from quarterarc import arc
+from quarterarc.common.errors import InputError
 from quarterarc.denoiser import Denoiser
-from quarterarc.errors import InputError
 from quarterarc.estimate import Estimate
 from quarterarc.heads import HEADS, Both, Gated, Head, Image, LearnedVariance, Mean, Noise, head
 from quarterarc.schedules import Schedule, schedule

@@ -12,13 +12,7 @@ import quarterarc as qa
 from quarterarc import InputError
 from quarterarc.arc import NOISE_END
 from quarterarc.heads import Noise, head
-from quarterarc.interop import (
-    load_pipeline,
-    pipeline_denoiser,
-    pipeline_grid,
-    pipeline_schedule,
-    save_pipeline,
-)
+from quarterarc.interop import load_pipeline, pipeline_denoiser, pipeline_grid, pipeline_schedule, save_pipeline
 from quarterarc.networks import UNet
 from scheduler_tables import TABLES
 

@@ -14,13 +14,20 @@ from torch.distributions import Normal, kl_divergence
 
 from quarterarc import heads
 from quarterarc.closed_form import GaussianData
+from quarterarc.common.errors import InputError
+from quarterarc.common.streams import Purpose, normal, stream
 from quarterarc.denoiser import Denoiser
-from quarterarc.errors import InputError
 from quarterarc.estimate import Estimate
-from quarterarc.likelihood import Bound, Moments, bits_per_dim, evaluate_bits_per_dim, rate_distortion, strata
-from quarterarc.runs import load
+from quarterarc.likelihood.variational import (
+    Bound,
+    Moments,
+    bits_per_dim,
+    evaluate_bits_per_dim,
+    rate_distortion,
+    strata,
+)
 from quarterarc.schedules import Schedule, schedule
-from quarterarc.streams import Purpose, normal, stream
+from quarterarc.storage.checkpoints import load
 
 SHAPE = (1, 2, 3)
 MEAN = torch.linspace(-0.5, 0.5, 6, dtype=torch.float64).reshape(SHAPE)

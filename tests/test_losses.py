@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from quarterarc import arc
-from quarterarc.bound import step_term
-from quarterarc.errors import InputError
+from quarterarc.common.errors import InputError
 from quarterarc.estimate import Estimate
-from quarterarc.losses import NORMS, OBJECTIVES, Losses, Objective
+from quarterarc.objectives.bound import step_term
+from quarterarc.objectives.losses import NORMS, OBJECTIVES, Losses, Objective
 from quarterarc.schedules import Schedule, schedule
 
 TABLE = schedule("linear", 100)

@@ -16,13 +16,14 @@ from torch import Tensor
 from quarterarc import grid, noise, sample, to_float
 from quarterarc.arc import octave, octave_to_angle
 from quarterarc.closed_form import GaussianData, MixtureData
+from quarterarc.common.errors import InputError
 from quarterarc.data import DataSpec, open_data
-from quarterarc.errors import InputError
 from quarterarc.estimate import Estimate
 from quarterarc.samplers import DDIM, DDPM, EULER, Cold, Gradient, Multistep, Sampler
 from quarterarc.samplers.step_weights import CLOCKS, FORMS, StepWeights, gaussian_weights, noise_weights, step_weights
 from quarterarc.samplers.widths import width_at_the_end, widths
-from quarterarc.sampling import plan, trajectory
+from quarterarc.sampling.plans import plan
+from quarterarc.sampling.trajectories import trajectory
 
 PI_2 = math.pi / 2
 NODES = (1.45, 1.3, 1.05, 0.8)

@@ -39,7 +39,7 @@ def test_the_wheel_holds_what_is_not_code(installed):
         "py.typed",
         "data/digits.npz",
         "evaluation/digits_classifier.safetensors",
-        "recipes/digits.yaml",
+        "training/recipes/digits.yaml",
         "report/templates/demo.html",
     ):
         assert f"quarterarc/{name}" in names

@@ -2,7 +2,7 @@
 
 import pytest
 
-from quarterarc.errors import InputError
+from quarterarc.common.errors import InputError
 from quarterarc.training.recipe import Recipe, differences, read_recipe, recipe_names
 
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from quarterarc import arc
 from quarterarc.closed_form import GaussianData, MixtureData
-from quarterarc.errors import InputError
+from quarterarc.common.errors import InputError
+from quarterarc.denoiser import Traits
 from quarterarc.estimate import Estimate
 from quarterarc.samplers import (
     DDIM,
@@ -478,7 +479,7 @@ def image_network(error: float) -> Callable[[Tensor, float], Estimate]:
     world = MixtureData(torch.tensor([-1.0, 0.2, 0.9], dtype=torch.float64).reshape(3, 1, 1, 1), 0.3)
 
     class Network:
-        smallest_angle = 1e-3
+        traits = Traits(smallest_angle=1e-3)
 
         def __init__(self) -> None:
             self.asked: list[float] = []

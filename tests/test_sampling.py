@@ -14,13 +14,14 @@ from torch import Tensor
 
 from quarterarc import arc
 from quarterarc.closed_form import GaussianData, MixtureData
+from quarterarc.common.errors import InputError
 from quarterarc.denoiser import Clipped, Denoiser, Guided
-from quarterarc.errors import InputError
 from quarterarc.estimate import Estimate
 from quarterarc.grids import GRIDS, grid
 from quarterarc.heads import HEADS, head
 from quarterarc.samplers import DDIM, sampler
-from quarterarc.sampling import DEFAULT_STEPS, plan, sample, trajectory
+from quarterarc.sampling.plans import DEFAULT_STEPS, plan
+from quarterarc.sampling.trajectories import sample, trajectory
 from quarterarc.schedules import Schedule, schedule
 
 PI_2 = math.pi / 2
@@ -263,7 +264,7 @@ def test_a_head_that_is_not_defined_at_the_image_is_never_asked_there(name: str,
         assert result.angles[-1] == 0.0
         assert isinstance(denoise.network, Network)
         assert min(denoise.network.angles) >= denoise.smallest_angle - 1e-6  # a float32 time
-    with pytest.raises(InputError, match=r"the grid asks at angle 0.001 but the denoiser is defined from"):
+    with pytest.raises(InputError, match=r"the grid evaluates at angle 0.001 but the denoiser is defined from"):
         trajectory(told(name, of, 100), noise(), sampler_name, grid=[1.0, 0.001, 0.0])
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from quarterarc.errors import InputError
+from quarterarc.common.errors import InputError
 from quarterarc.schedules import LARGEST_BETA, SCHEDULES, Schedule, schedule
 
 getcontext().prec = 50

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from quarterarc.errors import InputError
-from quarterarc.streams import Purpose, normal, stream, torch_seed
+from quarterarc.common.errors import InputError
+from quarterarc.common.streams import Purpose, normal, stream, torch_seed
 
 
 def draw(seed: int, purpose: Purpose = Purpose.NOISE, *path: int) -> np.ndarray:

@@ -14,9 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from quarterarc.errors import InputError
-from quarterarc.losses import Objective
-from quarterarc.runs import checkpoints, load
+from quarterarc.common.errors import InputError
+from quarterarc.objectives.losses import Objective
+from quarterarc.storage.checkpoints import load
+from quarterarc.storage.runs import checkpoints
 from quarterarc.training import ema
 from quarterarc.training.recipe import read_recipe
 from quarterarc.training.trainer import Diverged, train
@@ -102,7 +103,7 @@ def test_a_run_says_whether_it_knows_images_without_labels(tmp_path, tiny, cli):
         assert load(tmp_path / str(share)).unlabelled == knows
     done = cli("sample", tmp_path / "0.0", "--out", "made", "--seeds", "0-1")
     assert (done.returncode, done.stdout) == (2, "")
-    assert "trained with a label for every image: give --labels" in done.stderr
+    assert "for every image: give labels" in done.stderr
     assert not (tmp_path / "made").exists()
 
 

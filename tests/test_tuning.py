@@ -14,18 +14,19 @@ import numpy as np
 import pytest
 import torch
 
-from quarterarc import load, noise, sample, tuning
+from quarterarc import load, noise, sample
 from quarterarc.arc import Angle
 from quarterarc.closed_form import GaussianData, MixtureData
-from quarterarc.denoiser import Clipped, Counted, Replayed
-from quarterarc.errors import InputError
+from quarterarc.common.errors import InputError
+from quarterarc.denoiser import Clipped, Evaluator, Replayed
 from quarterarc.estimate import Estimate
-from quarterarc.runs import newest_checkpoint, read_tuned, write_tuned
 from quarterarc.samplers import Multistep
 from quarterarc.samplers.step_weights import StepWeights
-from quarterarc.sampling import plan
-from quarterarc.tuned import TunedGrid
-from quarterarc.tuning import tune
+from quarterarc.sampling import tuning
+from quarterarc.sampling.plans import plan
+from quarterarc.sampling.tuned_grids import TunedGrid, read_tuned, write_tuned
+from quarterarc.sampling.tuning import tune
+from quarterarc.storage.runs import newest_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -112,11 +113,11 @@ def test_the_gradient_is_that_of_the_logarithm_of_the_errors(
 
 
 def test_a_replayed_denoiser_is_asked_again_only_where_a_run_is_new(world: MixtureData) -> None:
-    counted = Counted(world)
+    counted = Evaluator(world)
     replayed, x = Replayed(counted), noise(range(4), (1, 6, 6), dtype=torch.float64)
 
     def run(angles: list[float]) -> torch.Tensor:
-        replayed.rewind() if counted.seen else None
+        replayed.rewind() if counted.nfe else None
         return sample(replayed, x, "multistep", grid=angles).images
 
     first = run([1.5, 1.0, 0.5, 0.0])
@@ -247,9 +248,9 @@ def test_what_it_refuses(run: Path, world: MixtureData, cli: Callable, tmp_path:
     with pytest.raises(InputError, match="no grid was tuned for multistep with 7 steps: there is multistep 2 steps"):
         sample(denoise, x, steps=7, grid="tuned")
     # another flow of the same network
-    with pytest.raises(InputError, match="not of one that is clipped: name another grid"):
+    with pytest.raises(InputError, match="this one is clipped: name another grid"):
         sample(Clipped(denoise), x, steps=2, grid="tuned")
-    with pytest.raises(InputError, match="the projection velocity, not none: name another grid"):
+    with pytest.raises(InputError, match="projected by 'none': name another grid"):
         sample(load(run, projection=None), x, steps=2, grid="tuned")
     # another head or other weights under the same name
     for name in ("config.json", "model.safetensors"):
@@ -263,7 +264,7 @@ def test_what_it_refuses(run: Path, world: MixtureData, cli: Callable, tmp_path:
     (checkpoint / "tuned.json").write_text('{"format": 7}')
     with pytest.raises(InputError, match="does not hold tuned grids of format 3"):
         read_tuned(checkpoint)
-    with pytest.raises(InputError, match="give 'multistep' and not Multistep"):
+    with pytest.raises(InputError, match="give 'multistep' instead of Multistep"):
         sample(denoise, x, Multistep(), 4, "tuned")
     with pytest.raises(InputError, match="one step has no angles to tune"):
         tune(world, 1, shape=(1, 6, 6))

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from quarterarc.errors import InputError
+from quarterarc.common.errors import InputError
 from quarterarc.networks import UNet, attention_levels
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from quarterarc.errors import InputError
+from quarterarc.common.errors import InputError
 from quarterarc.interop.unet_weights import from_diffusers, to_diffusers
 from quarterarc.networks import UNet
 

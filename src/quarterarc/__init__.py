@@ -15,38 +15,42 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from .arc import mix, rotate, velocity
     from .closed_form import GaussianData, MixtureData
+    from .common.errors import InputError
     from .data.pixels import to_float, to_uint8
-    from .denoiser import Clipped, Denoiser, Guided, Projected
-    from .errors import InputError
+    from .denoiser import Clipped, Denoiser, Guided, Projected, Traits
     from .estimate import Estimate
-    from .flow import decode, encode, log_likelihood
-    from .generation import generate, noise
     from .grids import grid
     from .heads import head
-    from .likelihood import bits_per_dim, rate_distortion
-    from .runs import load
+    from .likelihood.flow import log_likelihood
+    from .likelihood.inversion import decode, encode
+    from .likelihood.variational import bits_per_dim, rate_distortion
     from .samplers import sampler
-    from .sampling import Result, sample, trajectory
+    from .sampling.generation import generate, noise
+    from .sampling.plans import Sampling
+    from .sampling.trajectories import Result, sample, trajectory
+    from .sampling.tuning import tune
     from .schedules import Schedule, schedule
-    from .tuning import tune
+    from .storage.checkpoints import load, save
 
 _HOME = {
     "arc": ("mix", "rotate", "velocity"),
     "closed_form": ("GaussianData", "MixtureData"),
+    "common.errors": ("InputError",),
     "data.pixels": ("to_float", "to_uint8"),
-    "denoiser": ("Clipped", "Denoiser", "Guided", "Projected"),
-    "errors": ("InputError",),
+    "denoiser": ("Clipped", "Denoiser", "Guided", "Projected", "Traits"),
     "estimate": ("Estimate",),
-    "flow": ("decode", "encode", "log_likelihood"),
-    "generation": ("generate", "noise"),
     "grids": ("grid",),
     "heads": ("head",),
-    "likelihood": ("bits_per_dim", "rate_distortion"),
-    "runs": ("load",),
+    "likelihood.flow": ("log_likelihood",),
+    "likelihood.inversion": ("decode", "encode"),
+    "likelihood.variational": ("bits_per_dim", "rate_distortion"),
     "samplers": ("sampler",),
-    "sampling": ("Result", "sample", "trajectory"),
+    "sampling.generation": ("generate", "noise"),
+    "sampling.plans": ("Sampling",),
+    "sampling.trajectories": ("Result", "sample", "trajectory"),
+    "sampling.tuning": ("tune",),
     "schedules": ("Schedule", "schedule"),
-    "tuning": ("tune",),
+    "storage.checkpoints": ("load", "save"),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 
@@ -60,7 +64,9 @@ __all__ = [
     "MixtureData",
     "Projected",
     "Result",
+    "Sampling",
     "Schedule",
+    "Traits",
     "bits_per_dim",
     "decode",
     "encode",
@@ -75,6 +81,7 @@ __all__ = [
     "rotate",
     "sample",
     "sampler",
+    "save",
     "schedule",
     "to_float",
     "to_uint8",

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import InputError
+from .common.errors import InputError
 
 __all__ = [
     "NOISE_END",

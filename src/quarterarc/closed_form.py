@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from .arc import Angle, cos_sin, float64, spread
-from .errors import InputError
+from .common.errors import InputError
+from .denoiser import Traits
 from .estimate import Estimate
 
 __all__ = ["GaussianData", "MixtureData"]
@@ -55,6 +56,11 @@ class GaussianData:
     def shape(self) -> tuple[int, ...]:
         """(C, H, W) of an image."""
         return tuple(self.mean.shape)
+
+    @property
+    def traits(self) -> Traits:
+        """Defined on the whole arc, for images of this shape."""
+        return _traits(self.shape)
 
     @cached_property
     def _spectrum(self) -> tuple[Tensor, Tensor | None]:
@@ -141,6 +147,11 @@ class MixtureData:
         """(C, H, W) of an image."""
         return tuple(self.means.shape[1:])
 
+    @property
+    def traits(self) -> Traits:
+        """Defined on the whole arc, for images of this shape."""
+        return _traits(self.shape)
+
     def weights(self, x: Tensor, angle: Angle) -> Tensor:
         """The probability that x came from each mu_i, shape (B, K)."""
         c, q = self._scales(angle, x)
@@ -171,3 +182,8 @@ class MixtureData:
         if angle.ndim == 0:
             return c, q
         return spread(c, x).reshape(-1, 1), spread(q, x).reshape(-1, 1)
+
+
+def _traits(shape: tuple[int, ...]) -> Traits:
+    """Those of a closed form; data of other than three dimensions have no image shape."""
+    return Traits(shape=(shape[0], shape[1], shape[2])) if len(shape) == 3 else Traits()

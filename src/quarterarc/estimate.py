@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from .arc import ROUNDING, Angle, cos_sin, mix, velocity
-from .errors import unknown_name
+from .common.errors import unknown_name
 
-__all__ = ["PROJECTIONS", "Denoise", "Estimate"]
+__all__ = ["PROJECTIONS", "Estimate"]
 
 
 PROJECTIONS = ("velocity", "image", "noise")
@@ -95,7 +93,3 @@ class Estimate:
         """
         image, noise = share / math.cos(angle), (1.0 - share) / math.sin(angle)
         return replace(self, image=self.image + image * by, noise=self.noise + noise * by)
-
-
-Denoise: TypeAlias = Callable[..., Estimate]
-"""Any callable `(x, angle) -> Estimate`, or `(x, angle, labels) -> Estimate` where there are labels."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from .arc import NOISE_END, ROUNDING, log_snr, log_snr_to_angle, octave, octave_to_angle, sigma, sigma_to_angle
-from .errors import InputError, unknown_name
+from .common.errors import InputError, unknown_name
 from .schedules import Schedule
 from .schedules import schedule as named_schedule
 

@@ -23,7 +23,7 @@ from typing import Protocol
 from torch import Tensor
 
 from .arc import Angle, cos_sin, float64, rotate, spread
-from .errors import InputError, unknown_name
+from .common.errors import InputError, unknown_name
 from .estimate import Estimate
 from .posterior import mean_weights
 from .schedules import Schedule

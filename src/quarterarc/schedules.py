@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .arc import NOISE_END, ROUNDING, alpha_bar_to_angle, float64
-from .errors import InputError, unknown_name
+from .common.errors import InputError, unknown_name
 
 __all__ = ["SCHEDULES", "Schedule", "schedule"]
 

@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from .. import __version__
-from ..errors import InputError
+from ..common.errors import InputError
 
 __all__ = ["COMMANDS", "main"]
 

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, sample and report; the last line printed is the report's path."""
-    from ..demo import run_demo
+    from ..experiments.demo import run_demo
     from ..training.recipe import read_recipe
     from ..training.trainer import Interrupted
 

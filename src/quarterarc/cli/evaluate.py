@@ -10,13 +10,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError
-from ..files import check_writable
-from .model import add_sampling_arguments, ask, parse_grid, parse_projection, parse_seeds
+from ..common.errors import InputError
+from ..storage.files import check_writable
+from ..storage.runs import is_run
+from .model import add_sampling_arguments, ask, parse_projection, parse_seeds
 
 if TYPE_CHECKING:
+    from ..data.image_set import ImageSet
     from ..evaluation.extractors import Extractor
-    from ..evaluation.sets import ImageSet
 
 logger = logging.getLogger("quarterarc")
 
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("--with-features goes with --save-reference: it keeps feature vectors in that file")
 
     from ..evaluation.metrics import check_metrics
-    from ..evaluation.models import MODEL_METRICS
+    from ..likelihood.evaluation import MODEL_METRICS
 
     if args.metrics is not None:
         check_metrics(names)
@@ -81,17 +82,8 @@ def run(args: argparse.Namespace) -> int:
     return _run_image_metrics(args, names)
 
 
-def _is_run(source: str) -> bool:
-    path = Path(source)
-    return (
-        (path / "recipe.yaml").is_file()
-        or (path / "checkpoints").is_dir()
-        or ((path / "config.json").is_file() and any(path.glob("*.safetensors")))
-    )
-
-
 def _run_image_metrics(args: argparse.Namespace, names: list[str]) -> int:
-    from ..devices import pick_device, processes
+    from ..common.devices import pick_device, processes
     from ..evaluation.extractors import extractor as named_extractor
     from ..evaluation.measure import evaluate
     from ..evaluation.metrics import METRICS, Settings
@@ -126,7 +118,7 @@ def _run_image_metrics(args: argparse.Namespace, names: list[str]) -> int:
 @contextmanager
 def _kept_for_later(out: Path | None, what: str) -> Iterator[Path | None]:
     """A folder beside `out` for what an interrupted command goes on with; gone once it is done, or was refused."""
-    from ..devices import processes
+    from ..common.devices import processes
 
     if out is None:
         yield None
@@ -149,7 +141,7 @@ def _images(args: argparse.Namespace, reference: Any) -> ImageSet:
     """The images that SOURCE stands for."""
     from ..evaluation.sets import open_set
 
-    if _is_run(args.source):
+    if is_run(Path(args.source)):
         return _sampled(args, None if reference is None else reference.count)
     given = [
         name for name in ("seeds", "sampler", "steps", "grid", "labels", "guidance") if getattr(args, name) is not None
@@ -167,13 +159,13 @@ def _sampled(args: argparse.Namespace, count: int | None) -> ImageSet:
     seeds = parse_seeds(args.seeds) if args.seeds else range(args.count or min(count or _MOST, _MOST))
     asked = ask(args, args.source)
     return SampledSet(
-        asked.denoise, seeds, args.sampler, args.steps, parse_grid(args.grid), labels=asked.labels,
-        options=asked.options, what=f"the run {args.source}", about=asked.about,
+        asked.denoise, seeds, asked.sampling, labels=asked.labels,
+        what=f"the run {args.source}", about=asked.about,
     )  # fmt: skip
 
 
 def _save_reference(args: argparse.Namespace, images: ImageSet, extractor: Extractor) -> None:
-    from ..devices import processes
+    from ..common.devices import processes
     from ..evaluation.features import collect
     from ..evaluation.references import save_statistics
 
@@ -201,7 +193,7 @@ def _report(result: dict[str, Any], out: Path | None) -> None:
 
 
 def _write(result: dict[str, Any], out: Path | None) -> None:
-    from ..files import make_folder, write_json
+    from ..storage.files import make_folder, write_json
 
     if out is not None:
         make_folder(out.parent)
@@ -211,12 +203,13 @@ def _write(result: dict[str, Any], out: Path | None) -> None:
 
 def _run_model_metrics(args: argparse.Namespace, names: list[str]) -> int:
     """Metrics that ask a run's network about images: those of --reference, else its training images."""
-    from ..devices import pick_device, processes
-    from ..evaluation.models import ModelSettings, evaluate_model
+    from ..common.devices import pick_device, processes
     from ..evaluation.references import open_reference
-    from ..runs import hash_of, load, newest_checkpoint
+    from ..likelihood.evaluation import ModelSettings, evaluate_model
+    from ..storage.checkpoints import hash_of, load
+    from ..storage.runs import newest_checkpoint
 
-    if not _is_run(args.source):
+    if not is_run(Path(args.source)):
         raise InputError(f"{', '.join(names)} ask a model, but {args.source} is no run: give a run folder")
     images = open_reference(args.reference or args.source, args.count).images
     if images is None:

@@ -7,7 +7,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from ..errors import InputError
+from ..common.errors import InputError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the experiment, or all; 0 when done, 128 + the signal's number when a signal stopped it."""
-    from ..devices import pick_device, processes
+    from ..common.devices import pick_device, processes
     from ..experiments import EXPERIMENTS, experiment
     from ..experiments.lab import Lab
     from ..experiments.run import plan_experiment, run_experiment

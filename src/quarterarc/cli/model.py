@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from ..errors import InputError, unknown_name
+from ..common.errors import InputError, unknown_name
+
+if TYPE_CHECKING:
+    from ..denoiser import Denoise
+    from ..sampling.plans import Sampling
 
 __all__ = [
     "Asked",
@@ -51,13 +55,14 @@ class Asked:
 
     Attributes:
         denoise: the denoiser, with guidance if any.
-        labels, options: classes and the sampler's options, read.
+        sampling: sampler, steps, grid and options.
+        labels: classes.
         about: which model it is, as JSON types.
     """
 
-    denoise: Any
+    denoise: Denoise
+    sampling: Sampling
     labels: list[int] | None
-    options: dict[str, Any]
     about: dict[str, Any]
 
 
@@ -72,22 +77,18 @@ def ask(args: argparse.Namespace, run: str) -> Asked:
 
     import torch
 
-    from ..denoiser import Guided
-    from ..devices import pick_device
-    from ..runs import hash_of, load, newest_checkpoint
+    from ..common.devices import pick_device
+    from ..sampling.plans import Sampling, check_labels
+    from ..storage.checkpoints import hash_of, load
+    from ..storage.runs import newest_checkpoint
 
     checkpoint = newest_checkpoint(run)
     precision = torch.bfloat16 if args.bf16 else None
-    denoise: Any = load(checkpoint, pick_device(args.device), precision, parse_projection(args.projection))
-    if args.guidance is not None:
-        if labels is None:
-            raise InputError("--guidance needs --labels: it steers towards a class")
-        denoise = Guided(denoise, args.guidance)
-    if labels is not None and (denoise.classes is None or max(labels) >= denoise.classes):
-        knows = f"labels 0..{denoise.classes - 1}" if denoise.classes else "no labels"
-        raise InputError(f"--labels {args.labels}: the model in {run} was trained with {knows}")
-    if labels is None and denoise.classes is not None and not denoise.unlabelled:
-        raise InputError(f"the model in {run} was trained with a label for every image: give --labels")
+    if args.guidance is not None and labels is None:
+        raise InputError("--guidance needs --labels: it steers towards a class")
+    sampling = Sampling(args.sampler, args.steps, parse_grid(args.grid), options, args.guidance)
+    denoise = load(checkpoint, pick_device(args.device), precision, parse_projection(args.projection))
+    check_labels(denoise, labels)
     about = {
         "model": str(run),
         "checkpoint": checkpoint.name,
@@ -96,7 +97,7 @@ def ask(args: argparse.Namespace, run: str) -> Asked:
         "precision": "bf16" if args.bf16 else "fp32",
         "projection": args.projection,
     }
-    return Asked(denoise, labels, options, about)
+    return Asked(denoise, sampling, labels, about)
 
 
 def parse_seeds(text: str) -> list[int]:

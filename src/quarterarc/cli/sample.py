@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .model import add_sampling_arguments, ask, parse_grid, parse_seeds
+from .model import add_sampling_arguments, ask, parse_seeds
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,18 +23,15 @@ def run(args: argparse.Namespace) -> int:
     seeds = parse_seeds(args.seeds)
     asked = ask(args, args.model)
 
-    from ..output import write_samples
+    from ..sampling.folders import write_samples
 
     made = write_samples(
         asked.denoise,
         args.out,
         seeds,
-        sampler=args.sampler,
-        steps=args.steps,
-        grid=parse_grid(args.grid),
+        asked.sampling,
         batch_size=args.batch_size,
         labels=asked.labels,
-        options=asked.options,
         about=asked.about,
     )
     if made:

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..errors import InputError
+from ..common.errors import InputError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from ..errors import InputError
+from ..common.errors import InputError
 from .model import parse_option
 
 
@@ -29,10 +29,12 @@ def run(args: argparse.Namespace) -> int:
     counts = _counts(args.nfe)
     options = dict(parse_option(option) for option in args.option)
 
-    from ..devices import pick_device
-    from ..runs import load, newest_checkpoint, write_tuned
+    from ..common.devices import pick_device
     from ..samplers import Adaptive, sampler
-    from ..tuning import tune
+    from ..sampling.tuned_grids import write_tuned
+    from ..sampling.tuning import tune
+    from ..storage.checkpoints import load
+    from ..storage.runs import newest_checkpoint
 
     checkpoint = newest_checkpoint(args.model)
     if not os.access(checkpoint, os.W_OK):

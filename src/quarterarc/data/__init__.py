@@ -11,10 +11,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from quarterarc.data.images import ImageData, RawBatch
-    from quarterarc.data.loading import open_data
-    from quarterarc.data.pixels import apply_flips, to_float, to_uint8
-    from quarterarc.data.spec import DataSpec
+    from .images import ImageData, RawBatch
+    from .loading import open_data
+    from .pixels import apply_flips, to_float, to_uint8
+    from .spec import DataSpec
 
 __all__ = [
     "DataSpec",

@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from quarterarc.data.spec import DataSpec
-from quarterarc.errors import InputError
+from ..common.errors import InputError
+from .spec import DataSpec
 
 __all__ = ["ENDINGS", "FORMATS", "BadImage", "Encoded", "Pixels", "read_file", "read_pixels"]
 

@@ -15,9 +15,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from quarterarc.data.decode import BadImage, Pixels, read_pixels
-from quarterarc.data.sources import Labels, Part, Source
-from quarterarc.data.spec import DataSpec
+from .decode import BadImage, Pixels, read_pixels
+from .sources import Labels, Part, Source
+from .spec import DataSpec
 
 __all__ = ["ImageData", "MappedImages", "MemoryImages", "RawBatch", "decode_all"]
 

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from quarterarc.data.decode import ENDINGS
-from quarterarc.data.images import ImageData, MappedImages, MemoryImages, decode_all
-from quarterarc.data.sources import DigitSource, FolderSource, LmdbSource, Source, digest, files_under
-from quarterarc.data.spec import DataSpec
-from quarterarc.errors import InputError
+from ..common.errors import InputError
+from .decode import ENDINGS
+from .images import ImageData, MappedImages, MemoryImages, decode_all
+from .sources import DigitSource, FolderSource, LmdbSource, Source, digest, files_under
+from .spec import DataSpec
 
 __all__ = ["default_cache", "open_data", "open_source"]
 
@@ -53,8 +53,8 @@ def open_data(
     cache = Path(cache_dir) if cache_dir is not None else None
     hub_id = _hub_id(spec.source)
     if hub_id is not None and spec.memory == "stream":
-        from quarterarc.data.stream import stream_dataset
-        from quarterarc.data.tables import open_hub
+        from .stream import stream_dataset
+        from .tables import open_hub
 
         dataset = open_hub(spec, hub_id, cache, streaming=True)
         return stream_dataset(spec, dataset, f"hub:{hub_id} {spec.split}", device, seed)
@@ -76,7 +76,7 @@ def open_source(spec: DataSpec, cache_dir: Path | None = None) -> Source:
         return DigitSource(spec)
     hub_id = _hub_id(spec.source)
     if hub_id is not None:
-        from quarterarc.data.tables import hub_source
+        from .tables import hub_source
 
         return hub_source(spec, hub_id, cache_dir)
     path = Path(spec.source).expanduser()
@@ -108,7 +108,7 @@ def _folder_source(spec: DataSpec, folder: Path) -> Source:
     if (folder / "data.mdb").exists():
         return LmdbSource(spec, folder)
     if (folder / "state.json").exists() or (folder / "dataset_dict.json").exists():
-        from quarterarc.data.tables import saved_source
+        from .tables import saved_source
 
         return saved_source(spec, folder)
     tables = list(files_under(folder, (".parquet",)))
@@ -120,14 +120,14 @@ def _folder_source(spec: DataSpec, folder: Path) -> Source:
             f"{folder} holds both parquet files ({tables[0]}) and images ({image}); "
             "give the pattern of the parquet files, or the subfolder of the images"
         )
-    from quarterarc.data.tables import parquet_files
+    from .tables import parquet_files
 
     return _parquet(spec.model_copy(update={"split": "train"}), parquet_files(folder, tables, spec.split), folder)
 
 
 def _parquet(spec: DataSpec, files: list[Path], folder: Path | None = None) -> Source:
-    from quarterarc.data.sources import check_no_split
-    from quarterarc.data.tables import parquet_source
+    from .sources import check_no_split
+    from .tables import parquet_source
 
     what = f"parquet {folder or files[0]}" + (f" and {len(files) - 1} more" if not folder and len(files) > 1 else "")
     check_no_split(spec, what)

@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from quarterarc.errors import InputError
+from ..common.errors import InputError
 
 __all__ = ["indices", "order", "permutation"]
 

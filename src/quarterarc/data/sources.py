@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from quarterarc.data.decode import ENDINGS, BadImage, Encoded, read_file
-from quarterarc.data.spec import DataSpec
-from quarterarc.errors import InputError
+from ..common.errors import InputError
+from .decode import ENDINGS, BadImage, Encoded, read_file
+from .spec import DataSpec
 
 __all__ = [
     "DigitSource",

@@ -20,13 +20,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from quarterarc.data.decode import BadImage, Pixels, read_pixels
-from quarterarc.data.images import Numbers, RawBatch, in_order
-from quarterarc.data.order import permutation
-from quarterarc.data.sources import digest
-from quarterarc.data.spec import DataSpec
-from quarterarc.data.tables import Columns, choose_columns, encoded
-from quarterarc.errors import InputError
+from ..common.errors import InputError
+from .decode import BadImage, Pixels, read_pixels
+from .images import Numbers, RawBatch, in_order
+from .order import permutation
+from .sources import digest
+from .spec import DataSpec
+from .tables import Columns, choose_columns, encoded
 
 __all__ = ["BLOCK", "StreamedImages", "stream_dataset"]
 

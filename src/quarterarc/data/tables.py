@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from quarterarc.data.decode import BadImage, Encoded, read_file
-from quarterarc.data.sources import Labels, Part, check_no_split, digest, need, parts_of
-from quarterarc.data.spec import DataSpec
-from quarterarc.errors import InputError
+from ..common.errors import InputError
+from .decode import BadImage, Encoded, read_file
+from .sources import Labels, Part, check_no_split, digest, need, parts_of
+from .spec import DataSpec
 
 __all__ = ["Columns", "TableSource", "encoded", "hub_source", "open_hub", "parquet_source", "saved_source"]
 

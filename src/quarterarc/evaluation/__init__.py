@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from .features import collect
     from .measure import evaluate
     from .metrics import METRICS, Settings
-    from .models import MODEL_METRICS, ModelSettings, evaluate_model
     from .references import Reference, open_reference, save_statistics
     from .results import differences, table
     from .sets import SampledSet, open_set
@@ -38,7 +37,6 @@ _HOME = {
     "features": ("collect",),
     "measure": ("evaluate",),
     "metrics": ("METRICS", "Settings"),
-    "models": ("MODEL_METRICS", "ModelSettings", "evaluate_model"),
     "references": ("Reference", "open_reference", "save_statistics"),
     "results": ("differences", "table"),
     "sets": ("SampledSet", "open_set"),
@@ -48,14 +46,12 @@ _MODULE = {name: module for module, names in _HOME.items() for name in names}
 __all__ = [
     "INCEPTION_SCORES",
     "METRICS",
-    "MODEL_METRICS",
     "DensityCoverage",
     "Extractor",
     "Features",
     "Gaussian",
     "ManifoldScores",
     "MeanStd",
-    "ModelSettings",
     "Moments",
     "PrecisionRecall",
     "Reference",
@@ -66,7 +62,6 @@ __all__ = [
     "density_coverage",
     "differences",
     "evaluate",
-    "evaluate_model",
     "extractor",
     "frechet_distance",
     "full_kernel_distance",

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import InputError
+from ..common.errors import InputError
 
 __all__ = ["Features", "MeanStd", "as_features", "as_pair"]
 

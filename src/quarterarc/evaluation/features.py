@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..common.devices import processes
+from ..common.errors import InputError
+from ..data.image_set import ImageSet, Shape
 from ..data.sources import digest
-from ..devices import processes
-from ..errors import InputError
-from ..files import make_folder, replace_file, save_tensors
+from ..storage.files import make_folder, replace_file
+from ..storage.weights import save_tensors
 from .arrays import as_features
 from .extractors import Extractor
-from .sets import ImageSet, Shape
 from .statistics import Statistics
 
 __all__ = ["Collected", "collect"]

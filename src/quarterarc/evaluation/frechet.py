@@ -22,7 +22,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..common.errors import InputError
 from .arrays import Features, as_features
 from .statistics import Moments, Statistics
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..common.errors import InputError
 from .arrays import Features, MeanStd, as_pair
 
 __all__ = ["full_kernel_distance", "kernel_distance"]

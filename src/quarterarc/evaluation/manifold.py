@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..errors import InputError
+from ..common.errors import InputError
 from .arrays import Features, as_pair
 
 __all__ = [

@@ -19,15 +19,16 @@ import numpy as np
 import torch
 
 from .. import __version__
-from ..devices import processes
-from ..errors import InputError
+from ..common.devices import processes
+from ..common.errors import InputError
+from ..data.image_set import ImageSet, Shape
+from ..likelihood.evaluation import MODEL_METRICS
 from .extractors import EXTRACTORS, Extractor
 from .extractors import extractor as named_extractor
 from .features import Collected, collect
 from .metrics import METRICS, Metric, Settings, Side, check_metrics, label, needs
-from .models import MODEL_METRICS
 from .references import Reference, check_ending, open_reference, save_statistics
-from .sets import ImageSet, Shape, as_set
+from .sets import as_set
 
 __all__ = ["evaluate"]
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ..errors import InputError, unknown_name
+from ..common.errors import InputError, unknown_name
+from ..likelihood.evaluation import MODEL_METRICS
 from .frechet import frechet_distance
 from .kernel import kernel_distance
 from .manifold import manifold_scores
-from .models import MODEL_METRICS
 from .score import INCEPTION_SCORES, inception_score
 from .statistics import Moments, Statistics
 

@@ -20,10 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import InputError
-from ..files import replace_file, save_tensors
+from ..common.errors import InputError
+from ..data.image_set import ImageSet, Shape
+from ..storage.files import replace_file
+from ..storage.weights import save_tensors
 from .features import Collected
-from .sets import ImageSet, NpzSet, Shape, as_set, open_set, training_images
+from .sets import NpzSet, as_set, open_set, training_images
 from .statistics import Moments
 
 __all__ = ["Reference", "open_reference", "read_statistics", "save_statistics"]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..common.errors import InputError
 from .arrays import Features, MeanStd, as_features
 
 __all__ = ["INCEPTION_SCORES", "inception_score", "inception_score_adm"]

@@ -10,9 +10,9 @@ import io
 import math
 import zipfile
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Protocol, TypeAlias, cast
+from typing import IO, Any, cast
 
 import numpy as np
 import torch
@@ -22,17 +22,18 @@ from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor
 
+from ..common.errors import InputError
 from ..data import to_uint8
 from ..data.decode import FORMATS, BadImage, Encoded, read_pixels
+from ..data.image_set import ImageSet, Shape, Wanted
 from ..data.images import ImageData, MappedImages
 from ..data.loading import default_cache, open_data, open_source
 from ..data.sources import Labels, Part, Source, digest, parts_of
 from ..data.spec import DataSpec
-from ..errors import InputError
-from ..estimate import Denoise
-from ..files import read_json
-from ..generation import batches
-from ..sampling import plan
+from ..denoiser import Denoise, required_shape
+from ..sampling.generation import batches
+from ..sampling.plans import Sampling, check_labels
+from ..storage.files import read_json
 
 __all__ = [
     "BatchSet",
@@ -46,49 +47,10 @@ __all__ = [
     "training_images",
 ]
 
-Shape: TypeAlias = tuple[int, int, int]
-Wanted: TypeAlias = Callable[[int], bool]
-"""Whether the batch with this number is wanted."""
 
 _GRAY = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F")
 _ORIENTATION = 0x0112
 _AHEAD = 2
-
-
-class ImageSet(Protocol):
-    """Images of one shape, in a fixed order."""
-
-    what: str
-    """What they are, for messages and results."""
-
-    @property
-    def count(self) -> int | None:
-        """How many; None where only reading them tells."""
-        ...
-
-    @property
-    def shape(self) -> Shape | None:
-        """(C, H, W); None where only reading them tells."""
-        ...
-
-    @property
-    def fingerprint(self) -> str | None:
-        """Stands for the images wherever they lie; None where nothing does."""
-        ...
-
-    @property
-    def identity(self) -> str | None:
-        """The same with the times of change: features are cached under it. None forbids caching."""
-        ...
-
-    @property
-    def sampling(self) -> dict[str, Any] | None:
-        """How they were sampled, as JSON types; None for images that were not, or nobody knows."""
-        ...
-
-    def batches(self, size: int, wanted: Wanted) -> Iterator[tuple[int, Tensor]]:
-        """The wanted batches in order, each with its number: uint8 (B, C, H, W). Batch b starts at image b * size."""
-        ...
 
 
 def _ranges(count: int, size: int, wanted: Wanted) -> list[tuple[int, range]]:
@@ -152,9 +114,9 @@ class SampledSet:
     """What a denoiser makes from seeds, rounded to 8 bits; nothing of it is kept.
 
     Args:
-        denoise: a denoiser that knows the `shape` of its images.
-        seeds: one an image.
-        sampler, steps, grid, options: as for `quarterarc.sample`.
+        denoise: a denoiser that declares the shape of its images.
+        seeds: one per image.
+        sampling: sampler, steps, grid and so on.
         labels: classes, used in turn: the image of seed s has label labels[s % len(labels)].
         what: the model, for messages.
         about: what else decides the images, such as the checkpoint's hash.
@@ -165,22 +127,18 @@ class SampledSet:
         self,
         denoise: Denoise,
         seeds: Sequence[int],
-        sampler: str | None = None,
-        steps: int | None = None,
-        grid: str | Sequence[float] | None = None,
+        sampling: Sampling | None = None,
         *,
         labels: Sequence[int] | None = None,
-        options: Mapping[str, Any] | None = None,
         what: str = "the model",
         about: Mapping[str, Any] | None = None,
     ) -> None:
-        shape = getattr(denoise, "shape", None)
-        if shape is None:
-            raise InputError("this denoiser does not say the shape of its images: sample them, and evaluate those")
+        shape = required_shape(denoise)
         if not seeds:
             raise InputError("there are no seeds: give one for each image")
-        self._denoise, self._seeds, self._labels = denoise, seeds, labels
-        self._plan = plan(denoise, sampler, steps, grid, **(options or {}))
+        check_labels(denoise, labels)
+        self._seeds, self._labels = seeds, labels
+        self._plan = (sampling or Sampling()).plan(denoise)
         self.what, self.count = what, len(seeds)
         self.shape: Shape = (shape[0], shape[1], shape[2])
         self.sampling: dict[str, Any] | None = {
@@ -197,9 +155,7 @@ class SampledSet:
         for number, rows in _ranges(self.count, size, wanted):
             seeds = self._seeds[rows.start : rows.stop]
             labels = None if self._labels is None else [self._labels[seed % len(self._labels)] for seed in seeds]
-            ((_, made),) = batches(
-                self._denoise, seeds, self._plan.sampler, grid=self._plan.angles, batch_size=size, labels=labels
-            )
+            ((_, made),) = batches(self._plan, seeds, batch_size=size, labels=labels)
             wrong = ~torch.isfinite(made.images).flatten(1).all(1)
             if wrong.any():
                 first = seeds[int(wrong.nonzero()[0, 0])]

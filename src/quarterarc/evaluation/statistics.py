@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..common.errors import InputError
 from .arrays import Features, as_features
 
 __all__ = ["Moments", "Statistics"]

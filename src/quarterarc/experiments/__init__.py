@@ -12,7 +12,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from ..errors import unknown_name
+from ..common.errors import unknown_name
 
 if TYPE_CHECKING:
     from .base import Experiment

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..runs import checkpoints
+from ..storage.runs import checkpoints
 from ..training.recipe import Recipe, read_recipe
 from ..training.trainer import MAY_CHANGE
 from .scales import Scale

@@ -20,14 +20,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from ..common.devices import pick_device, processes
+from ..common.errors import InputError
+from ..common.streams import Purpose, stream, torch_seed
 from ..data import DataSpec, ImageData, apply_flips, open_data, to_float
 from ..data.order import indices
-from ..devices import pick_device, processes
-from ..errors import InputError
 from ..evaluation.extractors import Extractor
-from ..files import make_folder, replace_file
-from ..runs import load_weights
-from ..streams import Purpose, stream, torch_seed
+from ..storage.files import make_folder, replace_file
+from ..storage.weights import load_weights
 from .arms import digest
 
 __all__ = ["Classifier", "train_classifier", "trained_classifier"]

@@ -19,16 +19,16 @@ from typing import Any
 import torch
 from filelock import FileLock
 
+from ..common.devices import processes
 from ..data import ImageData
 from ..denoiser import Denoiser
-from ..devices import processes
 from ..evaluation.extractors import Extractor
 from ..evaluation.extractors import extractor as named_extractor
 from ..evaluation.features import collect
 from ..evaluation.references import Reference, read_statistics, save_statistics
 from ..evaluation.sets import BatchSet
-from ..files import make_folder, read_json, replace_folder, write_json
-from ..runs import load
+from ..storage.checkpoints import load
+from ..storage.files import make_folder, read_json, replace_folder, write_json
 from ..training.trainer import Diverged, train
 from .arms import Arm, digest
 from .cells import Cell

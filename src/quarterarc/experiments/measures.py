@@ -19,24 +19,24 @@ import torch
 from torch import Tensor
 
 from ..arc import mix
+from ..common.devices import processes
+from ..common.errors import InputError
+from ..common.streams import Purpose, normal, stream
 from ..data import ImageData
 from ..data.order import permutation
 from ..data.pixels import to_float, to_uint8
-from ..denoiser import Clipped, Denoiser, Projected
-from ..devices import processes
-from ..errors import InputError
-from ..estimate import Denoise
+from ..denoiser import Clipped, Denoise, Denoiser, Projected
 from ..evaluation import evaluate
 from ..evaluation.extractors import Extractor
-from ..evaluation.models import ModelSettings, evaluate_model
 from ..evaluation.references import Reference
 from ..evaluation.sets import SampledSet, TensorSet
-from ..flow import decode, encode
-from ..generation import generate, noise
-from ..images import grid_of, write_png
+from ..likelihood.evaluation import ModelSettings, evaluate_model
+from ..likelihood.inversion import decode, encode
 from ..samplers import sampler as named_sampler
-from ..sampling import resolve_grid, sample, trajectory
-from ..streams import Purpose, normal, stream
+from ..sampling.generation import generate, noise
+from ..sampling.plans import Sampling, resolve_grid
+from ..sampling.trajectories import sample, trajectory
+from ..storage.pictures import contact_sheet, write_png
 from .cells import Cell
 from .scales import Scale
 
@@ -152,10 +152,7 @@ def _quality(lab: Surroundings, denoise: Denoiser, cell: Cell, folder: Path) -> 
         SampledSet(
             denoise,
             seeds,
-            cell["sampler"],
-            cell["steps"],
-            grid,
-            options=dict(cell["options"]),
+            Sampling(cell["sampler"], cell["steps"], grid, dict(cell["options"])),
             what=f"the arm '{cell.arm.name}'",
             about={"checkpoint_sha256": hash_},
         )
@@ -411,7 +408,7 @@ def _apart(one: Tensor, two: Tensor) -> float:
 
 def _write(path: Path, images: Tensor, columns: int) -> None:
     if not processes().rank:
-        write_png(path, grid_of(to_uint8(images), columns=columns, size=48, smooth=images.shape[-1] < 32))
+        write_png(path, contact_sheet(to_uint8(images), columns=columns, size=48, smooth=images.shape[-1] < 32))
 
 
 MEASURES: dict[str, Measure] = {

@@ -12,7 +12,7 @@ import torch
 from ..denoiser import Denoiser
 from ..heads import head as named_head
 from ..schedules import schedule as named_schedule
-from ..training.trainer import build_network
+from ..training.trainer import recipe_network
 from .arms import Arm
 from .cells import Cell
 from .lab import Lab
@@ -64,7 +64,7 @@ def probe(lab: Lab) -> Speed:
     shape = (recipe.data.channels, recipe.data.height, recipe.data.width)
     table = named_schedule(recipe.schedule.name, recipe.schedule.steps)
     head = named_head("both", table)
-    network = build_network(recipe, shape[0], head.channels(shape[0]), None).to(lab.device)
+    network = recipe_network(recipe, shape[0], head.channels(shape[0]), None).to(lab.device)
     precision = torch.bfloat16 if recipe.training.precision == "bf16" else None
     denoise = Denoiser(network, table, head, shape, None, precision)
     pixels = 2**24 if lab.device.type == "cuda" else 2**13

@@ -15,9 +15,9 @@ import torch
 from tqdm import tqdm
 
 from .. import __version__
-from ..devices import processes
-from ..errors import InputError
-from ..files import make_folder, read_json, write_json
+from ..common.devices import processes
+from ..common.errors import InputError
+from ..storage.files import make_folder, read_json, write_json
 from ..training.trainer import Interrupted
 from .arms import decisive, digest
 from .base import Experiment, Measured

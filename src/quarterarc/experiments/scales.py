@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..common.errors import InputError, unknown_name
 from ..data import DataSpec, ImageData, open_data
-from ..errors import InputError, unknown_name
 from ..training.recipe import Recipe, read_recipe
 
 __all__ = ["CLASSIFIER", "SCALES", "Scale", "scale"]

@@ -11,8 +11,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from ..files import make_folder, read_json, replace_file, write_json
 from ..report import data_url, write_page
+from ..storage.files import make_folder, read_json, replace_file, write_json
 from .claims import RULE
 from .findings import Chart, Findings, Part, Picture, Section, Table
 

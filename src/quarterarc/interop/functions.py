@@ -26,9 +26,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..arc import Angle, cos_sin, float64, rotate, spread
-from ..denoiser import check_angle
-from ..errors import InputError
+from ..arc import NOISE_END, Angle, cos_sin, float64, rotate, spread
+from ..common.errors import InputError
+from ..denoiser import Traits, check_angle
 from ..estimate import Estimate
 
 __all__ = ["EDM", "FlowMatching", "Model", "ScoreVE", "ScoreVP", "TrigFlow"]
@@ -56,6 +56,27 @@ class _Adapter:
         """Where the model is; the CPU for a bare function."""
         weight = self._weight()
         return torch.device("cpu") if weight is None else weight.device
+
+    @property
+    def largest_angle(self) -> float:
+        """The largest angle at which the model is defined."""
+        return NOISE_END
+
+    @property
+    def smallest_angle(self) -> float:
+        """The smallest angle at which both estimates are reliable."""
+        return 0.0
+
+    @property
+    def traits(self) -> Traits:
+        """What samplers and likelihoods need to know about the model."""
+        return Traits(
+            smallest_angle=self.smallest_angle,
+            largest_angle=self.largest_angle,
+            shape=self.shape,
+            classes=self.classes,
+            device=self.device,
+        )
 
     def _weight(self) -> Tensor | None:
         return next(self.model.parameters(), None) if isinstance(self.model, nn.Module) else None

@@ -32,12 +32,12 @@ import torch
 from torch import Tensor, nn
 
 from ..arc import NOISE_END
+from ..common.errors import InputError, unknown_name
 from ..denoiser import Denoiser
-from ..errors import InputError, unknown_name
-from ..files import make_folder, read_json, replace_folder
 from ..heads import Head, Image, LearnedVariance, Noise, Velocity
 from ..networks import UNet
 from ..schedules import Schedule
+from ..storage.files import make_folder, read_json, replace_folder
 from .schedulers import component, config_of, pipeline_schedule, scheduler_config
 from .unet_weights import from_diffusers, to_diffusers
 

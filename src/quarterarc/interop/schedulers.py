@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from ..arc import NOISE_END
-from ..errors import InputError, unknown_name
-from ..files import read_json
+from ..common.errors import InputError, unknown_name
 from ..schedules import LARGEST_BETA, Schedule
 from ..schedules import schedule as named_schedule
+from ..storage.files import read_json
 
 __all__ = ["pipeline_grid", "pipeline_schedule"]
 

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..common.errors import InputError
 from ..networks import UNet
 from ..networks.unet import Attention, ResidualBlock
 

@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from ..files import replace_file
+from ..storage.files import replace_file
 
 __all__ = ["data_url", "write_page"]
 

@@ -10,7 +10,7 @@ from functools import partial
 from inspect import signature
 from typing import Any
 
-from ..errors import InputError, unknown_name
+from ..common.errors import InputError, unknown_name
 from .adaptive import Adaptive
 from .base import Draw, LinearSampler, Sampler, State, Weights
 from .cold import Cold, ColdImproved, ColdNaive

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from ..arc import float64
+from ..common.errors import InputError, unknown_name
 from ..denoiser import angle_range
-from ..errors import InputError, unknown_name
-from .base import Denoise, Draw, State, of_rows
+from .base import Denoise, Draw, Sampler, State, of_rows
 
 __all__ = ["BOGACKI_SHAMPINE", "DORMAND_PRINCE", "PAIRS", "Adaptive", "Pair", "check_tolerance", "integrate"]
 
@@ -148,7 +148,7 @@ def check_tolerance(tolerance: float) -> None:
 
 
 @dataclass(frozen=True)
-class Adaptive:
+class Adaptive(Sampler):
     """The probability flow to a tolerance.
 
     The grid says only where states are given: two angles, one step, are all it needs, and what it takes if no steps are

@@ -10,11 +10,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
+import numpy as np
 from torch import Tensor
 
-from ..estimate import Denoise, Estimate
+from ..denoiser import Denoise, Evaluator
+from ..estimate import Estimate
 
 __all__ = ["Denoise", "Draw", "LinearSampler", "Sampler", "State", "Weights", "of_rows"]
 
@@ -37,28 +39,42 @@ class State:
     estimate: Estimate | None
 
 
-class Sampler(Protocol):
-    """A rule that moves states down a grid of angles: n + 1 angles give n + 1 states, the first being x itself.
+class Sampler(ABC):
+    """A rule that moves states along a descending grid of angles: n + 1 angles give n + 1 states, the first being x.
 
-    A sampler may also say the name of the grid it is best on, `default_grid`, and its `default_steps`, and refuse
-    angles that it does not go with before anything is done, `check(angles)`.
-
-    Attributes:
-        evaluations: how often a step asks the denoiser (the NFE of one step).
+    A subclass is a frozen dataclass whose fields are its options. It implements `__call__` and overrides what differs
+    from the defaults below.
     """
 
     @property
-    def evaluations(self) -> int: ...
+    def evaluations(self) -> int:
+        """Evaluations of the denoiser per step (the NFE of one step)."""
+        return 1
 
-    def __call__(self, denoise: Denoise, x: Tensor, angles: Sequence[float], draw: Draw) -> Iterator[State]: ...
+    default_grid: str = "angle"
+    """The grid that is used unless another one is given."""
+    default_steps: int | None = None
+    """The number of steps that is used with the default grid unless another one is given; None for the general one."""
+
+    def check(self, angles: Sequence[float] | np.ndarray) -> None:
+        """Raise an InputError for a grid that does not fit the options; here every grid does."""
+        return
+
+    @abstractmethod
+    def __call__(self, denoise: Denoise, x: Tensor, angles: Sequence[float], draw: Draw) -> Iterator[State]:
+        """The states at every angle of the grid.
+
+        Args:
+            denoise: `(x, angle) -> Estimate`; labels are filled in already.
+            x: points at the first angle, shape (B, C, H, W).
+            angles: descending, ending at 0.
+            draw: returns fresh standard normal noise of the shape of its argument, each image from its own stream.
+        """
 
 
 def of_rows(denoise: Denoise, rows: Tensor) -> Denoise:
-    """The denoiser for some images of the batch, by their row numbers: one that knows labels has one for each."""
-    if hasattr(denoise, "of_rows"):
-        chosen: Denoise = denoise.of_rows(rows)
-        return chosen
-    return denoise
+    """The denoiser for some images of the batch, by their row numbers, with the labels of these images."""
+    return denoise.of_rows(rows) if isinstance(denoise, Evaluator) else denoise
 
 
 @dataclass(frozen=True)
@@ -71,13 +87,11 @@ class Weights:
     fresh: float = 0.0
 
 
-class LinearSampler(ABC):
+class LinearSampler(Sampler):
     """A sampler whose step asks once and is linear in what it is told: DDPM, DDIM, Cold and rotation.
 
     The step keeps to the arc where x cos b + image = cos a and (x sin b + noise)^2 + fresh^2 = sin^2 a.
     """
-
-    evaluations = 1
 
     @abstractmethod
     def weights(self, b: float, a: float) -> Weights:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,7 +11,7 @@ from itertools import pairwise
 from torch import Tensor
 
 from ..arc import mix
-from .base import Denoise, Draw, LinearSampler, State, Weights
+from .base import Denoise, Draw, LinearSampler, Sampler, State, Weights
 
 __all__ = ["Cold", "ColdImproved", "ColdNaive"]
 
@@ -25,10 +25,8 @@ class Cold(LinearSampler):
         return Weights(ratio, math.cos(a) - ratio * math.cos(b), 0.0)
 
 
-class _FixedNoise(ABC):
+class _FixedNoise(Sampler):
     """A rule of Bansal et al., whose degradation D keeps the noise that the trajectory began with."""
-
-    evaluations = 1
 
     @abstractmethod
     def step(self, x: Tensor, image: Tensor, noise: Tensor, b: float, a: float) -> Tensor:

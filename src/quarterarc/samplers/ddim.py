@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..errors import InputError
+from ..common.errors import InputError
 from ..posterior import variance
 from .base import LinearSampler, Weights
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..errors import InputError, unknown_name
+from ..common.errors import InputError, unknown_name
 from ..estimate import Estimate
 from ..posterior import mean_weights, step_variance, variance
 from .base import Draw, LinearSampler, Weights

@@ -11,10 +11,10 @@ import numpy as np
 from torch import Tensor
 
 from ..arc import NOISE_END
+from ..common.errors import InputError, unknown_name
 from ..denoiser import angle_range
-from ..errors import InputError, unknown_name
 from ..estimate import Estimate
-from .base import Denoise, Draw, State
+from .base import Denoise, Draw, Sampler, State
 from .forms import FORMS, Form
 
 __all__ = ["EULER", "HEUN", "MIDPOINT", "RK4", "Gradient", "Tableau", "runge_kutta"]
@@ -59,7 +59,7 @@ RK4 = Tableau(4, ((), (1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1
 
 
 @dataclass(frozen=True)
-class Gradient:
+class Gradient(Sampler):
     """An explicit Runge-Kutta method on one of the flow's forms, d(x / scale) = estimate d(clock).
 
     A network that estimates the image alone says nothing of the noise at 0, and close to 0 its error is divided by the

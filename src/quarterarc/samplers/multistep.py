@@ -38,10 +38,10 @@ import torch
 from torch import Tensor
 
 from ..arc import NOISE_END
+from ..common.errors import InputError, unknown_name
 from ..denoiser import angle_range
-from ..errors import InputError, unknown_name
 from ..estimate import Estimate
-from .base import Denoise, Draw, State
+from .base import Denoise, Draw, Sampler, State
 from .forms import VELOCITY
 from .gradient import EULER, HEUN, RK4, Tableau, runge_kutta
 from .step_weights import CLOCKS, FORMS, StepWeights, fresh_noise, gaussian_weights, noise_weights, step_weights
@@ -57,7 +57,7 @@ BEYOND = 4.0
 
 
 @dataclass(frozen=True)
-class Multistep:
+class Multistep(Sampler):
     """Adams' methods on the arc: each step through the last `order` estimates, one evaluation a step.
 
     Order of convergence: `order`, with `start="runge-kutta"` and `finish="level"`. The defaults are for few steps: a
@@ -104,7 +104,6 @@ class Multistep:
     churn: float = 0.0
     offsets: tuple[StepWeights, ...] = ()
 
-    evaluations = 1
     default_grid = "octave"
 
     def __post_init__(self) -> None:

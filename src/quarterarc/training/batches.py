@@ -14,10 +14,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from ..common.errors import InputError
+from ..common.streams import Purpose, normal, stream
 from ..data import ImageData, apply_flips, to_float
 from ..data.order import indices
-from ..errors import InputError
-from ..streams import Purpose, normal, stream
 from .recipe import Recipe
 
 __all__ = ["Batch", "Batches", "part_size"]

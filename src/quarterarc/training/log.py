@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..files import replace_file
+from ..storage.files import replace_file
 
 __all__ = ["LOGGED", "Log", "Pending"]
 

@@ -16,8 +16,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from ..common.errors import InputError, unknown_name
 from ..data.spec import DataSpec
-from ..errors import InputError, unknown_name
 
 __all__ = ["Recipe", "differences", "read_recipe", "recipe_names"]
 
@@ -115,7 +115,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _names_are_known(self) -> Recipe:
         from ..heads import HEADS
-        from ..losses import NORMS, OBJECTIVES
+        from ..objectives.losses import NORMS, OBJECTIVES
         from ..schedules import SCHEDULES
 
         for kind, name, known in (
@@ -145,7 +145,7 @@ class Recipe(Section):
 
 def recipe_names() -> list[str]:
     """The recipes that ship with the package."""
-    folder = resources.files("quarterarc") / "recipes"
+    folder = resources.files("quarterarc.training") / "recipes"
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
@@ -191,7 +191,7 @@ def _read_yaml(source: str) -> dict[str, Any]:
         except UnicodeDecodeError as error:
             raise InputError(f"{source} is no text in UTF-8 ({error.reason}): give a YAML file") from None
     elif source in recipe_names():
-        text = (resources.files("quarterarc") / "recipes" / f"{source}.yaml").read_text(encoding="utf-8")
+        text = (resources.files("quarterarc.training") / "recipes" / f"{source}.yaml").read_text(encoding="utf-8")
     else:
         raise unknown_name("recipe", source, recipe_names())
     try:

@@ -22,27 +22,27 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from ..arc import mix
+from ..common.errors import InputError
+from ..common.streams import Purpose, torch_seed
 from ..data import ImageData, open_data, to_uint8
 from ..denoiser import Denoiser
-from ..errors import InputError
-from ..files import make_folder, replace_file
-from ..generation import generate
 from ..heads import head as named_head
-from ..images import grid_of, write_png
-from ..losses import Losses, Objective
 from ..networks import UNet, attention_levels
-from ..runs import checkpoints, describe_denoiser, locked
+from ..objectives.losses import Losses, Objective
+from ..sampling.generation import generate
 from ..schedules import schedule as named_schedule
-from ..streams import Purpose, torch_seed
-from . import ema
+from ..storage.checkpoints import describe_denoiser
+from ..storage.files import make_folder, replace_file
+from ..storage.pictures import contact_sheet, write_png
+from ..storage.runs import checkpoints, locked
+from ..storage.training_state import restore, save, sweep
+from ..training import ema
 from .batches import Batch, Batches, part_size
-from .checkpoint import restore, save, sweep
 from .log import LOGGED, Log, Pending
 from .recipe import Recipe, differences, read_recipe
 from .stopping import Interrupted, Stop
 
-__all__ = ["MAY_CHANGE", "Diverged", "Interrupted", "Trainer", "build_network", "train"]
+__all__ = ["MAY_CHANGE", "Diverged", "Interrupted", "Trainer", "recipe_network", "train"]
 
 logger = logging.getLogger("quarterarc")
 
@@ -227,11 +227,8 @@ class Trainer:
         return self.accelerator.reduce(self.pending.means, "mean").tolist()
 
     def _losses(self, batch: Batch) -> Losses:
-        schedule = self.denoise.schedule
-        angle = schedule.angle(batch.times)
-        x = mix(batch.image, batch.noise, angle)
-        estimate = self.denoise_training(x, angle, batch.labels)
-        return self.objective(estimate, batch.image, batch.noise, x, batch.times, schedule)
+        losses: Losses = self.denoise_training.loss(self.objective, batch.image, batch.noise, batch.times, batch.labels)
+        return losses
 
     def _rate(self, step: int) -> float:
         """What the learning rate is multiplied by: a linear warm-up, then constant or half a cosine to 0."""
@@ -251,7 +248,7 @@ class Trainer:
         head = named_head(recipe.head, table)
         classes = data.classes if recipe.data.labels else None
         torch.manual_seed(torch_seed(recipe.training.seed, Purpose.WEIGHTS))
-        network = build_network(recipe, data.channels, head.channels(data.channels), classes)
+        network = recipe_network(recipe, data.channels, head.channels(data.channels), classes)
         network = network.to(self.accelerator.device)
         precision = torch.bfloat16 if recipe.training.precision == "bf16" else None
         shape = (data.channels, data.height, data.width)
@@ -280,7 +277,7 @@ class Trainer:
             "step": self.step,
             "data": self.data.fingerprint,
             "pending": pending,
-            "denoiser": describe_denoiser(self.denoise, self.network),
+            "denoiser": describe_denoiser(self.denoise),
             "recipe": self.recipe.model_dump(mode="json"),
         }
         return save(self.run, config, self.network, self.average, self.optimizer, self.recipe.training.keep)
@@ -297,7 +294,7 @@ class Trainer:
         images = generate(denoise, seeds, labels=labels, batch_size=min(64, self.batches.share))
         folder = self.run / "samples"
         folder.mkdir(exist_ok=True)
-        write_png(folder / f"step-{self.step:08d}.png", grid_of(to_uint8(images)))
+        write_png(folder / f"step-{self.step:08d}.png", contact_sheet(to_uint8(images)))
 
     def _diverged(self, loss: float) -> None:
         found = checkpoints(self.run)
@@ -321,7 +318,7 @@ def _check_compiler(device: torch.device) -> None:
         ) from None
 
 
-def build_network(recipe: Recipe, in_channels: int, out_channels: int, classes: int | None) -> UNet:
+def recipe_network(recipe: Recipe, in_channels: int, out_channels: int, classes: int | None) -> UNet:
     """The recipe's U-Net, with attention where the height of the image has shrunk to one of the given resolutions."""
     chosen, size = recipe.network, recipe.data.height
     return UNet(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ...errors import InputError, unknown_name
+from ...common.errors import InputError, unknown_name
 from .base import KINDS, Extractor, hash_of_weights
 
 if TYPE_CHECKING:

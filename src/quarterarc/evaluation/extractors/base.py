@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ...errors import InputError
+from ...common.errors import InputError
 
 __all__ = ["KINDS", "Extractor", "hash_of_weights"]
 

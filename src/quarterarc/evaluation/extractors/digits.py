@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...runs import load_weights
+from ...storage.weights import load_weights
 
 __all__ = ["HELD_OUT", "WEIGHTS", "DigitsNet", "load_digits_net"]
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...errors import InputError
+from ...common.errors import InputError
 
 __all__ = ["Dinov2", "load_dinov2"]
 

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...errors import InputError
-from ...files import replace_file
-from ...runs import read_weights
+from ...common.errors import InputError
+from ...storage.files import replace_file
+from ...storage.weights import read_weights
 
 __all__ = ["FILE", "Inception", "find_weights", "load_inception", "resize_tf1"]
 

@@ -19,8 +19,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError
-from ..files import check_writable, make_folder, write_json
+from quarterarc.common.errors import InputError
+from quarterarc.storage.files import check_writable, make_folder, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,7 +83,7 @@ def frechet(dimensions: int, repeats: int) -> list[Row]:
     """One row a way: time, error on a pair with a known distance, and distance of a rank-deficient set from itself."""
     import torch
 
-    from ..evaluation import Statistics
+    from quarterarc.evaluation import Statistics
 
     mean, first, second, exact = _known_pair(dimensions)
     few = torch.randn(DEFICIENT // 2, DEFICIENT, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -128,7 +128,7 @@ def _frechet_ways() -> dict[str, Callable[[Tensor, Tensor, Tensor], float]]:
     import numpy as np
     import torch
 
-    from ..evaluation import Moments, frechet_distance
+    from quarterarc.evaluation import Moments, frechet_distance
 
     def ours(mean: Tensor, a: Tensor, b: Tensor) -> float:
         return frechet_distance(Moments(mean, a), Moments(torch.zeros_like(mean), b))
@@ -235,7 +235,7 @@ def _features(size: int, dimensions: int, seed: int) -> Tensor:
 
 
 def _ours(real: Tensor, fake: Tensor) -> tuple[float, float]:
-    from ..evaluation import precision_recall as scores
+    from quarterarc.evaluation import precision_recall as scores
 
     return scores(real, fake, k=3)
 

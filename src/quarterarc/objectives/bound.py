@@ -14,11 +14,11 @@ import math
 import torch
 from torch import Tensor
 
-from .arc import Angle, float64, spread
-from .errors import InputError, unknown_name
-from .estimate import Estimate
-from .posterior import mean_weights, step_variance, variance
-from .schedules import Schedule
+from ..arc import Angle, float64, spread
+from ..common.errors import InputError, unknown_name
+from ..estimate import Estimate
+from ..posterior import mean_weights, step_variance, variance
+from ..schedules import Schedule
 
 __all__ = ["VARIANCES", "discretised_log_likelihood", "gaussian_kl", "log_variance", "prior_term", "step_term"]
 

@@ -28,20 +28,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .arc import NOISE_END, float64
-from .data.pixels import to_float, to_uint8
-from .denoiser import angle_range, call
-from .errors import InputError
-from .estimate import Denoise
-from .likelihood import Images, Moments, batch, check_images, read_levels, refuse_nonfinite
-from .samplers.adaptive import check_tolerance, integrate
-from .streams import Purpose, stream
+from ..arc import NOISE_END, float64
+from ..common.errors import InputError
+from ..common.streams import Purpose, stream
+from ..data.pixels import to_uint8
+from ..denoiser import Denoise, angle_range, call, traits
+from ..samplers.adaptive import check_tolerance, integrate
+from .variational import Images, Moments, batch, check_images, read_levels, refuse_nonfinite
 
 __all__ = [
     "FlowLikelihood",
-    "decode",
     "dequantise",
-    "encode",
     "evaluate_flow_bits_per_dim",
     "flow_bits_per_dim",
     "log_likelihood",
@@ -197,61 +194,6 @@ def dequantise(images: Tensor, seed: int, numbers: Sequence[int]) -> Tensor:
     return ((to_uint8(images) + u) / 128.0 - 1.0).to(images.dtype)
 
 
-def encode(
-    denoise: Denoise,
-    images: Images,
-    *,
-    tolerance: float = TOLERANCE,
-    labels: Tensor | None = None,
-    batch_size: int = 64,
-    progress: bool = True,
-) -> Tensor:
-    """The noise from which the flow makes these images, shape (N, C, H, W), on the CPU: the inverse of `decode`.
-
-    Arguments and errors as for `log_likelihood`; uint8 images are levels k / 127.5 - 1. The noise is that of the
-    denoiser's largest angle, and kept in the dtype of the images.
-    """
-    return _carry(denoise, images, False, tolerance, labels, batch_size, progress)
-
-
-def decode(
-    denoise: Denoise,
-    noise: Tensor,
-    *,
-    tolerance: float = TOLERANCE,
-    labels: Tensor | None = None,
-    batch_size: int = 64,
-    progress: bool = True,
-) -> Tensor:
-    """The images that the flow makes from noise, shape (N, C, H, W), on the CPU; arguments as for `encode`."""
-    return _carry(denoise, noise, True, tolerance, labels, batch_size, progress)
-
-
-def _carry(
-    denoise: Denoise,
-    points: Images,
-    down: bool,
-    tolerance: float,
-    labels: Tensor | None,
-    batch_size: int,
-    progress: bool,
-) -> Tensor:
-    """Points carried along the whole flow, up to the noise or down to the image."""
-    check_images(points, labels)
-    end = _check(denoise, tolerance, batch_size)
-    parts = []
-    for first, last in _batches(len(points), batch_size, "decode" if down else "encode", progress):
-        some = batch(points, first, last)
-        some = some if some.is_floating_point() else to_float(some)
-        refuse_nonfinite(some, first)
-        flow = _Flow(denoise, some, None if labels is None else labels[first:last])
-        b, a = (end, 0.0) if down else (0.0, end)
-        with torch.no_grad():
-            carried, _, _ = integrate(flow.velocity, flow.start, b, a, tolerance)
-        parts.append(carried.to(some.dtype).reshape(some.shape).cpu())
-    return torch.cat(parts)
-
-
 def _log_likelihood(
     denoise: Denoise,
     read: Callable[[int, int], Tensor],
@@ -310,7 +252,7 @@ class _Flow:
 
     def __init__(self, denoise: Denoise, images: Tensor, labels: Tensor | None) -> None:
         self.denoise = denoise
-        self.device = getattr(denoise, "device", images.device)
+        self.device = traits(denoise).device or images.device
         self.dtype, self.shape = images.dtype, images.shape[1:]
         self.dimensions = images[0].numel()
         self.start = float64(images.to(self.device)).flatten(1)

@@ -9,16 +9,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import InputError
+from quarterarc.common.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ...closed_form import MixtureData
-    from ...estimate import Denoise
-    from ...tuned import TunedGrid
-from .ours import CANDIDATE, NFE_FINE
-from .peers import NO_IMAGE, Choice, Peer, angles_of, solve_by_peer
+    from quarterarc.closed_form import MixtureData
+    from quarterarc.denoiser import Denoise
+    from quarterarc.sampling.tuned_grids import TunedGrid
+from benchmarks.samplers.ours import CANDIDATE, NFE_FINE
+from benchmarks.samplers.peers import NO_IMAGE, Choice, Peer, angles_of, solve_by_peer
 
 PURE_NOISE = 0.05
 """The largest cosine of a starting angle that counts as pure noise."""
@@ -46,7 +46,7 @@ class World:
     }
 
     def __init__(self, name: str, world: MixtureData, images: int, seed: int) -> None:
-        from ...generation import noise
+        from quarterarc.sampling.generation import noise
 
         self.name, self.denoise = name, world
         self.noise = noise(range(seed, seed + images), world.shape, dtype=world.means.dtype)
@@ -60,8 +60,8 @@ class World:
 
     def fine(self, start: float) -> Tensor:
         """Where the flow leads from the noise at this angle, to 1e-6 a pixel and better (the median is 1e-7)."""
-        from ...samplers import Adaptive
-        from ...sampling import sample
+        from quarterarc.samplers import Adaptive
+        from quarterarc.sampling.trajectories import sample
 
         key = round(start, 7)  # a scheduler's float32 angles are the same angle
         if key not in self._fine:
@@ -71,7 +71,7 @@ class World:
 
     def measure(self, solution: Solution) -> dict[str, float]:
         """Of images made from `noise`."""
-        from ...evaluation import frechet_distance
+        from quarterarc.evaluation import frechet_distance
 
         images, fine = solution.images.flatten(1), self.fine(solution.start).flatten(1)
         distances = (images - fine).square().mean(1).sqrt()
@@ -91,15 +91,17 @@ class Trained:
     SHORTLIST, SCREENED = 2, 16
 
     def __init__(self, run: Path, images: int, seed: int, features: str | None, device: str, batch: int) -> None:
-        from ...devices import pick_device
-        from ...evaluation import collect, extractor, open_reference
-        from ...generation import noise
-        from ...runs import load
+        from quarterarc.common.devices import pick_device
+        from quarterarc.evaluation import collect, extractor, open_reference
+        from quarterarc.sampling.generation import noise
+        from quarterarc.sampling.tuned_grids import read_tuned
+        from quarterarc.storage.checkpoints import load
+        from quarterarc.storage.runs import newest_checkpoint
 
         where = pick_device(device)
         self.name, self.denoise = run.name, load(run, where)
         try:
-            self.tuned: list[TunedGrid] = self.denoise.tuned() if self.denoise.tuned else []
+            self.tuned: list[TunedGrid] = read_tuned(newest_checkpoint(run))
         except InputError:  # nothing was tuned for this network
             self.tuned = []
         shape = self.denoise.shape
@@ -134,8 +136,8 @@ class Trained:
         """Of images made from `noise`."""
         import torch
 
-        from ...data.pixels import to_uint8
-        from ...evaluation import frechet_distance
+        from quarterarc.data.pixels import to_uint8
+        from quarterarc.evaluation import frechet_distance
 
         made = torch.cat([self.extractor(to_uint8(part))["pool"] for part in solution.images.split(self.batch)])
         with warnings.catch_warnings():
@@ -159,9 +161,9 @@ class Trained:
 
     def _fine_of(self, noise: Tensor, start: float) -> Tensor:
         """Where our finest leads from this noise at this angle."""
-        from ...denoiser import angle_range
-        from ...grids import grid
-        from ...sampling import sample
+        from quarterarc.denoiser import angle_range
+        from quarterarc.grids import grid
+        from quarterarc.sampling.trajectories import sample
 
         key = round(start, 7)
         if key not in self._fine:
@@ -182,7 +184,7 @@ def _kinds(choice: Choice) -> tuple[str, ...]:
 
 def _contest(denoise: Denoise, noise: Tensor, choices: Iterable[Choice], nfe: int) -> Iterator[tuple[Choice, Solution]]:
     """What each choice makes of the noise, where it can be run from (nearly) pure noise at exactly this NFE."""
-    from ...denoiser import Counted
+    from quarterarc.denoiser import Evaluator
 
     for choice in choices:
         scheduler = choice.make(nfe)
@@ -191,7 +193,7 @@ def _contest(denoise: Denoise, noise: Tensor, choices: Iterable[Choice], nfe: in
         start = angles_of(scheduler)[0]
         if math.cos(start) > PURE_NOISE:
             continue
-        counted = Counted(denoise)
+        counted = Evaluator(denoise)
         try:
             images = solve_by_peer(counted, noise, scheduler, choice.prediction)
         except InputError:  # an angle at which a trained denoiser is not defined

@@ -18,9 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from .. import __version__
-from ..errors import InputError
-from ..files import read_json, replace_folder, save_tensors, write_json
-from ..runs import FORMAT, WEIGHTS, checkpoint_name, checkpoints, load_weights, read_weights
+from ..common.errors import InputError
+from .checkpoints import FORMAT
+from .files import read_json, replace_folder, write_json
+from .runs import CONFIG, WEIGHTS, checkpoint_name, checkpoints
+from .weights import load_weights, read_weights, save_tensors
 
 __all__ = ["restore", "save", "sweep"]
 
@@ -47,7 +49,7 @@ def save(
             save_tensors(average.state_dict(), beside / WEIGHTS)
             save_tensors(network.state_dict(), beside / RAW)
             save_tensors(_moments(network, optimizer), beside / OPTIMIZER)
-            write_json(beside / "config.json", {"format": FORMAT, "quarterarc": __version__, **config})
+            write_json(beside / CONFIG, {"format": FORMAT, "quarterarc": __version__, **config})
     for old in checkpoints(run)[:-keep]:
         shutil.rmtree(old)
     return folder
@@ -65,7 +67,7 @@ def restore(folder: Path, network: nn.Module, average: nn.Module, optimizer: tor
     Raises:
         InputError: if a file is missing or belongs to another network.
     """
-    config = read_json(folder / "config.json")
+    config = read_json(folder / CONFIG)
     load_weights(average, folder / WEIGHTS)
     load_weights(network, folder / RAW)
     moments = read_weights(folder / OPTIMIZER)

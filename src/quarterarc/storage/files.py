@@ -5,17 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from .errors import InputError
+from ..common.errors import InputError
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-__all__ = ["check_writable", "make_folder", "read_json", "replace_file", "replace_folder", "save_tensors", "write_json"]
+__all__ = ["check_writable", "make_folder", "read_json", "replace_file", "replace_folder", "write_json"]
 
 
 def make_folder(path: Path) -> Path:
@@ -87,22 +84,6 @@ def write_json(path: Path, value: Any) -> None:
     """Write JSON for people and programs, in place of what was there."""
     with replace_file(path) as beside:
         beside.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
-def save_tensors(tensors: Mapping[str, Tensor], path: Path, about: Mapping[str, str] | None = None) -> None:
-    """Write tensors, wherever and however they lie, as safetensors.
-
-    Raises:
-        OSError: if the file cannot be written.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    try:
-        here = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(here, path, metadata=None if about is None else dict(about))
-    except SafetensorError as error:  # a full disk arrives as this, without its number
-        raise OSError(f"cannot write {path}: {error}") from None
 
 
 def read_json(path: Path) -> Any:

@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from .errors import InputError
+from ..common.errors import InputError
 
-__all__ = ["grid_of", "read_png", "write_png"]
+__all__ = ["contact_sheet", "read_png", "write_png"]
 
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
@@ -44,7 +44,9 @@ def read_png(path: Path) -> Tensor:
     return torch.from_numpy(array[:, :, None] if array.ndim == 2 else array).permute(2, 0, 1)
 
 
-def grid_of(pixels: Tensor, columns: int | None = None, size: int = 64, gap: int = 2, smooth: bool = False) -> Tensor:
+def contact_sheet(
+    pixels: Tensor, columns: int | None = None, size: int = 64, gap: int = 2, smooth: bool = False
+) -> Tensor:
     """Images side by side on white, small ones enlarged by a whole factor.
 
     Args:

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from .ours import Settings
+from benchmarks.samplers.ours import Settings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ...estimate import Denoise, Estimate
+    from quarterarc.denoiser import Denoise
+    from quarterarc.estimate import Estimate
 
 
 @dataclass(frozen=True)

@@ -21,14 +21,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .. import __version__
+from ..common.devices import processes
+from ..common.errors import InputError
+from ..data.image_set import ImageSet
 from ..data.sources import digest
-from ..devices import processes
-from ..errors import InputError
-from ..estimate import Denoise
-from ..files import make_folder, read_json, write_json
-from ..flow import FlowLikelihood, flow_bits_per_dim
-from ..likelihood import Bound, bits_per_dim, chain_of
-from .sets import ImageSet
+from ..denoiser import Denoise, traits
+from ..storage.files import make_folder, read_json, write_json
+from .flow import FlowLikelihood, flow_bits_per_dim
+from .variational import Bound, bits_per_dim, chain_of
 
 __all__ = ["MODEL_METRICS", "ModelMetric", "ModelSettings", "evaluate_model"]
 
@@ -132,7 +132,7 @@ def evaluate_model(
         InputError: for images of another shape than the denoiser's, and what the metrics refuse.
     """
     settings = settings or ModelSettings()
-    shape = getattr(denoise, "shape", None)
+    shape = traits(denoise).shape
     if shape is not None and images.shape is not None and tuple(shape) != images.shape:
         raise InputError(
             f"{images.what} has images of shape {images.shape}, but {what} is of {tuple(shape)}: make them alike"
@@ -164,7 +164,7 @@ def _over_all(
     """The sum of a metric over all images, in the first process; each process has a share of the pieces."""
     metric, here = MODEL_METRICS[name], processes()
     size = max(1, settings.batch_size // metric.points(denoise, settings))
-    device = getattr(denoise, "device", "cpu")
+    device = traits(denoise).device or "cpu"
     path = None if cache is None else cache / f"{here.rank}-of-{here.count}.json"
     hidden = True if here.rank or progress is False else None if progress is None else False
     bar = tqdm(total=images.count, unit="image", desc=name, leave=False, disable=hidden)

@@ -20,15 +20,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .arc import octave, octave_to_angle
-from .denoiser import Labelled, Replayed, angle_range
-from .errors import InputError
-from .estimate import Denoise
+from ..arc import octave, octave_to_angle
+from ..common.errors import InputError
+from ..denoiser import Denoise, Evaluator, Replayed, angle_range, required_shape, traits
+from ..samplers import Adaptive, Multistep, Sampler
+from ..samplers.step_weights import StepWeights
 from .generation import noise
-from .samplers import Adaptive, Multistep, Sampler
-from .samplers.step_weights import StepWeights
-from .sampling import Plan, plan, sample
-from .tuned import TunedGrid
+from .plans import Plan, plan
+from .trajectories import sample
+from .tuned_grids import TunedGrid
 
 __all__ = ["tune"]
 
@@ -145,9 +145,7 @@ def tune(
     Raises:
         InputError: for a sampler that draws noise or chooses its own steps, fewer than 2 steps, or an unknown shape.
     """
-    shape = shape or getattr(denoise, "shape", None)
-    if shape is None:
-        raise InputError("this denoiser does not say the shape of its images: give shape=(C, H, W)")
+    shape = required_shape(denoise, shape)
     chosen = plan(denoise, sampler, steps, shape=shape, **options)
     if isinstance(chosen.sampler, Adaptive):
         raise InputError(f"the sampler '{sampler}' chooses its own steps: it has no grid to tune")
@@ -161,7 +159,7 @@ def tune(
         # them help on some networks and numbers of steps, and stand in the way on others.
         without = plan(denoise, sampler, steps, shape=shape, **{**options, "width": 0.0})
         families.append(_Family(without, shape, weights))
-    device, classes = getattr(denoise, "device", "cpu"), getattr(denoise, "classes", None)
+    device, classes = traits(denoise).device or "cpu", traits(denoise).classes
     labels = torch.arange(images, device=device) % classes if classes else None
     one = noise(range(FIRST_SEED, FIRST_SEED + 1), shape, device)
     bare = _Family(chosen, shape, weights=False)
@@ -245,7 +243,7 @@ def _run(trial: _Trial, family: _Family, vector: np.ndarray) -> np.ndarray | Non
     if not np.all(np.diff(angles) < 0.0) or angles[-2] < smallest:
         return None
     with torch.no_grad():
-        labelled = Labelled(trial.denoise, trial.labels)
+        labelled = Evaluator(trial.denoise, trial.labels)
         *_, last = family.sampler(vector)(labelled, trial.noise, [float(angle) for angle in angles], refuse)
     return trial.missed(last.x)
 

@@ -27,14 +27,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .arc import ROUNDING, float64, mix
-from .bound import VARIANCES, prior_term, step_term
-from .data.pixels import to_float
-from .denoiser import angle_range, call
-from .errors import InputError, unknown_name
-from .estimate import Denoise, Estimate
-from .schedules import Schedule
-from .streams import Purpose, normal, stream
+from ..arc import ROUNDING, float64, mix
+from ..common.errors import InputError, unknown_name
+from ..common.streams import Purpose, normal, stream
+from ..data.pixels import to_float
+from ..denoiser import Denoise, angle_range, call, traits
+from ..estimate import Estimate
+from ..objectives.bound import VARIANCES, prior_term, step_term
+from ..schedules import Schedule
 
 __all__ = [
     "Bound",
@@ -327,7 +327,7 @@ def chain_of(denoise: Denoise, schedule: Schedule | None = None) -> Schedule:
     Raises:
         InputError: if there is no schedule, or the denoiser is not defined at its first step.
     """
-    schedule = schedule or getattr(denoise, "schedule", None)
+    schedule = schedule or traits(denoise).schedule
     if schedule is None:
         raise InputError("this denoiser has no schedule, whose steps make the bound: give schedule=")
     smallest, largest = angle_range(denoise)
@@ -357,7 +357,7 @@ class _Block:
     def bound(self, batch_size: int, bar: tqdm) -> Bound:
         """The bound of these images; never more than `batch_size` points at once."""
         times = self._times()
-        device = getattr(self.denoise, "device", self.images.device)
+        device = traits(self.denoise).device or self.images.device
         size = np.diff(self.edges)
         terms, error = np.empty(times.shape), np.empty(times.shape)
         kind = self.variance

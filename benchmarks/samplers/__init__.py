@@ -26,18 +26,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import InputError, unknown_name
-from ...files import check_writable, make_folder, write_json
-from .ours import CANDIDATE, FINE, GRIDS, LARGEST_TUNED, NFE_FINE, OURS, ROUGH, TUNED, TUNED_ON, Ours
-from .peers import PEERS, Choice, Peer, angles_of, solve_by_peer
-from .subjects import PURE_NOISE, WIDTH, WORLDS, Row, Solution, Subject, Trained, World
-from .tables import figure, tables
+from benchmarks.samplers.ours import CANDIDATE, FINE, GRIDS, LARGEST_TUNED, NFE_FINE, OURS, ROUGH, TUNED, TUNED_ON, Ours
+from benchmarks.samplers.peers import PEERS, Choice, Peer, angles_of, solve_by_peer
+from benchmarks.samplers.subjects import PURE_NOISE, WIDTH, WORLDS, Row, Solution, Subject, Trained, World
+from benchmarks.samplers.tables import figure, tables
+from quarterarc.common.errors import InputError, unknown_name
+from quarterarc.storage.files import check_writable, make_folder, write_json
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-    from ...closed_form import MixtureData
-    from ...tuned import TunedGrid
+    from quarterarc.closed_form import MixtureData
+    from quarterarc.sampling.tuned_grids import TunedGrid
 
 __all__ = [
     "CANDIDATE",
@@ -80,7 +80,7 @@ def _ours(subject: Subject, ours: Sequence[Ours], nfes: Sequence[int], tick: Cal
 
 def _grids(subject: Subject, ours: Ours) -> list[str]:
     """The sampler's own default, the two that all are measured on, and what was tuned."""
-    from ...sampling import plan
+    from quarterarc.sampling.plans import plan
 
     own = plan(subject.denoise, ours.sampler, 8, shape=subject.noise.shape[1:], **ours.options).grid
     tuned = ["tuned"] if ours == TUNED and subject.tuned else []
@@ -89,8 +89,8 @@ def _grids(subject: Subject, ours: Ours) -> list[str]:
 
 def _solve(subject: Subject, ours: Ours, grid: str, nfe: int) -> Solution | None:
     """What a sampler of ours makes with exactly this NFE; None where no number of steps gives it."""
-    from ...samplers import sampler
-    from ...sampling import sample
+    from quarterarc.samplers import sampler
+    from quarterarc.sampling.trajectories import sample
 
     rule = sampler(ours.sampler, **ours.options)
     steps, rest = divmod(nfe, rule.evaluations)
@@ -112,7 +112,7 @@ def _key(ours: Ours) -> tuple[str, dict[str, Any]]:
 
 def _tune(world: World, nfes: Sequence[int], tick: Callable[[str], None]) -> list[TunedGrid]:
     """Grids for the candidate, fitted to a world on other noise than it is measured on."""
-    from ...tuning import tune
+    from quarterarc.sampling.tuning import tune
 
     grids = []
     for nfe in nfes:
@@ -123,14 +123,14 @@ def _tune(world: World, nfes: Sequence[int], tick: Callable[[str], None]) -> lis
 
 def _default(subject: Subject) -> tuple[str, str]:
     """The sampler and grid that `sample` takes when it is told neither."""
-    from ...sampling import plan
+    from quarterarc.sampling.plans import plan
 
     chosen = plan(subject.denoise, shape=subject.noise.shape[1:])
     return chosen.name, chosen.grid
 
 
 def _adaptive(subject: Subject, tick: Callable[[str], None]) -> list[Row]:
-    from ...sampling import sample
+    from quarterarc.sampling.trajectories import sample
 
     rows = []
     for pair, tolerance in ROUGH + (FINE if isinstance(subject, World) else ()):
@@ -390,7 +390,7 @@ def run(
 
 
 def _mixture(name: str) -> MixtureData:
-    from ...closed_form import MixtureData
+    from quarterarc.closed_form import MixtureData
 
     try:
         return MixtureData(WORLDS[name](), WIDTH)

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from .ours import CANDIDATE, TUNED
-from .subjects import Row
+from benchmarks.samplers.ours import CANDIDATE, TUNED
+from benchmarks.samplers.subjects import Row
 
 
 def tables(subject: Row) -> str:
@@ -89,7 +89,7 @@ DRAWN = ("DDIM", "DPM-Solver++ 2M", "UniPC", "DEIS", "iPNDM")
 
 def figure(subjects: Sequence[Row]) -> str:
     """The first measure of each subject against NFE, charts one below the other, as an `<svg>` element."""
-    from ...report.charts import WIDTH, line_chart
+    from quarterarc.report.charts import WIDTH, line_chart
 
     parts, top = [], 0.0
     for subject in subjects:
@@ -104,7 +104,7 @@ def figure(subjects: Sequence[Row]) -> str:
 
 
 def _series(subject: Row, measure: str) -> list[Any]:
-    from ...report import Series
+    from quarterarc.report import Series
 
     heads = list(dict.fromkeys([tuple(subject["default"]), CANDIDATE, (TUNED.sampler, "tuned")]))
     lines = [

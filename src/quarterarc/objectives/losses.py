@@ -23,12 +23,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .arc import spread, velocity
+from ..arc import spread, velocity
+from ..common.errors import InputError, unknown_name
+from ..estimate import Estimate
+from ..posterior import mean_weights
+from ..schedules import Schedule
 from .bound import VARIANCES, step_term
-from .errors import InputError, unknown_name
-from .estimate import Estimate
-from .posterior import mean_weights
-from .schedules import Schedule
 
 __all__ = ["NORMS", "OBJECTIVES", "Losses", "Objective"]
 

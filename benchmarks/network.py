@@ -18,14 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError, unknown_name
-from ..files import check_writable, make_folder, write_json
+from quarterarc.common.errors import InputError, unknown_name
+from quarterarc.storage.files import check_writable, make_folder, write_json
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from ..networks import UNet
+    from quarterarc.networks import UNet
 
 __all__ = ["CASES", "Case", "add_arguments", "main", "run"]
 
@@ -139,7 +139,7 @@ def run(
         raise InputError("the benchmark needs diffusers: pip install 'quarterarc[diffusers]'") from None
     import torch
 
-    from ..devices import pick_device
+    from quarterarc.common.devices import pick_device
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -181,8 +181,8 @@ def _measure(
     """The rows of a case."""
     import torch
 
-    from ..interop.unet_weights import to_diffusers
-    from ..networks import UNet
+    from quarterarc.interop.unet_weights import to_diffusers
+    from quarterarc.networks import UNet
 
     ours = UNet(**case.network).to(device)
     randomise(ours)

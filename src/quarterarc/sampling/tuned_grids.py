@@ -6,16 +6,23 @@ They are kept beside its weights (`quarterarc.runs`), and worthless for any othe
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from .errors import InputError
-from .grids import explicit
-from .samplers import Multistep, Sampler
-from .samplers.step_weights import StepWeights
+from ..common.errors import InputError
+from ..denoiser import Denoise, traits
+from ..grids import explicit
+from ..samplers import SAMPLERS, Multistep, Sampler
+from ..samplers.step_weights import StepWeights
+from ..storage.checkpoints import identity
+from ..storage.files import read_json, write_json
 
-__all__ = ["TunedGrid", "find"]
+__all__ = ["TunedGrid", "find", "read_tuned", "tuned_grid", "write_tuned"]
+
+FORMAT = 3
+FILE = "tuned.json"
 
 
 @dataclass(frozen=True)
@@ -124,3 +131,59 @@ def find(grids: Sequence[TunedGrid], sampler: str, options: Mapping[str, Any], s
     )
     wanted = f"{sampler} with {steps} steps{' and these options' if options else ''}"
     raise InputError(f"no grid was tuned for {wanted}: there is {there or 'none'}; `quarterarc tune` makes more")
+
+
+def tuned_grid(denoise: Denoise, sampler: str, options: Mapping[str, Any], steps: int) -> TunedGrid:
+    """The grid that was tuned for this denoiser's network, for a sampler with these options and steps.
+
+    Raises:
+        InputError: if the denoiser comes from no checkpoint, has another flow than the checkpoint's network, or no such
+            grid was tuned.
+    """
+    if sampler not in SAMPLERS:
+        raise InputError(f"a tuned grid goes with a sampler's name and options: give 'multistep' instead of {sampler}")
+    declared = traits(denoise)
+    if declared.checkpoint is None:
+        raise InputError("a tuned grid belongs to a trained network: load one with `quarterarc.load`, or name a grid")
+    if declared.altered is not None:
+        raise InputError(
+            f"tuned grids are for the network's own flow, and this one is {declared.altered}: name another grid"
+        )
+    return find(read_tuned(declared.checkpoint), sampler, options, steps)
+
+
+def read_tuned(checkpoint: Path) -> list[TunedGrid]:
+    """The grids that were tuned for a checkpoint.
+
+    Raises:
+        InputError: if there are none, or they were made for another network or head.
+    """
+    path = checkpoint / FILE
+    if not path.is_file():
+        raise InputError(f"no grid was tuned for this network: run `quarterarc tune` on {checkpoint}")
+    value = read_json(path)
+    try:
+        if value["format"] != FORMAT:
+            raise ValueError(f"format {value['format']}")
+        made_for, grids = value["network"], [TunedGrid.of(entry) for entry in value["grids"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} does not hold tuned grids of format {FORMAT} ({error}): tune again") from None
+    if made_for != identity(checkpoint):
+        raise InputError(f"{path} was made for another network or head: run `quarterarc tune` on {checkpoint}")
+    return grids
+
+
+def write_tuned(checkpoint: Path, grids: Iterable[TunedGrid]) -> Path:
+    """Keep grids with the checkpoint they were tuned for, in place of those for the same sampler and steps."""
+    try:
+        before = read_tuned(checkpoint)
+    except InputError:  # none yet, or those of another network
+        before = []
+    merged = {grid.key: grid for grid in [*before, *grids]}
+    value = {
+        "format": FORMAT,
+        "network": identity(checkpoint),
+        "grids": [grid.describe() for grid in merged.values()],
+    }
+    write_json(checkpoint / FILE, value)
+    return checkpoint / FILE

@@ -12,21 +12,22 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from . import __version__
-from .data import open_data
-from .data.order import permutation
-from .data.pixels import to_uint8
-from .denoiser import Denoiser
-from .evaluation.measure import evaluate
-from .files import make_folder, write_json
-from .generation import batches, generate, noise
-from .images import grid_of, write_png
-from .report import Series, data_url, line_chart, write_page
-from .runs import hash_of, load
-from .samplers import sampler as named_sampler
-from .sampling import plan, sample, trajectory
-from .training.recipe import Recipe
-from .training.trainer import train
+from .. import __version__
+from ..data import open_data
+from ..data.order import permutation
+from ..data.pixels import to_uint8
+from ..denoiser import Denoiser
+from ..evaluation.measure import evaluate
+from ..report import Series, data_url, line_chart, write_page
+from ..samplers import sampler as named_sampler
+from ..sampling.generation import batches, generate, noise
+from ..sampling.plans import plan
+from ..sampling.trajectories import sample, trajectory
+from ..storage.checkpoints import hash_of, load
+from ..storage.files import make_folder, write_json
+from ..storage.pictures import contact_sheet, write_png
+from ..training.recipe import Recipe
+from ..training.trainer import train
 
 __all__ = ["run_demo"]
 
@@ -60,11 +61,11 @@ def run_demo(recipe: Recipe, out: Path, measured: int = 400) -> dict[str, Any]:
     started = time.perf_counter()
     images = generate(denoise, range(SHOWN), batch_size=SHOWN)
     seconds = time.perf_counter() - started
-    write_png(out / "samples.png", grid_of(to_uint8(images), columns=16, smooth=True))
+    write_png(out / "samples.png", contact_sheet(to_uint8(images), columns=16, smooth=True))
     angles = _write_progress(denoise, out / "progress.png")
     rows = _compare(denoise, out)
     data = open_data(recipe.data, progress=False)
-    write_png(out / "real.png", grid_of(data.batch(range(SHOWN)).images, columns=16, smooth=True))
+    write_png(out / "real.png", contact_sheet(data.batch(range(SHOWN)).images, columns=16, smooth=True))
     real = data.batch(range(data.count or 0)).images
     quality = _measure(denoise, real, measured)
 
@@ -105,7 +106,7 @@ def _write_progress(denoise: Denoiser, path: Path) -> list[float]:
     states = list(trajectory(denoise, noise(seeds, denoise.shape or ()), seeds=seeds))
     columns = [state.x if state.estimate is None else state.estimate.image for state in states]
     by_row = torch.stack(columns, dim=1).flatten(0, 1)  # (rows * columns, C, H, W), row by row
-    write_png(path, grid_of(to_uint8(by_row), columns=len(columns), smooth=True))
+    write_png(path, contact_sheet(to_uint8(by_row), columns=len(columns), smooth=True))
     return [state.angle for state in states]
 
 
@@ -118,7 +119,7 @@ def _compare(denoise: Denoiser, out: Path) -> list[dict[str, Any]]:
     rows = []
     for name, steps in COMPARED:
         picture = make_folder(out / "compare") / f"{name}.png"
-        write_png(picture, grid_of(to_uint8(made[name].images), columns=ROWS, size=48, smooth=True))
+        write_png(picture, contact_sheet(to_uint8(made[name].images), columns=ROWS, size=48, smooth=True))
         row = {"sampler": name, "steps": steps, "nfe": made[name].nfe, "picture": picture}
         rows.append({**row, "distance": round(_distance(made[name].images, reference), 4)})
     return rows
@@ -141,7 +142,7 @@ def _measure(denoise: Denoiser, real: Tensor, count: int) -> dict[str, Any]:
     for name, nfe in tqdm(runs, desc="measure", unit="setting", disable=None):
         steps = max(1, nfe // named_sampler(name).evaluations)
         made = [(to_uint8(result.images), result.nfe) for _, result in
-                batches(denoise, range(count), name, steps, batch_size=250)]  # fmt: skip
+                batches(plan(denoise, name, steps), range(count), batch_size=250)]  # fmt: skip
         scores = score(torch.cat([pixels for pixels, _ in made]))
         lines.append({"sampler": name, "steps": steps, "nfe": made[0][1], **scores})
     return {"features": "digits", "count": count, "reference": len(real), "floor": score(real[some]), "samplers": lines}

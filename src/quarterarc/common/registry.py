@@ -1,0 +1,135 @@
+"""Open registries: a family of things that recipes, checkpoints and the command line name.
+
+A name is either registered (`"ddim"`) or an import path (`"package.module:attribute"`), so that a family is extended
+without changing this package:
+
+    from quarterarc.samplers import SAMPLERS
+
+    @SAMPLERS.register("mine")
+    class Mine: ...
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any, Generic, TypeVar
+
+from .errors import InputError, unknown_name
+
+__all__ = ["IMPORT_PATH", "Registry", "import_attribute"]
+
+Entry = TypeVar("Entry")
+Decorated = TypeVar("Decorated")
+
+IMPORT_PATH = "package.module:attribute"
+
+
+class Registry(Mapping[str, Entry], Generic[Entry]):
+    """A mapping from names to entries, in order of registration.
+
+    Args:
+        kind: what an entry is, for messages: "sampler".
+        entries: the first entries.
+        check: receives what an import path leads to and the path; raises an InputError for an unusable object.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        entries: Mapping[str, Entry] | None = None,
+        check: Callable[[Any, str], None] | None = None,
+    ) -> None:
+        self.kind = kind
+        self._entries: dict[str, Entry] = dict(entries or {})
+        self._check = check
+
+    def __getitem__(self, name: str) -> Entry:
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __repr__(self) -> str:
+        return f"Registry({self.kind}: {', '.join(self)})"
+
+    def register(self, name: str) -> Callable[[Decorated], Decorated]:
+        """A decorator that registers a class or function under a name.
+
+        Raises:
+            InputError: if the name is taken, or contains a colon.
+        """
+        if ":" in name:
+            raise InputError(f"the {self.kind} name '{name}' contains a colon, which marks an import path")
+        if name in self._entries:
+            raise InputError(f"there is already a {self.kind} named '{name}': choose another name")
+
+        def add(entry: Decorated) -> Decorated:
+            self._entries[name] = entry  # type: ignore[assignment]
+            return entry
+
+        return add
+
+    def lookup(self, name: str) -> Entry:
+        """The entry of a registered name, or the object at an import path.
+
+        Raises:
+            InputError: for an unknown name (the nearest one is suggested), a module that cannot be imported, or an
+                object of the wrong kind.
+        """
+        if name in self._entries:
+            return self._entries[name]
+        if not isinstance(name, str) or ":" not in name:
+            raise unknown_name(self.kind, name, [*self, IMPORT_PATH])
+        entry = import_attribute(name, self.kind)
+        if not callable(entry):
+            raise InputError(f"the {self.kind} '{name}' is a {type(entry).__name__}: a class or function is expected")
+        if self._check is not None:
+            self._check(entry, name)
+        return entry
+
+    def require(self, name: str) -> None:
+        """Raise the InputError of `lookup` for a name that cannot be found."""
+        self.lookup(name)
+
+
+def import_attribute(path: str, kind: str) -> Any:
+    """The object at an import path, `package.module:attribute`. The current folder is searched last.
+
+    Raises:
+        InputError: if the module cannot be imported, or has no such attribute; one line with the reason.
+    """
+    module, _, attribute = path.partition(":")
+    if not module or not attribute:
+        raise InputError(f"the {kind} '{path}' is not an import path: write {IMPORT_PATH}")
+    try:
+        with _current_folder_last():
+            value: Any = import_module(module)
+        for name in attribute.split("."):
+            value = getattr(value, name)
+    except Exception as error:  # the imported module may raise anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(
+            f"cannot import the {kind} '{path}' ({reason}): install its package, or run where the module is importable"
+        ) from None
+    return value
+
+
+@contextmanager
+def _current_folder_last() -> Iterator[None]:
+    """The command line's `sys.path` begins with the folder of the script; a module in the current folder counts too."""
+    folder = os.getcwd()
+    if folder in sys.path or "" in sys.path:
+        yield
+        return
+    sys.path.append(folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)

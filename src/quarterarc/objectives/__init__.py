@@ -1,0 +1,1 @@
+"""Training objectives, and the variational bound term by term."""

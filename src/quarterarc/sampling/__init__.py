@@ -1,0 +1,1 @@
+"""Sampling: plans, trajectories, images from seeds, sample folders, and grids tuned to a network."""

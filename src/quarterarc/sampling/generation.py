@@ -1,0 +1,101 @@
+"""Many images from seeds: an image depends on its own seed, not on batch size, order or number of processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..common.errors import InputError
+from ..common.progress import progress_bar
+from ..common.streams import Purpose, normal, stream
+from ..denoiser import Denoise, required_shape, traits
+from ..samplers import Sampler
+from .plans import GridLike, Plan, Sampling
+from .trajectories import Result, run
+
+__all__ = ["batches", "generate", "noise"]
+
+
+def noise(
+    seeds: Sequence[int],
+    shape: Sequence[int],
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """The noise at which the trajectories of these seeds begin: standard normal, shape (len(seeds), *shape).
+
+    Args:
+        seeds: whole numbers from 0, one per image; each image depends on its own seed alone.
+        shape: (C, H, W).
+        device: where to put it; it is drawn on the CPU, so that it is the same on every device.
+        dtype: float64 is drawn in float64, everything else in float32 and cast.
+    """
+    return normal([stream(seed, Purpose.NOISE) for seed in seeds], shape, dtype).to(device)
+
+
+def batches(
+    plan: Plan,
+    seeds: Sequence[int],
+    *,
+    batch_size: int = 64,
+    labels: Sequence[int] | None = None,
+    shape: Sequence[int] | None = None,
+) -> Iterator[tuple[Sequence[int], Result]]:
+    """Carry out a plan batch after batch, yielding the seeds and the result of each; arguments as for `generate`."""
+    shape = required_shape(plan.denoise, shape)
+    if batch_size < 1:
+        raise InputError(f"batch_size is at least 1, got {batch_size}")
+    if labels is not None and len(labels) != len(seeds):
+        raise InputError(f"there are {len(seeds)} seeds but {len(labels)} labels: give one per seed")
+    device = traits(plan.denoise).device or "cpu"
+    for first in range(0, len(seeds), batch_size):
+        part = seeds[first : first + batch_size]
+        classes = None if labels is None else torch.tensor(labels[first : first + batch_size], device=device)
+        yield part, run(plan, noise(part, shape, device), labels=classes, seeds=part)
+
+
+def generate(
+    denoise: Denoise,
+    seeds: Sequence[int],
+    sampler: str | Sampler | None = None,
+    steps: int | None = None,
+    grid: GridLike | None = None,
+    *,
+    batch_size: int = 64,
+    labels: Sequence[int] | None = None,
+    guidance: float | None = None,
+    projection: str | None = None,
+    shape: Sequence[int] | None = None,
+    progress: bool = False,
+    **options: Any,
+) -> Tensor:
+    """Images from seeds, in their order: shape (len(seeds), C, H, W), float32 on the CPU.
+
+    Every random draw of an image depends on its seed alone. The network's arithmetic can round differently in
+    batches of another size, by no more than a level of 8 bits in a few pixels.
+
+    Args:
+        denoise: a denoiser.
+        seeds: whole numbers from 0, one per image; a range is accepted.
+        sampler, steps, grid, guidance, projection, options: as for `quarterarc.Sampling`.
+        batch_size: images per batch.
+        labels: classes, one per seed, for a denoiser with classes.
+        shape: (C, H, W) of an image, for a denoiser that does not declare it.
+        progress: whether to show a progress bar on a terminal.
+
+    Raises:
+        InputError: for an unknown shape, a batch size below 1, labels that are not one per seed, and as for `sample`.
+    """
+    if not len(seeds):
+        raise InputError("there are no seeds: give one per image")
+    request = Sampling(sampler, steps, grid, options, guidance, projection)
+    plan = request.plan(denoise, required_shape(denoise, shape))
+    parts = []
+    with progress_bar(len(seeds), "image", "sample", progress) as bar:
+        for part, result in batches(plan, seeds, batch_size=batch_size, labels=labels, shape=shape):
+            parts.append(result.images.cpu())
+            bar.update(len(part))
+    return torch.cat(parts)

@@ -1,0 +1,127 @@
+"""`sample` and `trajectory`: from noise to images with a denoiser and a sampler."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from ..data.pixels import to_uint8
+from ..denoiser import Denoise
+from ..samplers import Sampler, State
+from .plans import GridLike, Plan, Sampling
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["Result", "run", "sample", "trajectory"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Result:
+    """Sampled images. In a notebook it is displayed as a contact sheet.
+
+    Attributes:
+        images: shape (B, C, H, W), in the dtype and on the device of the noise. Images lie in [-1, 1]; a sampler may
+            overshoot, and nothing is clamped here (`quarterarc.to_uint8` does).
+        nfe: network evaluations per image; averaged over the batch where a sampler's steps differ between images.
+        angles: the grid, float64, from the first angle to 0.
+    """
+
+    images: Tensor
+    nfe: float
+    angles: np.ndarray
+
+    def pil(self) -> list[Image]:
+        """The images as Pillow images, one per image of the batch."""
+        from ..storage.pictures import to_picture
+
+        return [to_picture(pixels) for pixels in to_uint8(self.images)]
+
+    def sheet(self, columns: int | None = None) -> Image:
+        """All images side by side as one Pillow image, a contact sheet.
+
+        Args:
+            columns: images per row; about twice the number of rows if None.
+        """
+        from ..storage.pictures import contact_sheet, to_picture
+
+        return to_picture(contact_sheet(to_uint8(self.images), columns))
+
+    def _repr_png_(self) -> bytes:
+        png = io.BytesIO()
+        self.sheet().save(png, format="PNG")
+        return png.getvalue()
+
+    def __repr__(self) -> str:
+        count, *shape = self.images.shape
+        return (
+            f"Result({count} images of shape {tuple(shape)}, {self.images.dtype} on {self.images.device}, "
+            f"{self.nfe:g} evaluations per image in {len(self.angles) - 1} steps)"
+        )
+
+
+def sample(
+    denoise: Denoise,
+    noise: Tensor,
+    sampler: str | Sampler | None = None,
+    steps: int | None = None,
+    grid: GridLike | None = None,
+    *,
+    labels: Tensor | None = None,
+    seeds: Sequence[int] | None = None,
+    guidance: float | None = None,
+    projection: str | None = None,
+    **options: Any,
+) -> Result:
+    """Turn noise into images.
+
+    Args:
+        denoise: a `Denoiser`, or any callable `(x, angle) -> Estimate`.
+        noise: standard normal noise, shape (B, C, H, W); dtype and device are kept.
+        sampler, steps, grid, guidance, projection, options: as for `quarterarc.Sampling`.
+        labels: classes, int64, shape (B,), for a denoiser with classes.
+        seeds: one per image: the noise that a stochastic sampler adds then comes from each image's own stream,
+            whatever the batch. Without them it comes from torch's global generator.
+
+    Raises:
+        InputError: for an unknown name or option, steps below 1 or in contradiction to the grid, seeds or labels that
+            are not one per image, or a grid outside the denoiser's angles.
+    """
+    request = Sampling(sampler, steps, grid, options, guidance, projection)
+    return run(request.plan(denoise, noise.shape[1:]), noise, labels=labels, seeds=seeds)
+
+
+def run(plan: Plan, noise: Tensor, *, labels: Tensor | None = None, seeds: Sequence[int] | None = None) -> Result:
+    """Carry out a plan; arguments and errors as for `sample`."""
+    evaluator, states = plan.states(noise, labels, seeds)
+    x = noise
+    for state in states:
+        x = state.x
+    return Result(x, evaluator.nfe, plan.angles)
+
+
+def trajectory(
+    denoise: Denoise,
+    noise: Tensor,
+    sampler: str | Sampler | None = None,
+    steps: int | None = None,
+    grid: GridLike | None = None,
+    *,
+    labels: Tensor | None = None,
+    seeds: Sequence[int] | None = None,
+    guidance: float | None = None,
+    projection: str | None = None,
+    **options: Any,
+) -> Iterator[State]:
+    """The states on the way from noise to image, one per angle of the grid; arguments as for `sample`.
+
+    Bad input raises here, before the first state.
+    """
+    request = Sampling(sampler, steps, grid, options, guidance, projection)
+    _, states = request.plan(denoise, noise.shape[1:]).states(noise, labels, seeds)
+    return states

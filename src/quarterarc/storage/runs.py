@@ -1,0 +1,93 @@
+"""Run folders: where training writes, and where a denoiser is loaded from.
+
+    RUN/recipe.yaml                     the resolved recipe
+    RUN/metrics.jsonl                   losses, one line per `training.log_every` steps
+    RUN/samples/step-00000500.png       a contact sheet of images from fixed seeds
+    RUN/checkpoints/step-00000500/      config.json, model.safetensors (the moving average), the training state, and
+                                        tuned.json where grids were tuned for it
+
+A checkpoint folder is complete as soon as it has its name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..common.errors import InputError
+
+__all__ = ["CONFIG", "WEIGHTS", "checkpoint_name", "checkpoints", "is_run", "locked", "newest_checkpoint"]
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+_NAME = re.compile(r"step-(\d{8,})")
+
+
+def checkpoint_name(step: int) -> str:
+    """The folder name of the checkpoint after this many optimiser steps."""
+    return f"step-{step:08d}"
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a folder is a complete checkpoint."""
+    return (path / CONFIG).is_file() and (path / WEIGHTS).is_file()
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder is a run, or a checkpoint."""
+    return (path / "recipe.yaml").is_file() or (path / "checkpoints").is_dir() or is_checkpoint(path)
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first."""
+    steps = [
+        (int(match[1]), path) for path in (run / "checkpoints").glob("step-*") if (match := _NAME.fullmatch(path.name))
+    ]
+    return [path for _, path in sorted(steps) if is_checkpoint(path)]
+
+
+def newest_checkpoint(path: str | Path) -> Path:
+    """The newest complete checkpoint of a run folder; the path itself if it is a checkpoint folder.
+
+    Raises:
+        InputError: if there is none.
+    """
+    path = Path(path)
+    if path.is_file():
+        raise InputError(
+            f"{path} is a file: give the run folder or a checkpoint folder ({CONFIG} and {WEIGHTS}); "
+            "pickled weights (.pt, .pth, .ckpt, .bin) are never read"
+        )
+    if not path.is_dir():
+        raise InputError(f"no run at {path}: train one with `quarterarc train RECIPE --out {path}`")
+    if is_checkpoint(path):
+        return path
+    complete = checkpoints(path)
+    if not complete and (path / "model_index.json").is_file():
+        raise InputError(
+            f"{path} is a diffusers pipeline, not a run: read it in Python, by quarterarc.interop.load_pipeline"
+        )
+    if not complete:
+        raise InputError(f"{path} holds no complete checkpoint: train with `quarterarc train RECIPE --out {path}`")
+    return complete[-1]
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Hold a run folder for training; the lock goes with the process, however it ends.
+
+    Raises:
+        InputError: if another process holds it.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(run / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise InputError(f"another process is training in {run}: wait for it, or give another --out") from None
+    try:
+        yield
+    finally:
+        lock.release()
