@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -83,6 +84,18 @@ def test_imports_point_strictly_down(name: str) -> None:
         assert other in MODULES, f"{name} imports {other}, which is not there"
         if unit(other) != unit(name):
             assert FLOOR[unit(other)] < FLOOR[unit(name)], f"{name} imports {other}, which is not below it"
+
+
+def test_every_unit_has_its_floor_and_every_floor_exists() -> None:
+    assert {unit(name) for name in MODULES} == set(FLOOR)
+
+
+def test_contributing_lists_the_same_floors() -> None:
+    text = (ROOT.parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \| ([^|]+) \|", text, flags=re.MULTILINE)
+    listed = [{name.rstrip("/") for name in re.findall(r"`([^`]+)`", rooms)} for _, rooms in rows]
+    assert listed == [set(units) for units in FLOORS[:-1]]  # the last one is `python -m quarterarc`
+    assert [int(number) for number, _ in rows] == list(range(len(listed)))
 
 
 def test_imports_make_no_circle() -> None:
