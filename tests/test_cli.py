@@ -43,7 +43,7 @@ def test_help_names_every_command(capsys):
         main(["--help"])
     assert stopped.value.code == 0
     text = capsys.readouterr().out
-    for name in ("demo", "train", "sample", "evaluate", "bench"):
+    for name in ("demo", "train", "sample", "evaluate"):
         assert f"  {name} " in text
 
 

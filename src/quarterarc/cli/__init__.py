@@ -25,7 +25,6 @@ COMMANDS = {
     "tune": "fit a sampler's grid to one network, for sampling in few evaluations",
     "evaluate": "measure images against a reference: FID, precision, recall and more",
     "experiment": "run a table or figure of the papers, from training to report",
-    "bench": "measure against peers: the network, samplers, evaluation",
 }
 
 
