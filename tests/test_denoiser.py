@@ -86,7 +86,7 @@ def test_networks_that_count_otherwise() -> None:
     assert times == pytest.approx([0.0, 999.0, 0.0, 499.0], abs=1e-3)
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", HEADS.names())
 @pytest.mark.parametrize("of", SCHEDULES)
 def test_a_denoiser_knows_the_angles_at_which_its_head_is_defined(of: str, name: str) -> None:
     table = schedule(of, 100)

@@ -16,7 +16,7 @@ from quarterarc.heads import HEADS, Both, Gated, Head, Image, LearnedVariance, M
 from quarterarc.schedules import Schedule, schedule
 
 SCHEDULE = schedule("arc", 50)
-PLAIN = [name for name in HEADS if "+" not in name]
+PLAIN = list(HEADS)
 ANGLES = [SCHEDULE.angle(1.0), 0.3, math.pi / 4, 1.3, SCHEDULE.angle(49.0)]
 ENDS = {"image": 0.0, "noise": math.pi / 2}
 
@@ -119,7 +119,7 @@ def test_both_ends_are_finite_and_right_wherever_the_head_is_defined(name: str, 
 
 
 def test_which_heads_are_defined_at_which_end() -> None:
-    heads = {name: head(name, SCHEDULE) for name in HEADS}
+    heads = {name: head(name, SCHEDULE) for name in HEADS.names()}
     assert {name for name, each in heads.items() if not each.at_noise} == {"noise", "noise+variance"}
     undefined = {"image", "mean", "image+variance", "mean+variance"}
     assert {name for name, each in heads.items() if not each.at_image} == undefined
@@ -178,7 +178,7 @@ def test_the_velocity_of_both_leans_on_the_well_conditioned_estimate() -> None:
         torch.testing.assert_close(Estimate(image, noise).velocity(angle), expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", HEADS.names())
 def test_channels_and_learned_variance(name: str) -> None:
     plain, _, learned = name.partition("+")
     reader = head(name, SCHEDULE)
@@ -199,7 +199,7 @@ def test_channels_and_learned_variance(name: str) -> None:
     torch.testing.assert_close(estimate.variance_fraction * 2 - 1, said, rtol=0, atol=1e-15)
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", HEADS.names())
 def test_one_angle_an_image_is_one_image_at_a_time(name: str) -> None:
     reader = head(name, SCHEDULE)
     generator = torch.Generator().manual_seed(0)
@@ -214,7 +214,7 @@ def test_one_angle_an_image_is_one_image_at_a_time(name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", HEADS.names())
 def test_gradients_are_finite_and_the_dtype_is_kept(name: str, dtype: torch.dtype) -> None:
     reader = head(name, SCHEDULE)
     generator = torch.Generator().manual_seed(0)
@@ -231,7 +231,7 @@ def test_gradients_are_finite_and_the_dtype_is_kept(name: str, dtype: torch.dtyp
     assert (output.grad != 0).any(dim=(0, 2, 3)).all()  # every channel means something
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", HEADS.names())
 def test_images_may_lie_on_another_device_than_angles(name: str) -> None:
     # "meta" has no numbers, but is as strict as any accelerator about tensors of two devices
     reader = head(name, SCHEDULE)
@@ -256,7 +256,7 @@ def test_unknown_heads_list_the_known() -> None:
         assert "gated+variance" in str(caught.value)
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", HEADS.names())
 def test_a_network_of_other_channels_is_refused(name: str) -> None:
     reader: Head = head(name, SCHEDULE)
     channels = reader.channels(2) + 1
@@ -265,6 +265,6 @@ def test_a_network_of_other_channels_is_refused(name: str) -> None:
         return x.new_zeros(len(x), channels, *x.shape[2:])
 
     with pytest.raises(
-        InputError, match=f"reads {channels - 1} channels for images of 2, the network put out {channels}"
+        InputError, match=f"reads {channels - 1} channels for images of 2, the network has {channels} output channels"
     ):
         Denoiser(network, SCHEDULE, reader)(torch.zeros(1, 2, 3, 3), 0.5)

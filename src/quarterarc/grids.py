@@ -1,33 +1,64 @@
-"""Grids: the angles that a sampler visits, float64, descending from where it starts to 0.
+"""Grids: the angles at which a sampler evaluates, float64, descending strictly to 0.
 
-`steps` steps visit `steps + 1` angles. The names say in which coordinate the angles are evenly spaced.
+A grid of n steps has n + 1 angles. The names state the coordinate in which the angles are evenly spaced.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from .arc import NOISE_END, ROUNDING, log_snr, log_snr_to_angle, octave, octave_to_angle, sigma, sigma_to_angle
-from .common.errors import InputError, unknown_name
+from .common.errors import InputError
+from .common.registry import Registry
+from .common.text import counted, one_line
 from .schedules import Schedule
 from .schedules import schedule as named_schedule
 
-__all__ = ["GRIDS", "explicit", "grid"]
+__all__ = ["GRIDS", "GridRequest", "explicit", "grid"]
 
 # Where log-SNR and sigma are infinite, spacing in them stops short: EDM's range (Karras et al. 2022, Table 1).
 LARGEST_SIGMA, SMALLEST_SIGMA = 80.0, 0.002
 RHO = 7.0
 
 MOST_STEPS = 100_000
-"""More angles than any sampler has use for; a mistyped number should not fill the memory."""
+"""Upper limit on the number of steps; it keeps a mistyped number from filling the memory."""
 
 OCTAVE_POWER = 1.3
-"""How much finer than evenly the grid `octave` steps near the image; measured (docs/samplers.md)."""
+"""Exponent of the grid `octave`; above 1, steps near the image are smaller. Measured (docs/samplers.md)."""
 DIMENSIONS = 3 * 32 * 32
-"""Pixel values of an image where nobody says how many there are."""
+"""C H W of the images where it is not known."""
+
+
+@dataclass(frozen=True)
+class GridRequest:
+    """The arguments of an entry of `GRIDS`.
+
+    Attributes:
+        steps: number of steps, from 1 to 100,000.
+        start: the first angle, in (0, pi/2].
+        smallest: the smallest angle above 0 at which the denoiser is defined; 0 if it is defined on the whole arc.
+        schedule: the training schedule, or `arc` with 1000 steps.
+        dimensions: C H W of the images.
+    """
+
+    steps: int
+    start: float
+    smallest: float
+    schedule: Schedule
+    dimensions: int
+
+    @property
+    def falling(self) -> np.ndarray:
+        """Evenly spaced fractions from 1 to 0, shape (steps + 1,)."""
+        return 1.0 - np.arange(self.steps + 1) / self.steps
+
+
+GRIDS: Registry[Callable[[GridRequest], np.ndarray]] = Registry("grid")
+"""The grids by name. An entry is called with a `GridRequest`, and returns steps + 1 angles from its start to 0."""
 
 
 def grid(
@@ -38,47 +69,59 @@ def grid(
     smallest: float = 0.0,
     dimensions: int = DIMENSIONS,
 ) -> np.ndarray:
-    """The angles of a grid, shape (steps + 1,), strictly descending from `start` to exactly 0.
+    """The angles of a grid, shape (steps + 1,), descending strictly from `start` to exactly 0.
 
     Args:
-        name: `angle` (uniform in angle), `time` (uniform in the schedule's t, rounded to the times it was trained at),
-            `quadratic` (t falls as a square, so that steps are fine near the image; Song et al. 2021), `log-snr`
-            (uniform in log-SNR, Lu et al. 2022), `rho` (uniform in sigma^(1/7), Karras et al. 2022), `octave`
-            (`quarterarc.arc.octave` falls as a power, 1.3, from the size of the images down). `log-snr` and `rho`
-            place their angles where sigma is within 0.002..80, and add `start` and 0.
-        steps: how many steps, at least 1.
+        name: `angle` (uniform in the angle), `time` (uniform in the schedule's t, rounded to whole training steps),
+            `quadratic` (t falls as a square, so that steps are finer near the image; Song et al. 2021), `log-snr`
+            (uniform in log-SNR; Lu et al. 2022), `rho` (uniform in sigma^(1/7); Karras et al. 2022), `octave`
+            (`quarterarc.arc.octave` falls as a power, 1.3), another name of `GRIDS`, or an import path
+            `package.module:function`. `log-snr` and `rho` place their angles where sigma is within 0.002..80, and
+            add `start` and 0.
+        steps: number of steps, at least 1.
         start: the first angle, in (0, pi/2].
-        schedule: what `time` and `quadratic` are uniform in; `arc` with 1000 steps if not given.
-        smallest: where `log-snr`, `rho` and `octave` stop before 0, for a denoiser that is defined from there.
-        dimensions: C H W of the images, which `octave` starts from.
+        schedule: the schedule of `time` and `quadratic`; `arc` with 1000 steps if None.
+        smallest: lower bound of the angles above 0 for `log-snr`, `rho` and `octave`: the smallest angle at which the
+            denoiser is defined.
+        dimensions: C H W of the images, the scale at which `octave` starts.
 
     Raises:
-        InputError: for an unknown name, fewer than one step or more than 100,000, more steps than the schedule has
-            times, dimensions below 1, or a start outside (0, pi/2].
+        InputError: for an unknown name, fewer than one step or more than 100,000, more steps than the schedule has,
+            dimensions below 1, a start outside (0, pi/2], or a function that does not return such angles.
     """
-    if name not in GRIDS:
-        raise unknown_name("grid", name, GRIDS)
+    function = GRIDS.lookup(name)
     if not isinstance(steps, int | np.integer) or isinstance(steps, bool) or steps < 1:
         raise InputError(f"sampling takes a whole number of steps, at least 1, got {steps!r}")
     if steps > MOST_STEPS:
-        raise InputError(f"{steps} steps are more than a grid has room for: take at most {MOST_STEPS}")
+        raise InputError(f"a grid has at most {MOST_STEPS:,} steps, got {steps:,}")
     if dimensions < 1:
         raise InputError(f"images have at least one pixel value, got dimensions={dimensions!r}")
     if not 0.0 < start <= NOISE_END:
         raise InputError(f"a grid starts in (0, pi/2], got {start!r}")
-    if name == "octave":
-        angles = _octave(int(steps), float(start), math.sqrt(dimensions), float(smallest))
-    else:
-        angles = _GRIDS[name](int(steps), float(start), float(smallest), schedule or named_schedule())
-    angles[0], angles[-1] = start, 0.0
-    return explicit(angles)
+    start = float(start)
+    angles = function(GridRequest(int(steps), start, float(smallest), schedule or named_schedule(), dimensions))
+    return _checked(angles, name, int(steps), start)
+
+
+def _checked(angles: np.ndarray, name: str, steps: int, start: float) -> np.ndarray:
+    """The angles that the function of a grid returned, with exact ends; an InputError for unusable angles."""
+    try:
+        table = np.array(angles, dtype=np.float64)
+        if table.shape != (steps + 1,):
+            raise InputError(f"{counted(steps, 'step')} take {steps + 1} angles, got shape {table.shape}")
+        if not (abs(table[0] - start) <= ROUNDING and abs(table[-1]) <= ROUNDING):
+            raise InputError(f"it goes from {start:.7g} to 0, got {table[0]:.7g}..{table[-1]:.7g}")
+        table[0], table[-1] = start, 0.0
+        return explicit(table)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the grid '{name}' does not return the angles of a grid: {one_line(error)}") from None
 
 
 def explicit(angles: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Angles given one by one, checked.
+    """A copy of explicit angles, float64, checked.
 
     Raises:
-        InputError: unless there are at least two, descending strictly, within [0, pi/2].
+        InputError: for fewer than two angles, angles that do not descend strictly, or angles outside [0, pi/2].
     """
     table = np.array(angles, dtype=np.float64)
     if table.ndim != 1 or len(table) < 2:
@@ -94,69 +137,69 @@ def explicit(angles: Sequence[float] | np.ndarray) -> np.ndarray:
     return table
 
 
-def _falling(steps: int) -> np.ndarray:
-    return 1.0 - np.arange(steps + 1) / steps
+@GRIDS.register("angle")
+def _angle(request: GridRequest) -> np.ndarray:
+    return request.start * request.falling
 
 
-def _angle(steps: int, start: float, smallest: float, schedule: Schedule) -> np.ndarray:
-    return start * _falling(steps)
+@GRIDS.register("time")
+def _time(request: GridRequest) -> np.ndarray:
+    return _at_times(request.falling, request)
 
 
-def _time(steps: int, start: float, smallest: float, schedule: Schedule) -> np.ndarray:
-    return _at_times(_falling(steps), start, schedule)
+@GRIDS.register("quadratic")
+def _quadratic(request: GridRequest) -> np.ndarray:
+    return _at_times(request.falling**2, request)
 
 
-def _quadratic(steps: int, start: float, smallest: float, schedule: Schedule) -> np.ndarray:
-    return _at_times(_falling(steps) ** 2, start, schedule)
-
-
-def _at_times(fractions: np.ndarray, start: float, schedule: Schedule) -> np.ndarray:
-    """The schedule's angles at whole times that fall as the fractions do, from the time of `start` to 0."""
+def _at_times(fractions: np.ndarray, request: GridRequest) -> np.ndarray:
+    """The schedule's angles at whole times that fall as the fractions do, from the time of the start to 0."""
+    schedule, start, steps = request.schedule, request.start, request.steps
     if start > schedule.end:
         raise InputError(
             f"the schedule '{schedule.name}' ends at angle {schedule.end:.6g}, before the start {start:.6g}"
         )
     first = schedule.time(start)
-    steps = len(fractions) - 1
     if steps > np.ceil(first):
         raise InputError(
             f"{steps} steps on a schedule that has {int(np.ceil(first))}: take at most that many, or another grid"
         )
-    # Rounded half up, so that times at least one apart stay apart; where the quadratic's are closer than that,
-    # which is only near the image, whole times are taken one by one.
+    # Rounding half up keeps times at least one apart distinct. Where the quadratic's times are closer together, which
+    # is only near the image, the lower bound takes consecutive whole times.
     times = np.maximum(np.floor(fractions * first + 0.5), np.arange(steps, -1, -1))
     times[0] = first
     return schedule.angle(times)
 
 
-def _log_snr(steps: int, start: float, smallest: float, schedule: Schedule) -> np.ndarray:
-    noisiest = log_snr(min(start, sigma_to_angle(LARGEST_SIGMA)))
-    cleanest = log_snr(max(smallest, sigma_to_angle(SMALLEST_SIGMA)))
-    return np.append(log_snr_to_angle(np.linspace(noisiest, cleanest, steps)), 0.0)
+@GRIDS.register("log-snr")
+def _log_snr(request: GridRequest) -> np.ndarray:
+    noisiest = log_snr(min(request.start, sigma_to_angle(LARGEST_SIGMA)))
+    cleanest = log_snr(max(request.smallest, sigma_to_angle(SMALLEST_SIGMA)))
+    return _with_ends(log_snr_to_angle(np.linspace(noisiest, cleanest, request.steps)), request)
 
 
-def _rho(steps: int, start: float, smallest: float, schedule: Schedule) -> np.ndarray:
-    noisiest = min(float(sigma(start)), LARGEST_SIGMA) if start < NOISE_END else LARGEST_SIGMA
-    cleanest = max(float(sigma(smallest)), SMALLEST_SIGMA)
-    roots = np.linspace(noisiest ** (1 / RHO), cleanest ** (1 / RHO), steps)
-    return np.append(sigma_to_angle(roots**RHO), 0.0)
+@GRIDS.register("rho")
+def _rho(request: GridRequest) -> np.ndarray:
+    noisiest = min(float(sigma(request.start)), LARGEST_SIGMA) if request.start < NOISE_END else LARGEST_SIGMA
+    cleanest = max(float(sigma(request.smallest)), SMALLEST_SIGMA)
+    roots = np.linspace(noisiest ** (1 / RHO), cleanest ** (1 / RHO), request.steps)
+    return _with_ends(sigma_to_angle(roots**RHO), request)
 
 
-def _octave(steps: int, start: float, coarsest: float, smallest: float) -> np.ndarray:
-    def down_to(end: float, steps: int) -> np.ndarray:
-        first, last = octave(start, coarsest), octave(end, coarsest)
-        return octave_to_angle(last + (first - last) * _falling(steps) ** OCTAVE_POWER, coarsest)
-
-    angles = down_to(0.0, steps)
-    return angles if angles[-2] >= smallest else np.append(down_to(smallest, steps - 1), 0.0)
+def _with_ends(angles: np.ndarray, request: GridRequest) -> np.ndarray:
+    """The angles of the steps with the start in place of the first, followed by 0."""
+    return np.concatenate([[request.start], angles[1:], [0.0]])
 
 
-_GRIDS: dict[str, Callable[[int, float, float, Schedule], np.ndarray]] = {
-    "angle": _angle,
-    "time": _time,
-    "quadratic": _quadratic,
-    "log-snr": _log_snr,
-    "rho": _rho,
-}
-GRIDS: tuple[str, ...] = (*_GRIDS, "octave")
-"""The names that `grid` knows."""
+@GRIDS.register("octave")
+def _octave(request: GridRequest) -> np.ndarray:
+    coarsest = math.sqrt(request.dimensions)
+
+    def down_to(end: float, fractions: np.ndarray) -> np.ndarray:
+        first, last = octave(request.start, coarsest), octave(end, coarsest)
+        return octave_to_angle(last + (first - last) * fractions**OCTAVE_POWER, coarsest)
+
+    angles = down_to(0.0, request.falling)
+    if angles[-2] < request.smallest:
+        angles = np.append(down_to(request.smallest, replace(request, steps=request.steps - 1).falling), 0.0)
+    return np.concatenate([[request.start], angles[1:-1], [0.0]])

@@ -1,120 +1,127 @@
-"""Heads: what the output channels of a network mean.
+"""Heads: the meaning of a network's output channels.
 
-A head says how many channels it needs and reads them, together with x and the angle, as an `Estimate`.
+A head reads the output of a network, together with x and the angle, as an `Estimate`, and names the objective by which
+the papers train it.
 
-| head     | channels | image                | noise                | not defined at |
-|----------|----------|----------------------|----------------------|----------------|
-| noise    | C        | (x - sin noise)/cos  | as given             | pi/2           |
-| image    | C        | as given             | (x - cos image)/sin  | 0              |
-| velocity | C        | cos x - sin v        | sin x + cos v        | -              |
-| both     | 2C       | as given             | as given             | -              |
-| gated    | 2C + 1   | a learned mean of what the two estimates say, one gate a pixel | | - |
-| mean     | C        | from the posterior mean of one training step | from the image | 0 |
+| head     | channels | image                | noise                | undefined at | objective |
+|----------|----------|----------------------|----------------------|--------------|-----------|
+| noise    | C        | (x - sin noise)/cos  | the output           | pi/2         | noise     |
+| image    | C        | the output           | (x - cos image)/sin  | 0            | image     |
+| velocity | C        | cos x - sin v        | sin x + cos v        | -            | velocity  |
+| both     | 2C       | the output           | the output           | -            | both      |
+| gated    | 2C + 1   | from a mean of the velocities of both outputs, one gate per pixel | | - | both |
+| mean     | C        | from the posterior mean of one training step | from the image | 0 | mean    |
 
-`LearnedVariance` adds C channels to any of them.
+`LearnedVariance` adds C channels to any head; its name is the head's name with the suffix `+variance`.
 """
 
 from __future__ import annotations
 
+import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
 from .arc import Angle, cos_sin, float64, rotate, spread
-from .common.errors import InputError, unknown_name
+from .common.errors import InputError
+from .common.registry import Registry
+from .common.text import one_line
 from .estimate import Estimate
 from .posterior import mean_weights
 from .schedules import Schedule
 
 __all__ = ["HEADS", "Both", "Gated", "Head", "Image", "LearnedVariance", "Mean", "Noise", "Velocity", "head"]
 
+VARIANCE = "+variance"
+"""Suffix of a head's name: the network also learns the variance of DDPM's step."""
 
-class Head(Protocol):
-    """How to read a network's output.
+
+class Head(ABC):
+    """The meaning of a network's output. A subclass implements `read`, and declares what differs from the defaults.
+
+    Args:
+        schedule: the training schedule, for heads that depend on the training step.
 
     Attributes:
-        name: the name by which `head` finds it.
+        name: the name or import path by which `head` finds it.
+        objective: name of the objective by which the papers train this head (`quarterarc.objectives.OBJECTIVES`).
         at_noise: whether both estimates are defined at pi/2.
         at_image: whether both estimates are defined at 0.
-        agrees: whether the two estimates always agree on x, one being derived from the other.
+        agrees: whether x = cos image + sin noise holds for every output, because one estimate is derived from the
+            other. If not, sampling projects the estimates (`Estimate.projected`).
     """
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def at_noise(self) -> bool: ...
-    @property
-    def at_image(self) -> bool: ...
-    @property
-    def agrees(self) -> bool: ...
+    name: str = "custom"
+    objective: str = "both"
+    at_noise: bool = True
+    at_image: bool = True
+    agrees: bool = False
+
+    def __init__(self, schedule: Schedule | None = None) -> None:
+        self.schedule = schedule
 
     def channels(self, image_channels: int) -> int:
-        """How many channels the network puts out for images of `image_channels`."""
-        ...
-
-    def read(self, output: Tensor, x: Tensor, angle: Angle) -> Estimate:
-        """The estimate that `output`, shape (B, channels, H, W), means at x, shape (B, C, H, W), and `angle`."""
-        ...
-
-
-@dataclass(frozen=True)
-class _OneEstimate:
-    """A head whose output has the image's own channels, and estimates one of the two."""
-
-    agrees = True
-
-    def channels(self, image_channels: int) -> int:
+        """Number of output channels of the network for images of `image_channels` channels; the same by default."""
         return image_channels
 
+    @abstractmethod
+    def read(self, output: Tensor, x: Tensor, angle: Angle) -> Estimate:
+        """The estimate of an output.
 
-@dataclass(frozen=True)
-class Noise(_OneEstimate):
-    """The network estimates the noise (DDPM, DDIM); at pi/2 that says nothing of the image."""
+        Args:
+            output: the network's output, shape (B, channels, H, W), in the dtype of x.
+            x: points of the arc, shape (B, C, H, W).
+            angle: their angle, one for all images or one per image, shape (B,).
+        """
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+
+class Noise(Head):
+    """The network estimates the noise (DDPM, DDIM). Undefined at pi/2, where x does not determine the image."""
 
     name = "noise"
+    objective = "noise"
     at_noise = False
-    at_image = True
+    agrees = True
 
     def read(self, output: Tensor, x: Tensor, angle: Angle) -> Estimate:
         c, s = cos_sin(angle, x)
         return Estimate((x - s * output) / c, output)
 
 
-@dataclass(frozen=True)
-class Image(_OneEstimate):
-    """The network estimates the image (Cold Diffusion); at 0 that says nothing of the noise."""
+class Image(Head):
+    """The network estimates the image (Cold Diffusion). Undefined at 0, where x does not determine the noise."""
 
     name = "image"
-    at_noise = True
+    objective = "image"
     at_image = False
+    agrees = True
 
     def read(self, output: Tensor, x: Tensor, angle: Angle) -> Estimate:
         c, s = cos_sin(angle, x)
         return Estimate(output, (x - c * output) / s)
 
 
-@dataclass(frozen=True)
-class Velocity(_OneEstimate):
-    """The network estimates the tangent dx/dangle (Salimans & Ho 2022)."""
+class Velocity(Head):
+    """The network estimates the velocity dx/dangle (Salimans & Ho 2022)."""
 
     name = "velocity"
-    at_noise = True
-    at_image = True
+    objective = "velocity"
+    agrees = True
 
     def read(self, output: Tensor, x: Tensor, angle: Angle) -> Estimate:
         return Estimate(*rotate(x, output, -angle))
 
 
-@dataclass(frozen=True)
-class Both:
+class Both(Head):
     """The network estimates image and noise side by side (Zhang et al. 2023, section 3.2), image channels first."""
 
     name = "both"
-    at_noise = True
-    at_image = True
-    agrees = False
 
     def channels(self, image_channels: int) -> int:
         return 2 * image_channels
@@ -124,22 +131,19 @@ class Both:
         return Estimate(image, noise)
 
 
-@dataclass(frozen=True)
-class Gated:
-    """Both estimates and, in the last channel, a gate a pixel that says which to trust (Benny & Wolf 2022).
+class Gated(Head):
+    """Both estimates, and in the last channel one gate per pixel that weighs them (Benny & Wolf 2022).
 
-    Each estimate alone implies a velocity: (cos x - image)/sin and (noise - sin x)/cos. The gate g weighs them by
-    p sin^2 : q cos^2 with p = sigmoid(g), q = 1 - p. The angle is part of the weight so that neither division
-    survives: at each end of the arc the well conditioned estimate takes over, whatever the gate says. An open gate,
-    g = 0, is the velocity of `Both`. Image and noise are read off that one velocity, so they always agree with x.
+    Each estimate alone implies a velocity: (cos x - image)/sin and (noise - sin x)/cos. The gate g weighs the two by
+    p sin^2 : q cos^2 with p = sigmoid(g), q = 1 - p. The factors sin^2 and cos^2 cancel both divisions: at each end of
+    the arc the well conditioned estimate takes over for every gate. At g = 0 the result is the velocity of `Both`.
+    Image and noise are derived from this one velocity, so that they always agree with x.
     """
 
     name = "gated"
-    at_noise = True
-    at_image = True
     agrees = True
 
-    LARGEST_GATE = 15.0  # keeps p and q above 3e-7, where float32 still divides safely
+    LARGEST_GATE = 15.0  # keeps p and q above 3e-7, where a division in float32 is still accurate
 
     def channels(self, image_channels: int) -> int:
         return 2 * image_channels + 1
@@ -153,15 +157,17 @@ class Gated:
         return Estimate(*rotate(x, v, -angle))
 
 
-@dataclass(frozen=True)
-class Mean(_OneEstimate):
+class Mean(Head):
     """The network estimates mu-tilde, the mean of one training step t -> t - 1 (Ho et al. 2020, Eq. 7 and 8)."""
 
+    name = "mean"
+    objective = "mean"
+    at_image = False
+    agrees = True
     schedule: Schedule
 
-    name = "mean"
-    at_noise = True
-    at_image = False
+    def __init__(self, schedule: Schedule) -> None:
+        super().__init__(schedule)
 
     def before(self, angle: Angle) -> Angle:
         """The angle one training step closer to the image."""
@@ -175,27 +181,18 @@ class Mean(_OneEstimate):
         return Estimate(image, (x - c * image) / s)
 
 
-@dataclass(frozen=True)
-class LearnedVariance:
-    """Any head with a learned variance on top, C channels in [-1, 1] (Nichol & Dhariwal 2021, section 3.1)."""
+class LearnedVariance(Head):
+    """A head with C more channels in [-1, 1] for a learned variance (Nichol & Dhariwal 2021, section 3.1).
 
-    inner: Head
+    Args:
+        inner: the head of the other channels, which come first.
+    """
 
-    @property
-    def name(self) -> str:
-        return f"{self.inner.name}+variance"
-
-    @property
-    def at_noise(self) -> bool:
-        return self.inner.at_noise
-
-    @property
-    def at_image(self) -> bool:
-        return self.inner.at_image
-
-    @property
-    def agrees(self) -> bool:
-        return self.inner.agrees
+    def __init__(self, inner: Head) -> None:
+        super().__init__(inner.schedule)
+        self.inner = inner
+        self.name, self.objective = inner.name + VARIANCE, inner.objective
+        self.at_noise, self.at_image, self.agrees = inner.at_noise, inner.at_image, inner.agrees
 
     def channels(self, image_channels: int) -> int:
         return self.inner.channels(image_channels) + image_channels
@@ -204,34 +201,65 @@ class LearnedVariance:
         inner, fraction = output.split([output.shape[1] - x.shape[1], x.shape[1]], dim=1)
         return replace(self.inner.read(inner, x, angle), variance_fraction=(fraction + 1.0) / 2.0)
 
+    def __repr__(self) -> str:
+        return f"LearnedVariance({self.inner!r})"
 
-_HEADS: dict[str, Callable[[Schedule], Head]] = {
-    "noise": lambda schedule: Noise(),
-    "image": lambda schedule: Image(),
-    "velocity": lambda schedule: Velocity(),
-    "both": lambda schedule: Both(),
-    "gated": lambda schedule: Gated(),
-    "mean": Mean,
-}
-HEADS: tuple[str, ...] = (*_HEADS, *(f"{name}+variance" for name in _HEADS))
-"""The names that `head` knows."""
+
+HeadFactory = Callable[[Schedule], Head]
+
+
+class _HeadRegistry(Registry[HeadFactory]):
+    """A registry whose `lookup` accepts the suffix `+variance` after every name."""
+
+    def names(self) -> list[str]:
+        return [*self, *(name + VARIANCE for name in self)]
+
+    def lookup(self, name: str) -> HeadFactory:
+        plain = str(name).removesuffix(VARIANCE)
+        if plain == name:
+            return super().lookup(name)
+        factory = super().lookup(plain)
+        return lambda schedule: LearnedVariance(factory(schedule))
+
+
+def _check_factory(entry: Any, path: str) -> None:
+    if inspect.isabstract(entry):
+        missing = ", ".join(sorted(entry.__abstractmethods__))
+        raise InputError(f"the head '{path}' does not implement {missing}")
+
+
+HEADS: Registry[HeadFactory] = _HeadRegistry(
+    "head",
+    {"noise": Noise, "image": Image, "velocity": Velocity, "both": Both, "gated": Gated, "mean": Mean},
+    _check_factory,
+)
+"""The heads by name. An entry is called with the training schedule and returns a `Head`: a subclass, or a function."""
 
 
 def head(name: str, schedule: Schedule) -> Head:
-    """A head by name, `+variance` for a learned variance on top: "both", "noise+variance".
+    """The head of a name or import path.
 
     Args:
-        name: one of `HEADS`.
-        schedule: what `mean` takes its training step from.
+        name: a name of `HEADS`, or an import path `package.module:Head`, with the suffix `+variance` for a learned
+            variance: "both", "noise+variance".
+        schedule: the training schedule, from which `mean` derives the training step.
+
+    Returns:
+        The head, with `name` as its name.
 
     Raises:
-        InputError: for an unknown name.
+        InputError: for an unknown name, or an entry that does not return a `Head`.
     """
-    plain, plus, _ = name.partition("+variance")
-    if name not in HEADS:
-        raise unknown_name("head", name, HEADS)
-    inner = _HEADS[plain](schedule)
-    return LearnedVariance(inner) if plus else inner
+    plain = str(name).removesuffix(VARIANCE)
+    factory = HEADS.lookup(plain)
+    try:
+        built = factory(schedule)
+    except TypeError as error:
+        raise InputError(f"the head '{plain}' cannot be built from a schedule: {one_line(error)}") from error
+    if not isinstance(built, Head):
+        raise InputError(f"the head '{plain}' is a {type(built).__name__}: derive it from quarterarc.heads.Head")
+    built.name = plain
+    return built if plain == name else LearnedVariance(built)
 
 
 def check_channels(output: Tensor, x: Tensor, head: Head) -> None:
@@ -239,5 +267,5 @@ def check_channels(output: Tensor, x: Tensor, head: Head) -> None:
     if output.shape[1] != head.channels(x.shape[1]):
         raise InputError(
             f"the head '{head.name}' reads {head.channels(x.shape[1])} channels for images of {x.shape[1]}, "
-            f"the network put out {output.shape[1]}: give a network with that many output channels"
+            f"the network has {output.shape[1]} output channels: give a network with {head.channels(x.shape[1])}"
         )

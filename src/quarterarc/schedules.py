@@ -1,8 +1,8 @@
 """Schedules: maps from a training step t in 0..T to an angle; t = 0 is the clean image.
 
-A schedule is its table of T + 1 angles, float64 and ascending from 0. Between the integers the angle is
-linear in t, so that `angle` and `time` are exact inverses of each other for every schedule. What the papers
-call beta and alpha_bar is derived from the angles, never the other way round:
+A schedule is a table of T + 1 angles, float64, ascending from 0. Between whole steps the angle is linear in t, so that
+`angle` and `time` are exact inverses of each other for every schedule. The beta and alpha_bar of the papers are derived
+from the angles, never the other way round:
 
     alpha_bar_t = cos^2 angle_t
     beta_t      = 1 - alpha_bar_t / alpha_bar_{t-1}
@@ -21,7 +21,9 @@ import torch
 from torch import Tensor
 
 from .arc import NOISE_END, ROUNDING, alpha_bar_to_angle, float64
-from .common.errors import InputError, unknown_name
+from .common.errors import InputError
+from .common.registry import Registry
+from .common.text import one_line
 
 __all__ = ["SCHEDULES", "Schedule", "schedule"]
 
@@ -31,11 +33,11 @@ class Schedule:
     """A table of angles by training step.
 
     Attributes:
-        name: the schedule's name, or "custom".
+        name: the name or import path by which `schedule` finds it, or "custom".
         angles: float64, shape (T + 1,): 0 first, strictly ascending, at most pi/2.
 
     Raises:
-        InputError: if the angles are fewer than two, do not ascend from 0, or pass pi/2.
+        InputError: for fewer than two angles, angles that do not ascend strictly from 0, or angles above pi/2.
     """
 
     name: str
@@ -44,7 +46,7 @@ class Schedule:
     def __post_init__(self) -> None:
         angles = np.array(self.angles, dtype=np.float64)
         if angles.ndim != 1 or len(angles) < 2:
-            raise InputError(f"a schedule needs the angles of at least steps 0 and 1, got shape {angles.shape}")
+            raise InputError(f"a schedule needs a list of at least two angles, got shape {angles.shape}")
         if angles[0] != 0.0 or not np.all(np.diff(angles) > 0.0) or angles[-1] > NOISE_END:
             raise InputError(
                 f"a schedule's angles ascend strictly from 0 to at most pi/2, got {angles[0]:.6g} ... {angles[-1]:.6g}"
@@ -54,7 +56,11 @@ class Schedule:
 
     @classmethod
     def from_beta(cls, beta: Sequence[float] | np.ndarray, name: str = "custom") -> Schedule:
-        """The schedule of a table beta_1..beta_T, each in (0, 1): alpha_bar is multiplied up in log space."""
+        """The schedule of a table beta_1..beta_T, values in (0, 1); alpha_bar is accumulated in log space.
+
+        Raises:
+            InputError: for a table that is not one-dimensional, is empty, or has a value outside (0, 1).
+        """
         table = np.asarray(beta, dtype=np.float64)
         if table.ndim != 1 or not len(table) or not np.all((table > 0.0) & (table < 1.0)):
             raise InputError("a beta table is one-dimensional with every value in (0, 1)")
@@ -70,17 +76,17 @@ class Schedule:
 
     @property
     def end(self) -> float:
-        """The largest angle, that of t = T; exactly pi/2 for schedules that reach pure noise."""
+        """The largest angle, at t = T; exactly pi/2 for schedules that end in pure noise."""
         return float(self.angles[-1])
 
     @cached_property
     def alpha_bar(self) -> np.ndarray:
-        """alpha_bar_t by t, shape (T + 1,); alpha_bar_0 = 1."""
+        """alpha_bar_t for t = 0..T, shape (T + 1,); alpha_bar_0 = 1."""
         return np.cos(self.angles) ** 2
 
     @cached_property
     def beta(self) -> np.ndarray:
-        """beta_t by t, shape (T + 1,); there is no step 0, so beta_0 = 0."""
+        """beta_t for t = 0..T, shape (T + 1,); beta_0 = 0, since there is no step 0."""
         a, b = self.angles[:-1], self.angles[1:]
         return np.concatenate([[0.0], np.sin(b - a) * np.sin(b + a) / np.cos(a) ** 2])
 
@@ -91,7 +97,7 @@ class Schedule:
     @overload
     def angle(self, t: np.ndarray | Sequence[float]) -> np.ndarray: ...
     def angle(self, t: Any) -> Any:
-        """The angle at time t in [0, T], float64; a number, an array or a tensor, as given.
+        """The angle at time t in [0, T], float64; a number, array or tensor, as t is.
 
         Raises:
             InputError: if a time lies outside [0, T].
@@ -105,7 +111,7 @@ class Schedule:
     @overload
     def time(self, angle: np.ndarray | Sequence[float]) -> np.ndarray: ...
     def time(self, angle: Any) -> Any:
-        """The time t at which the schedule has this angle, float64: the inverse of `angle`.
+        """The time t of an angle, float64: the inverse of `angle`.
 
         Raises:
             InputError: if an angle lies outside [0, `end`].
@@ -125,70 +131,80 @@ class Schedule:
         return float(values) if points.ndim == 0 else values
 
 
+LARGEST_BETA = 0.999
+"""Upper bound of beta in schedules given by beta (Nichol & Dhariwal 2021); it keeps the last angle below pi/2."""
+
+SCHEDULES: Registry[Callable[[int], np.ndarray | Schedule]] = Registry("schedule")
+"""The schedules by name. An entry is called with T, and returns T + 1 angles or a `Schedule` of T steps."""
+
+
+def schedule(name: str = "arc", steps: int = 1000) -> Schedule:
+    """The schedule of a name or import path.
+
+    Args:
+        name: `arc` (Eq. 9), `jsd`, `beta-star`, `linear` (Ho et al. 2020), `quadratic`, `cosine` (Nichol & Dhariwal
+            2021), `sigmoid`, another name of `SCHEDULES`, or an import path `package.module:function`. `arc` and
+            `jsd` end at exactly pi/2, the other built-in schedules just below it.
+        steps: T, the number of training steps, at least 1. `linear` scales beta by 1000/T; `quadratic` and `sigmoid`
+            are defined for T near 1000 and keep their beta whatever T is.
+
+    Returns:
+        The schedule, with `name` as its name.
+
+    Raises:
+        InputError: for an unknown name, fewer than one step, or a function that does not return T + 1 ascending angles.
+    """
+    if not isinstance(steps, int | np.integer) or isinstance(steps, bool) or steps < 1:
+        raise InputError(f"a schedule needs a whole number of steps, at least 1, got {steps!r}")
+    table = SCHEDULES.lookup(name)(int(steps))
+    try:
+        table = Schedule(name, table.angles if isinstance(table, Schedule) else table)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the schedule '{name}' does not return the angles of a schedule: {one_line(error)}") from None
+    if table.steps != steps:
+        raise InputError(f"the schedule '{name}' returns {table.steps + 1} angles for T = {steps}, not {steps + 1}")
+    return table
+
+
+@SCHEDULES.register("arc")
 def _arc(steps: int) -> np.ndarray:
     return np.append(np.arange(steps) / steps * NOISE_END, NOISE_END)  # Eq. 9
 
 
+@SCHEDULES.register("jsd")
 def _jsd(steps: int) -> np.ndarray:
-    # beta_t = 1/(T - t + 1), so that alpha_bar_t = 1 - t/T; the paper prints the list backwards
+    # beta_t = 1/(T - t + 1), so that alpha_bar_t = 1 - t/T; the paper prints the list in reverse order
     t = np.arange(steps + 1) / steps
     return np.append(alpha_bar_to_angle(1.0 - t)[:-1], NOISE_END)
 
 
-def _linear(steps: int) -> np.ndarray:
+def _clipped(beta: np.ndarray) -> Schedule:
+    return Schedule.from_beta(np.minimum(beta, LARGEST_BETA))
+
+
+@SCHEDULES.register("beta-star")
+def _beta_star(steps: int) -> Schedule:
+    return _clipped(Schedule("arc", _arc(steps)).beta[1:])  # the paper's "DDIM + beta*"
+
+
+@SCHEDULES.register("linear")
+def _linear(steps: int) -> Schedule:
     # Ho et al. 2020, T = 1000; other lengths keep the same continuous process
-    return np.linspace(1e-4, 0.02, steps) * (1000.0 / steps)
+    return _clipped(np.linspace(1e-4, 0.02, steps) * (1000.0 / steps))
 
 
-def _quadratic(steps: int) -> np.ndarray:
-    return np.linspace(1e-4**0.5, 0.02**0.5, steps) ** 2
+@SCHEDULES.register("quadratic")
+def _quadratic(steps: int) -> Schedule:
+    return _clipped(np.linspace(1e-4**0.5, 0.02**0.5, steps) ** 2)
 
 
-def _sigmoid(steps: int) -> np.ndarray:
-    return 1.0 / (1.0 + np.exp(-np.linspace(-6.0, 6.0, steps))) * (0.02 - 1e-4) + 1e-4
-
-
-def _cosine(steps: int) -> np.ndarray:
+@SCHEDULES.register("cosine")
+def _cosine(steps: int) -> Schedule:
     # Nichol & Dhariwal 2021, Eq. 17; a ratio of squared cosines is again a product of sines (no cancellation)
     u = (np.arange(steps + 1) / steps + 0.008) / 1.008 * NOISE_END
-    return np.sin(u[1:] - u[:-1]) * np.sin(u[1:] + u[:-1]) / np.cos(u[:-1]) ** 2
+    return _clipped(np.sin(u[1:] - u[:-1]) * np.sin(u[1:] + u[:-1]) / np.cos(u[:-1]) ** 2)
 
 
-def _beta_star(steps: int) -> np.ndarray:
-    return Schedule("arc", _arc(steps)).beta[1:]  # the paper's "DDIM + beta*"
-
-
-_ANGLES: dict[str, Callable[[int], np.ndarray]] = {"arc": _arc, "jsd": _jsd}
-_BETAS: dict[str, Callable[[int], np.ndarray]] = {
-    "beta-star": _beta_star,
-    "linear": _linear,
-    "quadratic": _quadratic,
-    "cosine": _cosine,
-    "sigmoid": _sigmoid,
-}
-LARGEST_BETA = 0.999
-"""Where tables that are given by beta are clipped (Nichol & Dhariwal 2021), so that they end just under pi/2."""
-
-SCHEDULES: tuple[str, ...] = (*_ANGLES, *_BETAS)
-"""The names that `schedule` knows."""
-
-
-def schedule(name: str = "arc", steps: int = 1000) -> Schedule:
-    """A schedule by name.
-
-    Args:
-        name: `arc` (Eq. 9), `jsd`, `beta-star`, `linear` (Ho et al. 2020), `quadratic`, `cosine` (Nichol & Dhariwal
-            2021) or `sigmoid`. `arc` and `jsd` end at exactly pi/2, the others just under it.
-        steps: T, the number of training steps, at least 1. `linear` scales beta by 1000/T; `quadratic` and `sigmoid`
-            are defined for T near 1000 and keep their beta whatever T is.
-
-    Raises:
-        InputError: for an unknown name or fewer than one step.
-    """
-    if not isinstance(steps, int | np.integer) or steps < 1:
-        raise InputError(f"a schedule needs a whole number of steps, at least 1, got {steps!r}")
-    if name in _ANGLES:
-        return Schedule(name, _ANGLES[name](int(steps)))
-    if name in _BETAS:
-        return Schedule.from_beta(np.minimum(_BETAS[name](int(steps)), LARGEST_BETA), name)
-    raise unknown_name("schedule", name, SCHEDULES)
+@SCHEDULES.register("sigmoid")
+def _sigmoid(steps: int) -> Schedule:
+    return _clipped(1.0 / (1.0 + np.exp(-np.linspace(-6.0, 6.0, steps))) * (0.02 - 1e-4) + 1e-4)

@@ -76,6 +76,10 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
 
         return add
 
+    def names(self) -> list[str]:
+        """The names that `lookup` accepts, import paths aside; for help texts and error messages."""
+        return list(self)
+
     def lookup(self, name: str) -> Entry:
         """The entry of a registered name, or the object at an import path.
 
@@ -86,7 +90,7 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         if name in self._entries:
             return self._entries[name]
         if not isinstance(name, str) or ":" not in name:
-            raise unknown_name(self.kind, name, [*self, IMPORT_PATH])
+            raise unknown_name(self.kind, name, [*self.names(), IMPORT_PATH])
         entry = import_attribute(name, self.kind)
         if not callable(entry):
             raise InputError(f"the {self.kind} '{name}' is a {type(entry).__name__}: a class or function is expected")

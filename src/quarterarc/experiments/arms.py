@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..heads import head as named_head
+from ..schedules import schedule as named_schedule
 from ..storage.runs import checkpoints
 from ..training.recipe import Recipe, read_recipe
 from ..training.trainer import MAY_CHANGE
@@ -54,10 +56,6 @@ class Arm:
         return int(found[-1].name.removeprefix("step-")) if found else 0
 
 
-OBJECTIVE_OF = {"noise": "noise", "image": "image", "velocity": "velocity", "both": "both", "mean": "mean"}
-"""The objective by which the papers train each head, unless an arm says otherwise."""
-
-
 def arm(
     head: str,
     schedule: str = "arc",
@@ -77,13 +75,14 @@ def arm(
         variance: of the bound's steps.
         share: of the scale's training steps.
     """
-    objective = objective or ("both+gradient" if gamma is not None else OBJECTIVE_OF[head.removesuffix("+variance")])
+    own = named_head(head, named_schedule(schedule)).objective
+    objective = objective or ("both+gradient" if gamma is not None else own)
     fields = [f"head={head}", f"schedule.name={schedule}", f"objective.name={objective}"]
     words = [head, schedule]
     if gamma is not None:
         fields.append(f"objective.gamma={gamma}")
         words.append(f"gradient loss {gamma:g}")
-    elif objective != OBJECTIVE_OF.get(head):
+    elif objective != own or head.endswith("+variance"):
         words.append({"vlb": "bound"}.get(objective, objective))
     if variance is not None:
         fields.append(f"objective.variance={variance}")

@@ -118,9 +118,9 @@ class Recipe(Section):
         from ..objectives.losses import NORMS, OBJECTIVES
         from ..schedules import SCHEDULES
 
+        SCHEDULES.require(self.schedule.name)
+        HEADS.require(self.head)
         for kind, name, known in (
-            ("schedule", self.schedule.name, SCHEDULES),
-            ("head", self.head, HEADS),
             ("objective", self.objective.name, OBJECTIVES),
             ("norm", self.objective.norm, NORMS),
         ):
