@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from ..common.sections import Section
 
 __all__ = ["DataSpec"]
 
 Box = tuple[NonNegativeInt, NonNegativeInt, PositiveInt, PositiveInt]
 
 
-class DataSpec(BaseModel):
+class DataSpec(Section):
     """Where the images are and what the network sees of them.
 
     An image is turned upright (EXIF), cropped, brought to `channels`, and resized, in this order.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: Annotated[str, Field(min_length=1)]
     """`digits` (comes with the package), a folder of images, a `*.parquet` file, glob or folder, a folder made by

@@ -19,7 +19,6 @@ import torch
 import yaml
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import ValidationError
 from torch import Tensor
 
 from ..common.errors import InputError
@@ -369,7 +368,7 @@ def training_images(run: Path, limit: int | None = None) -> ImageSet:
     try:
         fields = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))["data"]
         spec = DataSpec.model_validate({**fields, "labels": False, "limit": limit or fields.get("limit")})
-    except (OSError, yaml.YAMLError, ValidationError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, yaml.YAMLError, InputError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{run / 'recipe.yaml'} does not say what the run was trained on: {reason}") from None
     return FileSet(open_data(spec), spec, f"the training images of {run}", open_source(spec).identity)
