@@ -1,6 +1,6 @@
-"""The command line: `quarterarc COMMAND`. A command is a module here with `add_arguments` and `run`.
+"""The command line: `quarterarc COMMAND`. A command is a module of this package with `add_arguments` and `run`.
 
-Only the chosen command's module is imported, and it imports torch only when it runs, so that help is immediate.
+Only the module of the chosen command is imported, and it imports torch only when it runs, so that help is immediate.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import NoReturn
 
 from .. import __version__
 from ..common.errors import InputError
+from .parser import Parser
 
-__all__ = ["COMMANDS", "main"]
+__all__ = ["COMMANDS", "command_parser", "main"]
 
 COMMANDS = {
     "demo": "train on handwritten digits, sample, and write a report: a few minutes on a laptop",
@@ -27,32 +27,37 @@ COMMANDS = {
     "experiment": "run a table or figure of the papers, from training to report",
 }
 
+MOVED = {"bench": "the benchmarks are outside the package: run `python -m benchmarks` in a clone of the repository"}
+"""Commands of version 0.1 that no longer exist, and what to run instead."""
+
+SHELLS = ("bash", "zsh")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status: 0, or 2 after a one-line error."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    # GNU OpenMP's threads wait for each other by spinning for ever. Where two share a processor, on a busy machine or
-    # an unlucky virtual one, that is fifty times slower; spinning for microseconds costs little. Read as torch loads.
+    """Run a command.
+
+    Args:
+        arguments: the words after `quarterarc`; those of the process (`sys.argv`) if None.
+
+    Returns:
+        The exit status: 0, or 2 after a one-line error.
+
+    Raises:
+        SystemExit: for `--help` and `--version`, and for words that do not form a command (status 2).
+    """
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    # Threads of GNU OpenMP wait for each other in a busy loop without end. Where two of them share a processor, on a
+    # loaded or virtual machine, that is fifty times slower; a busy loop of microseconds costs little. torch reads the
+    # variable when it is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    parser = _Parser(
-        prog="quarterarc", description="Diffusion models of images on the quarter arc between image and noise."
-    )
-    parser.add_argument("--version", action="version", version=f"quarterarc {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    chosen = next((argument for argument in arguments if not argument.startswith("-")), None)
-    for name, summary in COMMANDS.items():
-        sub = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
-        if name == chosen:
-            module = import_module(f".{name}", __name__)
-            module.add_arguments(sub)
-            sub.set_defaults(run=module.run)
-    parsed, rest = parser.parse_known_args(arguments)
-    # argparse takes positional words in one place only; fields of a recipe may stand anywhere
-    if not hasattr(parsed, "fields") or any(word.startswith("-") or "=" not in word for word in rest):
-        if rest:
-            parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    else:
-        parsed.fields = [*parsed.fields, *rest]
+    command = next((word for word in words if not word.startswith("-")), None)
+    if command in MOVED:
+        return _print_error(MOVED[command])
+    parser = command_parser([command] if command in COMMANDS else [])
+    if not words:
+        parser.print_help()
+        return 0
+    parsed = _parse(parser, words)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("quarterarc: %(message)s"))
     logger = logging.getLogger("quarterarc")
@@ -61,12 +66,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(parsed.run(parsed) or 0)
     except InputError as error:
-        return _complain(str(error))
-    except BrokenPipeError:  # whoever read our output has gone; that is no error of ours
+        return _print_error(str(error))
+    except BrokenPipeError:  # the reader of the output closed it (`quarterarc ... | head`), which is no error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        return _complain(f"{error.strerror}: {error.filename}" if error.strerror and error.filename else str(error))
+        return _print_error(f"{error.strerror}: {error.filename}" if error.strerror and error.filename else str(error))
     except KeyboardInterrupt:
         print("quarterarc: interrupted", file=sys.stderr)
         return 130
@@ -74,13 +79,51 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logger.removeHandler(handler)
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, as all of our errors are said."""
+def command_parser(commands: Sequence[str]) -> Parser:
+    """The parser of the command line, with the arguments of these commands; the others have a summary only."""
+    parser = Parser(
+        prog="quarterarc", description="Diffusion models of images on the quarter arc between image and noise."
+    )
+    parser.add_argument("--version", action="version", version=f"quarterarc {__version__}")
+    completion = "print the completion script of a shell, bash or zsh (needs shtab)"
+    parser.add_argument("--print-completion", action=_PrintCompletion, metavar="SHELL", choices=SHELLS, help=completion)
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, summary in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+        if name in commands:
+            module = import_module(f".{name}", __name__)
+            module.add_arguments(subparser)
+            subparser.set_defaults(run=module.run)
+    return parser
 
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}; `{self.prog} --help` says more\n")
+
+class _PrintCompletion(argparse.Action):
+    """`--print-completion SHELL`: print the completion script of all commands and exit."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: object, values: object, option: object = None
+    ) -> None:
+        from .completion import completion_script
+
+        try:
+            script = completion_script(command_parser(list(COMMANDS)), str(values))
+        except InputError as error:
+            parser.exit(_print_error(str(error)))
+        print(script)
+        parser.exit()
 
 
-def _complain(message: str) -> int:
+def _parse(parser: Parser, words: Sequence[str]) -> argparse.Namespace:
+    """Parse the words; recipe fields, `section.field=value`, may stand before, between and after options."""
+    parsed, rest = parser.parse_known_args(words)
+    fields = [word for word in rest if "=" in word and not word.startswith("-")]
+    if rest != fields or (rest and not hasattr(parsed, "fields")):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if fields:  # argparse takes positional words in one place only and returns the others as unrecognized
+        parsed.fields = [*parsed.fields, *fields]
+    return parsed
+
+
+def _print_error(message: str) -> int:
     print(f"quarterarc: error: {' '.join(message.split())}", file=sys.stderr)
     return 2

@@ -1,4 +1,4 @@
-"""`quarterarc demo`: everything once, on data that comes with the package."""
+"""`quarterarc demo`: training, sampling and evaluation in one command, on data that ships with the package."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import argparse
 import sys
 from pathlib import Path
 
+from ..common.text import counted
+from .parser import Parser
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+
+def add_arguments(parser: Parser) -> None:
     """The arguments of `quarterarc demo`."""
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="RUN", help="default: %(default)s")
-    measured = "images measured at every setting (default: %(default)s)"
-    parser.add_argument("--measure", type=int, default=400, metavar="N", help=measured)
-    fields = "set any field of the recipe, such as training.steps=1000"
+    out = "the run folder (default: %(default)s)"
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="RUN", help=out)
+    measure = "images per sampler and number of evaluations in the comparison (default: %(default)s)"
+    parser.add_argument("--measure", type=int, default=400, metavar="N", help=measure)
+    fields = "a field of the recipe and its value, such as training.steps=1000 (docs/reference.md)"
     parser.add_argument("fields", nargs="*", metavar="section.field=value", help=fields)
 
 
@@ -25,10 +29,11 @@ def run(args: argparse.Namespace) -> int:
     try:
         metrics = run_demo(read_recipe("digits", args.fields), args.out, args.measure)
     except Interrupted as stopped:
-        print(f"quarterarc: {str(stopped).rpartition(':')[0]}: run the demo again to go on", file=sys.stderr)
+        print(f"quarterarc: {str(stopped).rpartition(':')[0]}: run the demo again to continue", file=sys.stderr)
         return 128 + stopped.signal
     sampling = metrics["sampling"]
-    print(f"{sampling['nfe']} network evaluations an image, {sampling['images_per_second']} images/s")
+    evaluations = counted(sampling["nfe"], "network evaluation")
+    print(f"{evaluations} per image, {counted(sampling['images_per_second'], 'image')} per second")
     print(f"samples   {args.out / 'samples.png'}")
     print(f"report    {args.out / 'report.html'}")
     return 0

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from ..common.errors import InputError
 from ..storage.files import check_writable
 from ..storage.runs import is_run
-from .model import add_sampling_arguments, ask, parse_projection, parse_seeds
+from .model import add_device_argument, add_sampling_arguments, load_model, parse_seeds
+from .parser import Parser
 
 if TYPE_CHECKING:
     from ..data.image_set import ImageSet
@@ -24,36 +25,45 @@ logger = logging.getLogger("quarterarc")
 _MOST = 50_000  # images that a run samples unless it is told how many: the field's usual number
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """The arguments of `quarterarc evaluate`."""
-    parser.add_argument(
-        "source", metavar="SOURCE", help="a run (it is sampled), a folder or npz of images, or a data set"
+    source = "a run (it is sampled), a folder or npz of images, or a data set"
+    parser.add_argument("source", metavar="SOURCE", help=source)
+    reference = "a folder, a data set, an npz, statistics, or a run for its training images"
+    parser.add_argument("--reference", metavar="REF", help=reference)
+    metrics = (
+        "fid, sfid, precision, recall, density, coverage, is, kid; or bits-per-dim, flow-bits-per-dim "
+        "(default: fid,precision,recall)"
     )
-    parser.add_argument("--reference", metavar="REF",
-                        help="a folder, a data set, an npz, statistics, or a run for its training images")  # fmt: skip
-    parser.add_argument("--metrics", help="fid, sfid, precision, recall, density, coverage, is, kid, comma-separated; "
-                                          "or bits-per-dim, flow-bits-per-dim (fid,precision,recall)")  # fmt: skip
-    parser.add_argument("--features", default="inception", metavar="NAME",
-                        help="inception, dinov2, digits, pixels or package.module:name (%(default)s)")  # fmt: skip
-    parser.add_argument("--weights", default=None, metavar="PATH", help="the weights of inception or dinov2")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="where the result goes, as JSON")
-    parser.add_argument("--save-reference", type=Path, metavar="FILE",
-                        help="write the statistics of SOURCE, .safetensors or .npz")  # fmt: skip
+    parser.add_argument("--metrics", metavar="LIST", help=metrics)
+    features = "inception, dinov2, digits, pixels or package.module:name (default: %(default)s)"
+    parser.add_argument("--features", default="inception", metavar="NAME", help=features)
+    parser.add_argument("--weights", metavar="PATH", help="the weights of inception or dinov2 (default: downloaded)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the complete result there, as JSON")
+    save = "write the statistics of SOURCE there, .safetensors or .npz"
+    parser.add_argument("--save-reference", type=Path, metavar="FILE", help=save)
     parser.add_argument("--with-features", action="store_true", help="keep feature vectors in --save-reference")
-    parser.add_argument("--count", type=int, default=None,
-                        help="how many images (default: all; of a run as many as REF, at most 50000)")  # fmt: skip
-    parser.add_argument("--batch-size", type=int, default=64, help="images at once (default: %(default)s)")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, mps (default: the best there is)")
-    run = parser.add_argument_group("a run")
-    run.add_argument("--seeds", default=None, help="which images it makes: 0-9999 (default: from 0, --count of them)")
+    count = "number of images (default: all; for a run as many as REF has, at most 50,000)"
+    parser.add_argument("--count", type=int, metavar="N", help=count)
+    parser.add_argument(
+        "--batch-size", type=int, default=64, metavar="N", help="images per batch (default: %(default)s)"
+    )
+    add_device_argument(parser)
+    run = parser.add_argument_group("how a run is sampled")
+    seeds = "one per image: 0-9999 or 1,5,10-19 (default: --count of them, from 0)"
+    run.add_argument("--seeds", metavar="LIST", help=seeds)
     add_sampling_arguments(run)
-    numbers = parser.add_argument_group("numbers that metrics depend on")
-    numbers.add_argument("--neighbours", type=int, default=3, help="k of precision and recall (default: %(default)s)")
-    numbers.add_argument("--inception-score", default="torch-fidelity", metavar="NAME",
-                         help="how it splits: torch-fidelity or adm (default: %(default)s)")  # fmt: skip
-    numbers.add_argument("--variance", default=None, help="of bits-per-dim: small, large or learned")
-    numbers.add_argument("--terms", type=int, default=None, help="of bits-per-dim, drawn for each image (default: all)")
-    numbers.add_argument("--splits", type=int, default=10, help="of the inception score (default: %(default)s)")
+    settings = parser.add_argument_group("settings of the metrics")
+    neighbours = "the k of precision, recall, density and coverage (default: %(default)s)"
+    settings.add_argument("--neighbours", type=int, default=3, metavar="K", help=neighbours)
+    score = "convention of the inception score, torch-fidelity or adm (default: %(default)s)"
+    settings.add_argument("--inception-score", default="torch-fidelity", metavar="NAME", help=score)
+    splits = "number of splits of the inception score (default: %(default)s)"
+    settings.add_argument("--splits", type=int, default=10, metavar="N", help=splits)
+    variance = "reverse variance for bits-per-dim: small, large or learned (default: the model's)"
+    settings.add_argument("--variance", metavar="NAME", help=variance)
+    terms = "terms of the bound per image for bits-per-dim, drawn at random (default: all)"
+    settings.add_argument("--terms", type=int, metavar="N", help=terms)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -157,10 +167,10 @@ def _sampled(args: argparse.Namespace, count: int | None) -> ImageSet:
     if args.seeds is not None and args.count is not None:
         raise InputError("give --seeds or --count, not both: --count 100 is --seeds 0-99")
     seeds = parse_seeds(args.seeds) if args.seeds else range(args.count or min(count or _MOST, _MOST))
-    asked = ask(args, args.source)
+    model = load_model(args, args.source)
     return SampledSet(
-        asked.denoise, seeds, asked.sampling, labels=asked.labels,
-        what=f"the run {args.source}", about=asked.about,
+        model.denoise, seeds, model.sampling, labels=model.labels,
+        what=f"the run {args.source}", about=model.about,
     )  # fmt: skip
 
 
@@ -215,7 +225,7 @@ def _run_model_metrics(args: argparse.Namespace, names: list[str]) -> int:
     if images is None:
         raise InputError(f"{', '.join(names)} need images, but {args.reference} holds statistics: give the images")
     checkpoint = newest_checkpoint(args.source)
-    denoise = load(checkpoint, pick_device(args.device), projection=parse_projection(args.projection))
+    denoise = load(checkpoint, pick_device(args.device), projection=args.projection)
     about = {
         "checkpoint": checkpoint.name,
         "checkpoint_sha256": hash_of(checkpoint),

@@ -8,26 +8,31 @@ import sys
 from pathlib import Path
 
 from ..common.errors import InputError
+from .model import add_device_argument, parse_seeds
+from .parser import Parser
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """The arguments of `quarterarc experiment`."""
     from ..experiments import EXPERIMENTS
 
-    parser.add_argument("name", metavar="NAME", help=f"{', '.join(EXPERIMENTS)}; or all of them: all")
+    parser.add_argument("name", metavar="NAME", help=f"{', '.join(EXPERIMENTS)}; all runs every one of them")
     scale = "digits, cifar10-short, cifar10, celeba64, church256, or a recipe's YAML file (default: %(default)s)"
     parser.add_argument("--scale", default="digits", metavar="SCALE", help=scale)
-    parser.add_argument("--seeds", default="0", help="of training and noise, 0,1,2 or 0-2 (default: %(default)s)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default: runs/experiments/SCALE/NAME")
-    cache = "where trained arms and measurements are kept, for all experiments (default: %(default)s)"
+    seeds = "seeds of training and noise, such as 0,1,2 or 0-2 (default: %(default)s)"
+    parser.add_argument("--seeds", default="0", metavar="LIST", help=seeds)
+    out = "the folder of the report (default: runs/experiments/SCALE/NAME)"
+    parser.add_argument("--out", type=Path, metavar="DIR", help=out)
+    cache = "the folder of trained arms and measurements, shared by all experiments (default: %(default)s)"
     parser.add_argument("--cache", type=Path, default=Path("runs/experiments/cache"), metavar="DIR", help=cache)
-    parser.add_argument("--data", metavar="PATH", help="take the images from here instead of the recipe's source")
-    parser.add_argument("--images", type=int, metavar="N", help="how many images each measurement makes")
-    features = "inception, digits, pixels, package.module:name, or classifier, trained on the data's labels"
+    parser.add_argument("--data", metavar="PATH", help="the images to train on, instead of the recipe's source")
+    parser.add_argument("--images", type=int, metavar="N", help="images per measurement (default: the scale's)")
+    features = "inception, digits, pixels, package.module:name, or classifier, trained on the labels of the data"
     parser.add_argument("--features", metavar="NAME", help=features)
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and what it costs, and do nothing")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="spread arms over processes")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, mps (default: the best there is)")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and its cost, and run nothing")
+    jobs = "processes that share the arms (default: %(default)s)"
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help=jobs)
+    add_device_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -39,24 +44,23 @@ def run(args: argparse.Namespace) -> int:
     from ..experiments.scales import scale
     from ..experiments.writing import write_index
     from ..training.trainer import Interrupted
-    from .model import parse_seeds
 
     seeds = parse_seeds(args.seeds)
     if args.jobs < 1:
         raise InputError(f"--jobs is at least 1, got {args.jobs}")
     names = list(EXPERIMENTS) if args.name == "all" else [args.name]
-    chosen = [experiment(name) for name in names]
+    experiments = [experiment(name) for name in names]
     lab = Lab(scale(args.scale, args.data, args.images, args.features), args.cache, pick_device(args.device))
     out = args.out or Path("runs/experiments") / lab.scale.name / ("" if args.name == "all" else args.name)
-    for each in chosen:
+    for current in experiments:
         if args.dry_run:
-            print(plan_experiment(each, lab, seeds, args.jobs))
+            print(plan_experiment(current, lab, seeds, args.jobs))
             continue
-        folder = out / each.name if args.name == "all" else out
+        folder = out / current.name if args.name == "all" else out
         try:
-            report = run_experiment(each, lab, seeds, folder, jobs=args.jobs, command=_command(args, each.name))
+            report = run_experiment(current, lab, seeds, folder, jobs=args.jobs, command=_command(args, current.name))
         except Interrupted as stopped:
-            print("quarterarc: stopped; run the same command again to go on", file=sys.stderr)
+            print("quarterarc: stopped: run the same command again to continue", file=sys.stderr)
             return 128 + stopped.signal
         if report is not None:
             print(f"report    {report}")
@@ -66,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _command(args: argparse.Namespace, name: str) -> str:
-    """What makes these results again."""
+    """The command that reproduces these results."""
     words = ["quarterarc", "experiment", name, "--scale", args.scale, "--seeds", args.seeds]
     for option in ("data", "images", "features"):
         value = getattr(args, option)

@@ -1,93 +1,103 @@
-"""What commands that sample a run have in common: the options, how their text is read, and the model they ask for."""
+"""Arguments that commands share, and how their text is read: a sampler, a request to sample, the model of a run."""
 
 from __future__ import annotations
 
 import argparse
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from ..common.errors import InputError, unknown_name
+from ..common.errors import InputError
 
 if TYPE_CHECKING:
-    from ..denoiser import Denoise
+    from ..denoiser import Denoiser
     from ..sampling.plans import Sampling
 
 __all__ = [
-    "Asked",
+    "Model",
+    "add_device_argument",
+    "add_sampler_arguments",
     "add_sampling_arguments",
-    "ask",
+    "load_model",
     "parse_grid",
     "parse_labels",
+    "parse_numbers",
     "parse_option",
-    "parse_projection",
     "parse_seeds",
+    "sampling_request",
 ]
 
-_MOST_SEEDS = 10_000_000  # a list of them is kept
+_MOST_NUMBERS = 10_000_000  # the list is held in memory
+
+
+def add_device_argument(parser: argparse._ActionsContainer) -> None:
+    """`--device`."""
+    parser.add_argument("--device", default="auto", help="cpu, cuda or mps (default: the fastest one available)")
+
+
+def add_sampler_arguments(parser: argparse._ActionsContainer) -> None:
+    """`--sampler` and `--option`, which together name a sampler."""
+    parser.add_argument("--sampler", metavar="NAME", help="a sampler, or package.module:name (default: multistep)")
+    option = "an option of the sampler, such as eta=0.5; repeat it for several"
+    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help=option)
 
 
 def add_sampling_arguments(parser: argparse._ActionsContainer) -> None:
-    """The options that say how a model is sampled; the seeds and the device are each command's own."""
-    parser.add_argument("--sampler", default=None, help="a sampler by name (default: multistep)")
-    parser.add_argument("--steps", type=int, default=None, help="how many steps (default: 10)")
-    parser.add_argument(
-        "--grid",
-        default=None,
-        help="a grid of angles by name, tuned, or angles: 1.57,1.2,0.6,0 (default: the sampler's)",
-    )
-    option = "an option of the sampler, such as churn=0.5 or variance=large"
-    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help=option)
-    parser.add_argument("--labels", default=None, help="classes to make, 3 or 0,1,2, used in turn over the seeds")
-    parser.add_argument(
-        "--guidance", type=float, default=None, help="scale of classifier-free guidance (with --labels)"
-    )
-    keep = "what a model of both estimates keeps where they disagree: velocity, image, noise, or none to leave them"
-    parser.add_argument("--projection", default="velocity", metavar="KEEP", help=f"{keep} (default: %(default)s)")
+    """One argument for each field of `quarterarc.Sampling`, and the labels and the precision of the network."""
+    add_sampler_arguments(parser)
+    parser.add_argument("--steps", type=int, metavar="N", help="number of steps (default: 10)")
+    grid = "a grid, tuned, package.module:name, or the angles 1.57,1.2,0.6,0 (default: the sampler's own grid)"
+    parser.add_argument("--grid", metavar="NAME", help=grid)
+    labels = "classes, such as 3 or 0,1,2 or 0-9, used in turn over the seeds"
+    parser.add_argument("--labels", metavar="LIST", help=labels)
+    guidance = "scale of classifier-free guidance, with --labels (default: no guidance)"
+    parser.add_argument("--guidance", type=float, metavar="SCALE", help=guidance)
+    projection = "what is kept where image and noise estimates disagree: velocity, image, noise, or none for both"
+    parser.add_argument("--projection", default="velocity", metavar="NAME", help=f"{projection} (default: %(default)s)")
     parser.add_argument("--bf16", action="store_true", help="run the network in bfloat16")
 
 
 @dataclass(frozen=True)
-class Asked:
-    """The model that the options ask for, and what else they say.
+class Model:
+    """The model of a run, with the request to sample it.
 
     Attributes:
-        denoise: the denoiser, with guidance if any.
-        sampling: sampler, steps, grid and options.
-        labels: classes.
-        about: which model it is, as JSON types.
+        denoise: the denoiser.
+        sampling: the request.
+        labels: classes, used in turn over the seeds; None without labels.
+        about: JSON types that identify the model, for files of results.
     """
 
-    denoise: Denoise
+    denoise: Denoiser
     sampling: Sampling
     labels: list[int] | None
     about: dict[str, Any]
 
 
-def ask(args: argparse.Namespace, run: str) -> Asked:
-    """Load the model of a run as the options say.
+def load_model(args: argparse.Namespace, run: str) -> Model:
+    """Load the model of a run as the arguments of `add_sampling_arguments` and `add_device_argument` request it.
 
     Raises:
-        InputError: if there is no complete checkpoint, or the labels are none of the model's.
+        InputError: if there is no complete checkpoint, or for labels that are not among the model's classes.
     """
     labels = parse_labels(args.labels)
-    options = dict(parse_option(option) for option in args.option)
+    if args.guidance is not None and labels is None:
+        raise InputError("--guidance needs --labels: it steers towards a class")
+    sampling = sampling_request(args)
 
     import torch
 
     from ..common.devices import pick_device
-    from ..sampling.plans import Sampling, check_labels
+    from ..sampling.plans import check_labels
     from ..storage.checkpoints import hash_of, load
     from ..storage.runs import newest_checkpoint
 
     checkpoint = newest_checkpoint(run)
-    precision = torch.bfloat16 if args.bf16 else None
-    if args.guidance is not None and labels is None:
-        raise InputError("--guidance needs --labels: it steers towards a class")
-    sampling = Sampling(args.sampler, args.steps, parse_grid(args.grid), options, args.guidance)
-    denoise = load(checkpoint, pick_device(args.device), precision, parse_projection(args.projection))
+    denoise = load(checkpoint, pick_device(args.device), torch.bfloat16 if args.bf16 else None, args.projection)
     check_labels(denoise, labels)
     about = {
         "model": str(run),
@@ -97,64 +107,77 @@ def ask(args: argparse.Namespace, run: str) -> Asked:
         "precision": "bf16" if args.bf16 else "fp32",
         "projection": args.projection,
     }
-    return Asked(denoise, sampling, labels, about)
+    return Model(denoise, sampling, labels, about)
 
 
-def parse_seeds(text: str) -> list[int]:
-    """Seeds from text such as "0-63" or "1,5,10-19"."""
-    seeds: list[int] = []
+def sampling_request(args: argparse.Namespace) -> Sampling:
+    """The request that the arguments of `add_sampling_arguments` describe."""
+    options = parse_options(args.option)
+    grid = parse_grid(args.grid)
+
+    from ..sampling.plans import Sampling
+
+    return Sampling(args.sampler, args.steps, grid, options, args.guidance, args.projection)
+
+
+def parse_numbers(text: str, option: str) -> list[int]:
+    """Whole numbers from text such as "5,8,10", "0-63" or "1,5,10-19".
+
+    Args:
+        text: numbers and ranges, separated by commas.
+        option: the option's name, for messages: "--seeds".
+
+    Raises:
+        InputError: for text of another form, a range that runs backwards, or more than 10,000,000 numbers.
+    """
+    numbers: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         try:
             low = int(first)
             high = int(last) if dash else low
         except ValueError:
-            raise InputError(f"--seeds takes whole numbers and ranges, 0-63 or 1,5,10-19, got '{text}'") from None
+            raise InputError(f"{option} takes whole numbers and ranges, 5,8,10 or 0-63, got '{text}'") from None
         if high < low:
-            raise InputError(f"--seeds {part}: the range runs backwards")
-        if high - low >= _MOST_SEEDS:
-            raise InputError(f"--seeds {part}: at most {_MOST_SEEDS} seeds a command")
-        seeds.extend(range(low, high + 1))
+            raise InputError(f"{option} {part}: the range runs backwards, write {high}-{low}")
+        if len(numbers) + high - low >= _MOST_NUMBERS:
+            raise InputError(f"{option} {part}: at most {_MOST_NUMBERS:,} numbers per command")
+        numbers.extend(range(low, high + 1))
+    return numbers
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Seeds from text such as "0-63" or "1,5,10-19"; no seed may occur twice."""
+    seeds = parse_numbers(text, "--seeds")
     if len(set(seeds)) != len(seeds):
-        raise InputError(f"--seeds {text} names a seed twice")
+        ((seed, _),) = Counter(seeds).most_common(1)
+        raise InputError(f"--seeds {text}: the seed {seed} occurs twice")
     return seeds
 
 
 def parse_labels(text: str | None) -> list[int] | None:
-    """Labels from text such as "3" or "0,1,2"."""
-    if text is None:
-        return None
-    try:
-        labels = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise InputError(f"--labels takes whole numbers, 3 or 0,1,2, got '{text}'") from None
-    if min(labels) < 0:
-        raise InputError(f"--labels are numbers from 0, got '{text}'")
-    return labels
+    """Labels from text such as "3", "0,1,2" or "0-9"."""
+    return None if text is None else parse_numbers(text, "--labels")
+
+
+def parse_options(texts: Sequence[str]) -> dict[str, Any]:
+    """Options of a sampler from texts such as "eta=0.5"."""
+    return dict(parse_option(text) for text in texts)
 
 
 def parse_option(text: str) -> tuple[str, Any]:
-    """A sampler's option from text such as "churn=0.5"."""
+    """An option of a sampler from text such as "eta=0.5"."""
     name, equals, value = text.partition("=")
     if not equals:
-        raise InputError(f"--option {text}: write NAME=VALUE, such as churn=0.5")
+        raise InputError(f"--option {text}: write NAME=VALUE, such as eta=0.5")
     try:
-        read = yaml.safe_load(value)
+        parsed = yaml.safe_load(value)
     except yaml.YAMLError:
-        raise InputError(f"--option {text}: '{value}' is no number and no word") from None
-    if isinstance(read, str):
-        with suppress(ValueError):  # YAML takes 1e-3, which has no point, for a word
-            return name, float(read)
-    return name, read
-
-
-def parse_projection(text: str) -> str | None:
-    """What is kept of estimates that disagree, from its name; nothing is done for "none"."""
-    from ..estimate import PROJECTIONS
-
-    if text not in (*PROJECTIONS, "none"):
-        raise unknown_name("projection", text, (*PROJECTIONS, "none"))
-    return None if text == "none" else text
+        raise InputError(f"--option {text}: '{value}' is neither a number nor a word") from None
+    if isinstance(parsed, str):
+        with suppress(ValueError):  # YAML reads 1e-3, which has no point, as a word
+            return name, float(parsed)
+    return name, parsed
 
 
 def parse_grid(text: str | None) -> str | list[float] | None:

@@ -5,35 +5,41 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .model import add_sampling_arguments, ask, parse_seeds
+from ..common.text import counted
+from .model import add_device_argument, add_sampling_arguments, load_model, parse_seeds
+from .parser import Parser
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """The arguments of `quarterarc sample`."""
     parser.add_argument("model", metavar="RUN", help="a run folder, or one of its checkpoints")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="where the images go")
-    parser.add_argument("--seeds", default="0-63", help="which images: 0-63, or 1,5,10-19 (default: %(default)s)")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="the folder of the images")
+    seeds = "one per image: 0-63 or 1,5,10-19 (default: %(default)s)"
+    parser.add_argument("--seeds", default="0-63", metavar="LIST", help=seeds)
     add_sampling_arguments(parser)
-    parser.add_argument("--batch-size", type=int, default=64, help="images at once (default: %(default)s)")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, mps (default: the best there is)")
+    parser.add_argument(
+        "--batch-size", type=int, default=64, metavar="N", help="images per batch (default: %(default)s)"
+    )
+    add_device_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Write the images; 0 when all are there."""
     seeds = parse_seeds(args.seeds)
-    asked = ask(args, args.model)
+    model = load_model(args, args.model)
 
     from ..sampling.folders import write_samples
 
     made = write_samples(
-        asked.denoise,
+        model.denoise,
         args.out,
         seeds,
-        asked.sampling,
+        model.sampling,
         batch_size=args.batch_size,
-        labels=asked.labels,
-        about=asked.about,
+        labels=model.labels,
+        about=model.about,
     )
     if made:
-        print(f"{made['count']} images, {made['nfe']} network evaluations each, in {args.out} (look at grid.png)")
+        images, evaluations = counted(made["count"], "image"), counted(made["nfe"], "network evaluation")
+        print(f"{images}, {evaluations} per image, in {args.out} (overview: contact-sheet.png)")
     return 0

@@ -7,19 +7,22 @@ import sys
 from pathlib import Path
 
 from ..common.errors import InputError
+from .parser import Parser
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """The arguments of `quarterarc train`."""
     parser.usage = "quarterarc train RECIPE --out RUN [--resume] [section.field=value ...]"
     recipes = "digits, cifar10-short, cifar10, celeba64, church256, or a YAML file (not needed with --resume)"
     parser.add_argument("recipe", nargs="?", metavar="RECIPE", help=recipes)
-    fields = "set any field of the recipe, such as training.steps=1000 or data.source=photos/"
+    fields = (
+        "a field of the recipe and its value, such as training.steps=1000 or data.source=photos/ (docs/reference.md)"
+    )
     parser.add_argument("fields", nargs="*", metavar="section.field=value", help=fields)
-    parser.add_argument("--out", required=True, type=Path, metavar="RUN", help="the run folder")
-    parser.add_argument("--resume", action="store_true", help="go on from the newest complete checkpoint")
+    parser.add_argument("--out", type=Path, metavar="RUN", help="the run folder (required, except with --show)")
+    parser.add_argument("--resume", action="store_true", help="continue from the newest complete checkpoint")
     parser.add_argument("--skip-bad", action="store_true", help="leave out, and count, images that cannot be read")
-    parser.add_argument("--show", action="store_true", help="print the resolved recipe and do nothing else")
+    parser.add_argument("--show", action="store_true", help="print the complete recipe, and train nothing")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -28,13 +31,14 @@ def run(args: argparse.Namespace) -> int:
 
     fields = list(args.fields)
     name = args.recipe
-    if args.resume and name and "=" in name:  # the recipe was left out, as it may be when resuming
+    if args.out is None and not args.show:
+        raise InputError("training needs --out RUN, the folder of the run")
+    if args.resume and name and "=" in name:  # with --resume the recipe may be left out, and the first field is there
         fields, name = [name, *fields], None
     if args.skip_bad:
         fields.append("data.skip_bad=true")
-    saved = args.out / "recipe.yaml"
-    if name is None and args.resume and saved.is_file():
-        name = str(saved)
+    if name is None and args.resume and args.out is not None and (args.out / "recipe.yaml").is_file():
+        name = str(args.out / "recipe.yaml")
     if name is None:
         raise InputError(f"training needs a recipe: {', '.join(recipe_names())}, or a YAML file")
     recipe = read_recipe(name, fields)
