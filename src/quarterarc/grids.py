@@ -139,16 +139,19 @@ def explicit(angles: Sequence[float] | np.ndarray) -> np.ndarray:
 
 @GRIDS.register("angle")
 def _angle(request: GridRequest) -> np.ndarray:
+    """Uniform in the angle."""
     return request.start * request.falling
 
 
 @GRIDS.register("time")
 def _time(request: GridRequest) -> np.ndarray:
+    """Uniform in the schedule's t, rounded to whole training steps."""
     return _at_times(request.falling, request)
 
 
 @GRIDS.register("quadratic")
 def _quadratic(request: GridRequest) -> np.ndarray:
+    """The schedule's t falls as a square: finer steps near the image (Song et al. 2021)."""
     return _at_times(request.falling**2, request)
 
 
@@ -173,6 +176,7 @@ def _at_times(fractions: np.ndarray, request: GridRequest) -> np.ndarray:
 
 @GRIDS.register("log-snr")
 def _log_snr(request: GridRequest) -> np.ndarray:
+    """Uniform in log-SNR where sigma is within 0.002..80 (Lu et al. 2022)."""
     noisiest = log_snr(min(request.start, sigma_to_angle(LARGEST_SIGMA)))
     cleanest = log_snr(max(request.smallest, sigma_to_angle(SMALLEST_SIGMA)))
     return _with_ends(log_snr_to_angle(np.linspace(noisiest, cleanest, request.steps)), request)
@@ -180,6 +184,7 @@ def _log_snr(request: GridRequest) -> np.ndarray:
 
 @GRIDS.register("rho")
 def _rho(request: GridRequest) -> np.ndarray:
+    """Uniform in sigma^(1/7) where sigma is within 0.002..80 (Karras et al. 2022)."""
     noisiest = min(float(sigma(request.start)), LARGEST_SIGMA) if request.start < NOISE_END else LARGEST_SIGMA
     cleanest = max(float(sigma(request.smallest)), SMALLEST_SIGMA)
     roots = np.linspace(noisiest ** (1 / RHO), cleanest ** (1 / RHO), request.steps)
@@ -193,6 +198,7 @@ def _with_ends(angles: np.ndarray, request: GridRequest) -> np.ndarray:
 
 @GRIDS.register("octave")
 def _octave(request: GridRequest) -> np.ndarray:
+    """`quarterarc.arc.octave`, the noise level in octaves, falls as a power, 1.3: finer steps near the image."""
     coarsest = math.sqrt(request.dimensions)
 
     def down_to(end: float, fractions: np.ndarray) -> np.ndarray:

@@ -168,12 +168,14 @@ def schedule(name: str = "arc", steps: int = 1000) -> Schedule:
 
 @SCHEDULES.register("arc")
 def _arc(steps: int) -> np.ndarray:
-    return np.append(np.arange(steps) / steps * NOISE_END, NOISE_END)  # Eq. 9
+    """Uniform in the angle, from 0 to pi/2 (Zhang et al. 2023, Eq. 9)."""
+    return np.append(np.arange(steps) / steps * NOISE_END, NOISE_END)
 
 
 @SCHEDULES.register("jsd")
 def _jsd(steps: int) -> np.ndarray:
-    # beta_t = 1/(T - t + 1), so that alpha_bar_t = 1 - t/T; the paper prints the list in reverse order
+    """alpha_bar_t = 1 - t/T, that is beta_t = 1/(T - t + 1) (Sohl-Dickstein et al. 2015); ends at pi/2."""
+    # the paper prints the list in reverse order
     t = np.arange(steps + 1) / steps
     return np.append(alpha_bar_to_angle(1.0 - t)[:-1], NOISE_END)
 
@@ -184,27 +186,32 @@ def _clipped(beta: np.ndarray) -> Schedule:
 
 @SCHEDULES.register("beta-star")
 def _beta_star(steps: int) -> Schedule:
-    return _clipped(Schedule("arc", _arc(steps)).beta[1:])  # the paper's "DDIM + beta*"
+    """The beta of `arc`, clipped to 0.999 (the "DDIM + beta*" of Zhang et al. 2023)."""
+    return _clipped(Schedule("arc", _arc(steps)).beta[1:])
 
 
 @SCHEDULES.register("linear")
 def _linear(steps: int) -> Schedule:
-    # Ho et al. 2020, T = 1000; other lengths keep the same continuous process
+    """Beta is linear: 1e-4 to 0.02, times 1000/T (Ho et al. 2020)."""
+    # the factor keeps the continuous process of T = 1000
     return _clipped(np.linspace(1e-4, 0.02, steps) * (1000.0 / steps))
 
 
 @SCHEDULES.register("quadratic")
 def _quadratic(steps: int) -> Schedule:
+    """The root of beta is linear: beta from 1e-4 to 0.02, whatever T is (meant for T near 1000)."""
     return _clipped(np.linspace(1e-4**0.5, 0.02**0.5, steps) ** 2)
 
 
 @SCHEDULES.register("cosine")
 def _cosine(steps: int) -> Schedule:
-    # Nichol & Dhariwal 2021, Eq. 17; a ratio of squared cosines is again a product of sines (no cancellation)
+    """alpha_bar is a squared cosine with an offset of 0.008 (Nichol & Dhariwal 2021, Eq. 17)."""
+    # a ratio of squared cosines is again a product of sines (no cancellation)
     u = (np.arange(steps + 1) / steps + 0.008) / 1.008 * NOISE_END
     return _clipped(np.sin(u[1:] - u[:-1]) * np.sin(u[1:] + u[:-1]) / np.cos(u[:-1]) ** 2)
 
 
 @SCHEDULES.register("sigmoid")
 def _sigmoid(steps: int) -> Schedule:
+    """Beta is a sigmoid from 1e-4 to 0.02, whatever T is (meant for T near 1000)."""
     return _clipped(1.0 / (1.0 + np.exp(-np.linspace(-6.0, 6.0, steps))) * (0.02 - 1e-4) + 1e-4)
