@@ -1,47 +1,42 @@
-"""`quarterarc bench network`: our U-Net beside diffusers' `UNet2DModel`, with the same weights, in one run.
+"""`python -m benchmarks network`: the U-Net against diffusers' `UNet2DModel`, with the same weights, in one run.
 
-Forward is what a sampler does: no gradients, evaluation mode, one time for the batch. Training is a forward and a
-backward pass in training mode, one time an image. Calls of the two networks alternate, and the ratio is that of the
-two calls of a pair, so that what else the machine does hits both alike; its quartiles say how much that is.
+Forward is a sampler's call: evaluation mode, no gradients, one time for the batch. Training is a forward and a backward
+pass in training mode, one time per image. Calls of the two networks alternate, and the ratio is taken per pair of
+calls, so that other load on the machine affects both alike; its quartiles show how much.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from quarterarc.common.errors import InputError, unknown_name
-from quarterarc.storage.files import check_writable, make_folder, write_json
+import diffusers
+import torch
+from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
+from benchmarks.report import Row, environment
+from quarterarc.common.devices import pick_device
+from quarterarc.common.errors import unknown_name
+from quarterarc.interop.unet_weights import to_diffusers
+from quarterarc.networks import UNet
 
-    from quarterarc.networks import UNet
-
-__all__ = ["CASES", "Case", "add_arguments", "main", "run"]
-
-Row = dict[str, Any]
 WARMUP = 2
+"""Calls per network before the first one that is timed."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured: a network, and batches of images.
+    """A network, and the batches that it is measured on.
 
     Attributes:
         network: arguments of `UNet`.
         size: height and width of the images.
-        forward: images a batch in the forward pass.
-        training: images a batch in training.
+        forward: images per batch in the forward pass.
+        training: images per batch in training.
     """
 
     network: dict[str, Any]
@@ -55,183 +50,126 @@ CASES = {
     "small": Case({"in_channels": 3, "out_channels": 6, "channels": 64, "multipliers": (1, 2, 2)}, 32, 16, 16),
     "cifar10": Case({"in_channels": 3, "out_channels": 6, "channels": 128, "dropout": 0.1}, 32, 4, 4),
 }
-"""The networks of the recipe `digits`, of 6.5 million parameters for 32x32 pixels, and of the recipe `cifar10`."""
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the command."""
-    parser.add_argument("--cases", nargs="+", default=list(CASES), help=f"of {', '.join(CASES)} (default: all)")
-    parser.add_argument("--repeats", type=int, default=15, help="pairs of calls (default: 15)")
-    parser.add_argument("--batch", type=int, help="images a batch (default: the case's)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="bf16: autocast (default: fp32)")
-    parser.add_argument("--compile", action="store_true", help="compile both networks")
-    parser.add_argument("--channels-last", action="store_true", help="put both networks channels-last, on a GPU too")
-    parser.add_argument("--threads", type=int, help="of PyTorch (default: its own choice)")
-    parser.add_argument("--out", type=Path, help="write the results as JSON to this file")
-
-
-def main(args: argparse.Namespace) -> int:
-    """Measure, print the table, write the JSON; returns 0.
-
-    Raises:
-        InputError: on an unknown case, a number below 1, a missing device, or without diffusers.
-    """
-    if args.out is not None:
-        check_writable(args.out)
-    report = run(
-        args.cases,
-        repeats=args.repeats,
-        batch=args.batch,
-        device=args.device,
-        dtype=args.dtype,
-        compiled=args.compile,
-        channels_last=args.channels_last,
-        threads=args.threads,
-        show=print,
-    )
-    if args.out is not None:
-        make_folder(args.out.parent)
-        write_json(args.out, report)
-    return 0
+"""The network of the recipe `digits`, one of 6.5 million parameters for 32x32 pixels, and that of `cifar10`."""
 
 
 def run(
-    cases: Sequence[str] = tuple(CASES),
     *,
-    repeats: int = 15,
-    batch: int | None = None,
-    device: str = "cpu",
-    dtype: str = "fp32",
-    compiled: bool = False,
-    channels_last: bool = False,
-    threads: int | None = None,
-    show: Callable[[str], None] = lambda line: None,
+    cases: Sequence[str],
+    repeats: int,
+    batch: int | None,
+    device: str,
+    dtype: str,
+    compile: bool,
+    channels_last: bool,
+    show: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Measure the cases.
 
     Args:
         cases: names in `CASES`.
         repeats: pairs of calls.
-        batch: images a batch; None for the case's own numbers.
-        device: where to run.
+        batch: images per batch; the case's own numbers if None.
+        device: "cpu" or "cuda".
         dtype: "fp32", or "bf16" for autocast.
-        compiled: whether both networks are compiled.
-        channels_last: whether both networks are put channels-last; ours is anyway on the CPU.
-        threads: of PyTorch; None leaves them.
-        show: takes each line of the table as soon as it is known.
+        compile: compile both networks.
+        channels_last: both networks in channels-last layout; ours has it on the CPU in any case.
+        show: receives each line of the table as soon as it is measured.
 
     Returns:
-        "settings", "environment", and "rows", one a case and task, with images a second of "ours" and of "theirs",
+        "settings", "environment", and "rows", one per case and task, with images per second of "ours" and of "theirs",
         the median "ratio" and its quartiles "low" and "high", and the largest "difference" of the two outputs.
 
     Raises:
-        InputError: as `main`.
+        InputError: for an unknown case or a missing device.
     """
     for name in cases:
         if name not in CASES:
             raise unknown_name("case", name, CASES)
-    if min(repeats, batch or 1, threads or 1) < 1:
-        raise InputError("--repeats, --batch and --threads must be at least 1")
-    try:
-        import diffusers
-    except ImportError:
-        raise InputError("the benchmark needs diffusers: pip install 'quarterarc[diffusers]'") from None
-    import torch
-
-    from quarterarc.common.devices import pick_device
-
-    if threads is not None:
-        torch.set_num_threads(threads)
-    where = pick_device(device)
-    settings = {"repeats": repeats, "dtype": dtype, "compiled": compiled, "channels_last": channels_last}
-    environment = {
-        "device": torch.cuda.get_device_name(where) if where.type == "cuda" else _processor(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-    }
-    show(", ".join(f"{name} {value}" for name, value in (environment | settings).items()))
-    show(_HEADER)
+    settings = _Settings(pick_device(device), batch, repeats, dtype, compile, channels_last)
+    about = {"repeats": repeats, "dtype": dtype, "compiled": compile, "channels_last": channels_last}
+    where = environment(settings.device, diffusers=diffusers.__version__)
+    show(", ".join(f"{name} {value}" for name, value in (where | about).items()) + "\n")
+    show(_HEAD)
     rows = []
     for name in cases:
-        for row in _measure(name, CASES[name], where, batch, repeats, dtype, compiled, channels_last):
+        for row in _measure(name, CASES[name], settings):
             rows.append(row)
             show(_LINE.format(**row))
-    return {"settings": settings, "environment": environment, "rows": rows}
+    return {"settings": about, "environment": where, "rows": rows}
 
 
-_HEADER = "case     million  task     batch  ours/s    theirs/s  ratio (quartiles)   difference"
+_HEAD = """\
+| case | million parameters | task | batch | ours, images/s | theirs, images/s | ratio (quartiles) | difference |
+|---|---|---|---|---|---|---|---|"""
 _LINE = (
-    "{case:<8} {parameters:<8.2f} {task:<8} {batch:<6} {ours:<9.4g} {theirs:<9.4g} {ratio:.2f} ({low:.2f}..{high:.2f})"
-    "   {difference:.1e}"
+    "| {case} | {parameters:.2f} | {task} | {batch} | {ours:.4g} | {theirs:.4g} "
+    "| {ratio:.2f} ({low:.2f}..{high:.2f}) | {difference:.1e} |"
 )
 
 
-def _measure(
-    name: str,
-    case: Case,
-    device: torch.device,
-    batch: int | None,
-    repeats: int,
-    dtype: str,
-    compiled: bool,
-    channels_last: bool,
-) -> list[Row]:
-    """The rows of a case."""
-    import torch
+@dataclass(frozen=True)
+class _Settings:
+    device: torch.device
+    batch: int | None
+    repeats: int
+    dtype: str
+    compile: bool
+    channels_last: bool
 
-    from quarterarc.interop.unet_weights import to_diffusers
-    from quarterarc.networks import UNet
+    def autocast(self) -> AbstractContextManager[None]:
+        """A context in which networks compute in this dtype."""
+        return torch.autocast(self.device.type, torch.bfloat16) if self.dtype == "bf16" else nullcontext()
 
-    ours = UNet(**case.network).to(device)
+
+def _measure(name: str, case: Case, settings: _Settings) -> list[Row]:
+    """The rows of a case: forward, then training."""
+    ours = UNet(**case.network).to(settings.device)
     randomise(ours)
     model = to_diffusers(ours)
-    if channels_last:
-        for each in (ours, model):
-            each.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    modules: tuple[nn.Module, nn.Module] = (ours, model)
+    if settings.channels_last:
+        for module in modules:
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def theirs(x: Tensor, time: Tensor) -> Tensor:
         result: Tensor = model(x, time, return_dict=False)[0]
         return result
 
-    def cast() -> Any:
-        return torch.autocast(device.type, torch.bfloat16) if dtype == "bf16" else nullcontext()
-
-    modules: tuple[nn.Module, nn.Module] = (ours, model)
     networks: tuple[Callable[..., Tensor], Callable[..., Tensor]] = (ours, theirs)
-    if compiled:
+    if settings.compile:
         networks = (torch.compile(ours), torch.compile(theirs))
     rows = []
-    for task, own in (("forward", case.forward), ("training", case.training)):
-        count = batch or own
-        x = torch.randn(count, case.network["in_channels"], case.size, case.size, device=device)
-        times = torch.rand(count, device=device) * 1000.0
-        calls = [_call(task, *each, x, times, cast) for each in zip(networks, modules, strict=True)]
-        with torch.no_grad(), cast():
+    for task, default in (("forward", case.forward), ("training", case.training)):
+        count = settings.batch or default
+        x = torch.randn(count, case.network["in_channels"], case.size, case.size, device=settings.device)
+        times = torch.rand(count, device=settings.device) * 1000.0
+        calls = [
+            _call(task, network, module, x, times, settings) for network, module in zip(networks, modules, strict=True)
+        ]
+        with torch.no_grad(), settings.autocast():
             for module in modules:
                 module.eval()
             difference = (networks[0](x, times).float() - networks[1](x, times).float()).abs().max().item()
         row = {"case": name, "parameters": sum(weight.numel() for weight in ours.parameters()) / 1e6}
         row |= {"task": task, "batch": count, "size": case.size}
-        rows.append(row | _race(calls, count, repeats, device) | {"difference": difference})
+        rows.append(row | _time_pairs(calls, count, settings) | {"difference": difference})
     return rows
 
 
 def _call(
-    task: str, network: Callable[..., Tensor], module: nn.Module, x: Tensor, times: Tensor, cast: Callable[[], Any]
+    task: str, network: Callable[..., Tensor], module: nn.Module, x: Tensor, times: Tensor, settings: _Settings
 ) -> Callable[[], None]:
-    """What is timed."""
-    import torch
+    """The call that is timed."""
 
     def forward() -> None:
         module.eval()
-        with torch.no_grad(), cast():
+        with torch.no_grad(), settings.autocast():
             network(x, times[0])
 
     def training() -> None:
         module.train()
-        with cast():
+        with settings.autocast():
             loss = network(x, times).float().square().mean()
         loss.backward()
         module.zero_grad(set_to_none=True)
@@ -239,17 +177,17 @@ def _call(
     return forward if task == "forward" else training
 
 
-def _race(calls: Sequence[Callable[[], None]], count: int, repeats: int, device: torch.device) -> Row:
-    """Calls in pairs, the other one first in every second pair."""
+def _time_pairs(calls: Sequence[Callable[[], None]], count: int, settings: _Settings) -> Row:
+    """Times of calls in pairs; the order alternates from pair to pair."""
     for call in calls:
         for _ in range(WARMUP):
             call()
     seconds: tuple[list[float], list[float]] = ([], [])
-    for turn in range(repeats):
-        for which in (0, 1) if turn % 2 else (1, 0):
-            seconds[which].append(_time(calls[which], device))
+    for repeat in range(settings.repeats):
+        for index in (0, 1) if repeat % 2 else (1, 0):
+            seconds[index].append(_seconds(calls[index], settings.device))
     ratios = [theirs / ours for ours, theirs in zip(*seconds, strict=True)]
-    low, high = (statistics.quantiles(ratios)[index] for index in (0, 2)) if repeats > 1 else ratios * 2
+    low, high = (statistics.quantiles(ratios)[index] for index in (0, 2)) if len(ratios) > 1 else ratios * 2
     return {
         "ours": count / statistics.median(seconds[0]),
         "theirs": count / statistics.median(seconds[1]),
@@ -260,26 +198,22 @@ def _race(calls: Sequence[Callable[[], None]], count: int, repeats: int, device:
     }
 
 
-def _time(call: Callable[[], None], device: torch.device) -> float:
-    import torch
-
-    def finished() -> float:
+def _seconds(call: Callable[[], None], device: torch.device) -> float:
+    def now() -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return time.perf_counter()
 
-    start = finished()
+    start = now()
     call()
-    return finished() - start
+    return now() - start
 
 
 def randomise(network: UNet) -> None:
-    """Weights that are zero nowhere, of the size that keeps the scale of the signal, from seed 0.
+    """Set all weights to random values, none of them zero, that keep the scale of the signal; from seed 0.
 
-    A new network ends its blocks in zeros, which would hide what lies before them.
+    A new network's blocks end in zeros, and its output would not depend on the layers before them.
     """
-    import torch
-
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, weight in network.named_parameters():
@@ -289,13 +223,3 @@ def randomise(network: UNet) -> None:
             else:
                 values = 0.1 * values + (1.0 if "norm" in name and name.endswith("weight") else 0.0)
             weight.copy_(values)
-
-
-def _processor() -> str:
-    """The processor's name, as far as the system says."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.processor() or platform.machine()
-    return f"{name} ({os.cpu_count()} cores)"

@@ -14,20 +14,20 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=[path.stem for path in EXAMPLES])
-def test_example(example, tmp_path):
+def test_example(example: Path, tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, str(example)], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
 
 
-def test_the_python_of_the_readme_runs(tmp_path):
+def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("ddim 10 ")
 
 
-def test_the_commands_of_the_readme_run(tmp_path, tiny):
+def test_the_commands_of_the_readme_run(tmp_path: Path, tiny: tuple[str, ...]) -> None:
     """As they are written there, on a few images and for a few steps."""
     (tmp_path / "PHOTOS").mkdir()
     for number in range(3):

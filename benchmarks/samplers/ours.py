@@ -1,4 +1,4 @@
-"""Our samplers in the comparison: rows of fixed settings."""
+"""The samplers of quarterarc in the comparison: rows of fixed settings."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any
 Settings = Mapping[str, Any]
 
 NFE_FINE = 100
-"""Evaluations of the fine solution on a trained network."""
+"""Evaluations of the fine solution of a trained network."""
 
 
 @dataclass(frozen=True)
 class Ours:
-    """A sampler of ours, by its name and options."""
+    """A sampler of quarterarc, by name and options."""
 
     sampler: str
     options: Settings = field(default_factory=dict)
 
     @property
     def label(self) -> str:
-        """As the table says it."""
+        """The name of the row."""
         return " ".join([self.sampler, *(f"{name} {value}" for name, value in self.options.items())])
 
 
@@ -32,16 +32,16 @@ OURS = (
     Ours("multistep"),
 )
 GRIDS = ("angle", "octave")
-"""What every sampler of ours is measured on, beside its own default grid."""
+"""The grids of every sampler, beside its own default grid."""
 CANDIDATE = ("multistep", "octave")
-"""Set against the best peer, beside the library's default."""
+"""The sampler and grid that is compared with the best peer, beside the library's default."""
 TUNED = Ours("multistep")
-"""Measured on tuned grids too: those that lie beside a trained run, and with `--tune` those fitted to a world."""
+"""The sampler that is also measured on tuned grids: those of a trained run, and with `--tune` those of a world."""
 LARGEST_TUNED = 20
-"""NFE beyond which no grid is tuned: it takes long, and there is little left to gain."""
-
+"""The largest NFE for which a grid is tuned to a world: beyond, tuning takes long and gains little."""
 TUNED_ON = 384
-"""Images that an exact world is tuned on."""
+"""Images that a grid is tuned to a world on."""
 ROUGH = (("bogacki-shampine", 0.1), ("bogacki-shampine", 0.03))
+"""Pairs and tolerances of the adaptive sampler, whose NFE cannot be chosen."""
 FINE = (("bogacki-shampine", 0.01), ("bogacki-shampine", 1e-3), ("dormand-prince", 1e-4))
-"""Pairs and tolerances of the adaptive sampler, whose NFE cannot be asked for; the fine ones for exact worlds alone."""
+"""Finer ones, for exact worlds only."""

@@ -1,18 +1,19 @@
-"""The comparison as Markdown tables and a figure."""
+"""The comparison as Markdown tables and as a figure."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
+from benchmarks.report import Row, markdown, number
 from benchmarks.samplers.ours import CANDIDATE, TUNED
-from benchmarks.samplers.subjects import Row
+from quarterarc.report import Series, line_chart
+from quarterarc.report.charts import WIDTH
 
 
 def tables(subject: Row) -> str:
-    """Everything measured on a subject, as Markdown."""
-    parts = [f"## {subject['name']}", _line_about(subject)]
+    """All measurements on a subject, as Markdown."""
+    parts = [f"## {subject['name']}", _summary(subject)]
     for measure, about in subject["measures"].items():
         parts += [f"### {measure}\n\n{about[0].upper() + about[1:]}.", _table(subject, measure)]
     parts += ["### settings of the best peer", _winners(subject), "### adaptive", _adaptive_table(subject)]
@@ -22,14 +23,13 @@ def tables(subject: Row) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _line_about(subject: Row) -> str:
+def _summary(subject: Row) -> str:
     shape = "x".join(map(str, subject["shape"]))
-    what = (
-        f"a mixture of {subject['mixture']} Gaussians of width {subject['h']}"
-        if "mixture" in subject
-        else f"head {subject['head']}, schedule {subject['schedule']}"
-    )
-    return f"{shape} pixels, {what}; {subject['images']} images."
+    if "mixture" in subject:
+        denoiser = f"a mixture of {subject['mixture']} Gaussians of width {subject['h']}"
+    else:
+        denoiser = f"head {subject['head']}, schedule {subject['schedule']}"
+    return f"{shape} pixels, {denoiser}; {subject['images']} images."
 
 
 def _table(subject: Row, measure: str) -> str:
@@ -38,74 +38,60 @@ def _table(subject: Row, measure: str) -> str:
     for row in subject["ours"]:
         mark = " (default)" if (row["row"], row["grid"]) == default else ""
         values = [None if cell is None else cell[measure] for cell in row["cells"]]
-        lines.append([row["row"] + mark, row["grid"], *map(_number, values)])
+        lines.append([row["row"] + mark, row["grid"], *map(number, values)])
     for row in subject["peers"]:
         values = [None if cell is None else cell[measure]["value"] for cell in row["cells"]]
-        lines.append([f"diffusers {row['row']}", "best", *map(_number, values)])
+        lines.append([f"diffusers {row['row']}", "best", *map(number, values)])
     ratios = subject["ratios"][measure]
-    lines += [[f"**ratio: {row['row']}**", "", *map(_number, row["values"])] for row in ratios]
+    lines += [[f"**ratio: {row['row']}**", "", *map(number, row["values"])] for row in ratios]
     lines.append(["best peer", "", *(name or "-" for name in ratios[0]["against"])])
-    return _markdown(lines)
+    return markdown(lines)
 
 
 def _winners(subject: Row) -> str:
-    """By NFE, for the first measure: which peer was the best, and with what settings."""
+    """By NFE, for the first measure: the best peer and its settings."""
     measure = next(iter(subject["measures"]))
     lines = [["NFE", "peer", "settings", measure, "cos(start)"]]
-    for place, nfe in enumerate(subject["nfe"]):
-        name = subject["ratios"][measure][0]["against"][place]
+    for column, nfe in enumerate(subject["nfe"]):
+        name = subject["ratios"][measure][0]["against"][column]
         if name is not None:
-            row = next(row for row in subject["peers"] if row["row"] == name)
-            won = row["cells"][place][measure]
-            start = f"{math.cos(won['start']):.1g}"
-            lines.append([str(nfe), name, won["settings"] or "its own", _number(won["value"]), start])
+            best = next(row for row in subject["peers"] if row["row"] == name)["cells"][column][measure]
+            start = f"{math.cos(best['start']):.1g}"
+            lines.append([str(nfe), name, best["settings"] or "its own", number(best["value"]), start])
     settings = [["peer", "its one setting, best from 5 to 20 NFE"]]
     settings += [
-        [row["row"], found["settings"] or "its own"] for row in subject["peers"] if (found := row["steady"][measure])
+        [row["row"], steady["settings"] or "its own"] for row in subject["peers"] if (steady := row["steady"][measure])
     ]
-    return _markdown(lines) + "\n\n" + _markdown(settings)
+    return markdown(lines) + "\n\n" + markdown(settings)
 
 
 def _adaptive_table(subject: Row) -> str:
     lines = [["pair", "tolerance", "NFE", *subject["measures"]]]
     for row in subject["adaptive"]:
-        values = [_number(row[measure]) for measure in subject["measures"]]
+        values = [number(row[measure]) for measure in subject["measures"]]
         lines.append([row["pair"], f"{row['tolerance']:g}", f"{row['nfe']:.1f}", *values])
-    return _markdown(lines)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"
-
-
-def _markdown(lines: Sequence[Sequence[str]]) -> str:
-    rows = ["| " + " | ".join(line) + " |" for line in lines]
-    return "\n".join([rows[0], "|" + "---|" * len(lines[0]), *rows[1:]])
+    return markdown(lines)
 
 
 DRAWN = ("DDIM", "DPM-Solver++ 2M", "UniPC", "DEIS", "iPNDM")
-"""The peers in the figure, which has room for so many."""
+"""The peers in the figure; more lines would not be legible."""
 
 
 def figure(subjects: Sequence[Row]) -> str:
-    """The first measure of each subject against NFE, charts one below the other, as an `<svg>` element."""
-    from quarterarc.report.charts import WIDTH, line_chart
-
+    """The first measure of each subject against NFE, one chart below the other, as an `<svg>` element."""
     parts, top = [], 0.0
     for subject in subjects:
         measure = next(iter(subject["measures"]))
         lines = _series(subject, measure)
         chart = line_chart(lines, subject["name"], "network evaluations", measure, log_x=True, log_y=True)
-        height = float(chart.split('viewBox="', 1)[1].split('"', 1)[0].split()[3])  # the legend's is its own
+        height = float(chart.split('viewBox="', 1)[1].split('"', 1)[0].split()[3])  # it depends on the legend
         parts.append(chart.replace("<svg ", f'<svg y="{top:g}" width="{WIDTH}" height="{height:g}" ', 1))
         top += height
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {top:g}">'
     return "\n".join([head, *parts, "</svg>"])
 
 
-def _series(subject: Row, measure: str) -> list[Any]:
-    from quarterarc.report import Series
-
+def _series(subject: Row, measure: str) -> list[Series]:
     heads = list(dict.fromkeys([tuple(subject["default"]), CANDIDATE, (TUNED.sampler, "tuned")]))
     lines = [
         (f"{row['row']}, {row['grid']}", [None if cell is None else cell[measure] for cell in row["cells"]])

@@ -1,0 +1,101 @@
+"""The benchmarks are run from a clone, beside the package and not in it."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from sklearn.datasets import load_sample_images
+
+import quarterarc
+from benchmarks import __main__ as benchmarks
+from benchmarks import evaluation, multistep, network, transfer, worlds
+from benchmarks.__main__ import main
+
+CLONE = Path(__file__).parents[1]
+
+
+def test_help_needs_no_torch_and_no_peer() -> None:
+    code = (
+        "import sys; from benchmarks.__main__ import main\n"
+        "try: main(sys.argv[1:])\n"
+        "finally: assert not {'torch', 'numpy', 'diffusers', 'sklearn', 'scipy'} & set(sys.modules)"
+    )
+    for arguments in (["--help"], *([command, "--help"] for command in benchmarks._COMMANDS)):
+        done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=CLONE, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+def test_no_module_of_the_package_imports_the_benchmarks() -> None:
+    for path in Path(quarterarc.__file__).parent.rglob("*.py"):
+        assert not re.search(r"^\s*(from|import) benchmarks", path.read_text(encoding="utf-8"), re.MULTILINE), path
+
+
+def test_the_options_list_the_names_that_the_benchmarks_have() -> None:
+    assert tuple(network.CASES) == benchmarks.CASES
+    assert benchmarks.PARTS == evaluation.PARTS
+    assert tuple(worlds.WORLDS) == benchmarks.WORLDS
+
+
+@pytest.mark.parametrize("arguments", [["network", "--repeats", "0"], ["samplers", "--nfe", "5 8"], ["network", "-x"]])
+def test_errors_of_options_are_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_a_missing_peer_is_named_in_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "benchmarks.network")
+    monkeypatch.setitem(sys.modules, "diffusers", None)  # importing it raises ModuleNotFoundError
+    assert main(["network"]) == 2
+    assert capsys.readouterr().err == (
+        "benchmarks: error: the benchmark 'network' needs diffusers: pip install -e '.[dev]'\n"
+    )
+
+
+def test_patches_come_from_everywhere_in_both_photographs() -> None:
+    patches = worlds.patches(8, 100)
+    assert patches.shape == (100, 3, 8, 8)
+    assert patches.dtype == torch.float64
+    assert -1.0 <= float(patches.min()) < -0.9
+    assert 0.9 < float(patches.max()) <= 1.0
+    assert torch.equal(patches[:10], worlds.patches(8, 10))  # more patches add to fewer
+    photographs = [torch.from_numpy(pixels / 127.5 - 1.0) for pixels in load_sample_images().images]
+    for number, patch in enumerate(patches[:4]):
+        places = photographs[number % 2].unfold(0, 8, 1).unfold(1, 8, 1)
+        assert bool((places == patch).flatten(2).all(2).any())
+
+
+def test_every_choice_inside_multistep_is_measured(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(multistep, "WORLDS", ("digits",))
+    assert main(["multistep", "--images", "4", "--nfe", "5,10"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    rows = {cells[1]: [float(value) for value in cells[2:-1]] for line in printed[3:] if (cells := split(line))}
+    assert list(rows) == list(multistep.CHOICES)
+    for at_5, at_10 in rows.values():
+        assert 0.0 < at_10 < at_5
+
+
+def test_tuned_grids_are_measured_on_every_denoiser(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tiny_run: Path
+) -> None:
+    monkeypatch.setattr(transfer, "WORLDS", ("digits",))
+    assert main(["transfer", str(tiny_run), "--images", "8", "--nfe", "4"]) == 0
+    head, _, *lines = capsys.readouterr().out.strip().splitlines()
+    names = ["digits", str(tiny_run)]
+    assert split(head)[1:-1] == ["tuned to", *names]
+    assert [split(line)[1] for line in lines] == names
+    # on the denoiser that a grid was tuned to it is better than the default, or the default was kept
+    assert float(split(lines[0])[2]) <= 1.0
+
+
+def split(line: str) -> list[str]:
+    """The cells of a line of a Markdown table."""
+    return [cell.strip() for cell in line.split("|")]
