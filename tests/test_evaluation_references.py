@@ -37,7 +37,7 @@ from quarterarc.evaluation import (
 from quarterarc.evaluation.metrics import label
 from quarterarc.evaluation.references import read_statistics
 from quarterarc.evaluation.sets import TensorSet
-from quarterarc.likelihood import ModelSettings, evaluate_model
+from quarterarc.likelihood import LikelihoodSettings, evaluate_likelihood
 from quarterarc.likelihood import evaluation as models
 from quarterarc.likelihood.variational import bits_per_dim
 from quarterarc.sampling.plans import Sampling
@@ -405,8 +405,8 @@ class Scheduled(Shaped):
 def test_processes_share_a_likelihood_and_join_to_the_same(digits, monkeypatch, count):
     """Every share is computed as a process would; only the sending is left out."""
     model, images = Scheduled(digits), TensorSet(digits[:9])
-    names, settings = ["bits-per-dim", "flow-bits-per-dim"], ModelSettings(terms=4, batch_size=4)
-    whole = evaluate_model(model, images, names, settings, progress=False)
+    names, settings = ["bits-per-dim", "flow-bits-per-dim"], LikelihoodSettings(terms=4)
+    whole = evaluate_likelihood(model, images, names, settings, batch_size=4, progress=False)
     shares: tuple[list[Any], list[Any]] = ([], [])
     turn = itertools.cycle((0, 1))
 
@@ -418,7 +418,7 @@ def test_processes_share_a_likelihood_and_join_to_the_same(digits, monkeypatch, 
     monkeypatch.setattr("accelerate.utils.gather_object", gathered)
     for rank in reversed(range(count)):
         monkeypatch.setattr(models, "processes", lambda rank=rank: Processes(rank, count))
-        shared = evaluate_model(model, images, names, settings, progress=False)
+        shared = evaluate_likelihood(model, images, names, settings, batch_size=4, progress=False)
         assert bool(shared) == (rank == 0)
     for name in names:
         for key in ("bits_per_dim", "standard_error", "images"):  # float64 sums in another order
@@ -427,15 +427,15 @@ def test_processes_share_a_likelihood_and_join_to_the_same(digits, monkeypatch, 
 
 def test_bits_a_dimension_of_a_set_are_those_of_its_images(digits):
     model, images = Scheduled(digits), digits[:10]
-    settings = ModelSettings(variance="small", terms=4, batch_size=4)
-    found = evaluate_model(model, TensorSet(images), ["bits-per-dim"], settings, progress=False)
+    settings = LikelihoodSettings(variance="small", terms=4)
+    found = evaluate_likelihood(model, TensorSet(images), ["bits-per-dim"], settings, batch_size=4, progress=False)
     expected = bits_per_dim(model, images, "small", terms=4, progress=False)
     bits = found["metrics"]["bits-per-dim"]
     # float32 estimates in other batches
     assert bits["bits_per_dim"] == pytest.approx(float(expected.total.mean()), rel=1e-5)
     assert bits["images"] == 10
-    with pytest.raises(InputError, match="make them alike"):
-        evaluate_model(model, TensorSet(images.repeat_interleave(2, 2)), ["bits-per-dim"], progress=False)
+    with pytest.raises(InputError, match="give images of that shape"):
+        evaluate_likelihood(model, TensorSet(images.repeat_interleave(2, 2)), ["bits-per-dim"], progress=False)
 
 
 def test_a_reference_is_opened_once(digits):

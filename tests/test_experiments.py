@@ -22,7 +22,7 @@ from quarterarc.experiments.measures import image_seeds
 from quarterarc.experiments.plan import jobs_of
 from quarterarc.experiments.scales import SCALES, Scale, scale
 from quarterarc.experiments.zhang2023.ablation import BY_SOLVER, OURS, PAPER_ROWS, ROWS, solver_steps
-from quarterarc.likelihood.evaluation import MODEL_METRICS
+from quarterarc.likelihood.evaluation import LIKELIHOOD_METRICS
 from quarterarc.samplers import sampler as named_sampler
 from quarterarc.training.recipe import Recipe, differences
 from quarterarc.training.trainer import Diverged
@@ -190,7 +190,7 @@ def test_every_experiment_runs_from_training_to_report(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # the flow of a network that has learned nothing takes a thousand evaluations; it has tests of its own
-    monkeypatch.setitem(MODEL_METRICS, "flow-bits-per-dim", MODEL_METRICS["bits-per-dim"])
+    monkeypatch.setitem(LIKELIHOOD_METRICS, "flow-bits-per-dim", LIKELIHOOD_METRICS["bits-per-dim"])
     monkeypatch.setattr(measures, "INVERSION_TOLERANCE", 0.1)
     out = tmp_path / name
     assert run(recipe, cache, out, name) == 0

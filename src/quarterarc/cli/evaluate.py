@@ -77,11 +77,11 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("--with-features goes with --save-reference: it keeps feature vectors in that file")
 
     from ..evaluation.metrics import check_metrics
-    from ..likelihood.evaluation import MODEL_METRICS
+    from ..likelihood.evaluation import LIKELIHOOD_METRICS
 
     if args.metrics is not None:
         check_metrics(names)
-    asked = [name for name in names if name in MODEL_METRICS]
+    asked = [name for name in names if name in LIKELIHOOD_METRICS]
     if asked and len(asked) < len(names):
         others = ", ".join(name for name in names if name not in asked)
         raise InputError(f"{', '.join(asked)} ask the model, {others} its images: evaluate them in two commands")
@@ -215,7 +215,7 @@ def _run_model_metrics(args: argparse.Namespace, names: list[str]) -> int:
     """Metrics that ask a run's network about images: those of --reference, else its training images."""
     from ..common.devices import pick_device, processes
     from ..evaluation.references import open_reference
-    from ..likelihood.evaluation import ModelSettings, evaluate_model
+    from ..likelihood.evaluation import LikelihoodSettings, evaluate_likelihood
     from ..storage.checkpoints import hash_of, load
     from ..storage.runs import newest_checkpoint
 
@@ -231,9 +231,18 @@ def _run_model_metrics(args: argparse.Namespace, names: list[str]) -> int:
         "checkpoint_sha256": hash_of(checkpoint),
         "projection": args.projection,
     }
-    settings = ModelSettings(args.variance, args.terms, batch_size=args.batch_size)
+    settings = LikelihoodSettings(args.variance, args.terms)
     with _kept_for_later(args.out, "partial") as cache:
-        result = evaluate_model(denoise, images, names, settings, what=str(args.source), about=about, cache=cache)
+        result = evaluate_likelihood(
+            denoise,
+            images,
+            names,
+            settings,
+            batch_size=args.batch_size,
+            what=str(args.source),
+            about=about,
+            cache=cache,
+        )
         for name, found in result.get("metrics", {}).items():
             error = found["standard_error"]
             more = "" if error is None else f" +- {error:.2g} (standard error)"

@@ -22,7 +22,7 @@ from .. import __version__
 from ..common.devices import processes
 from ..common.errors import InputError
 from ..data.image_set import ImageSet, Shape
-from ..likelihood.evaluation import MODEL_METRICS
+from ..likelihood.evaluation import LIKELIHOOD_METRICS
 from .extractors import EXTRACTORS, Extractor
 from .extractors import extractor as named_extractor
 from .features import Collected, collect
@@ -75,7 +75,7 @@ def evaluate(
     settings = settings or Settings()
     check_metrics(metrics)
     for name in metrics:
-        if name in MODEL_METRICS:
+        if name in LIKELIHOOD_METRICS:
             raise InputError(f"'{name}' asks a model, not its images: evaluate the run with it")
     chosen = {name: METRICS[name] for name in dict.fromkeys(metrics)}
     found = named_extractor(extractor, device) if isinstance(extractor, str) else extractor

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ..common.errors import InputError, unknown_name
-from ..likelihood.evaluation import MODEL_METRICS
+from ..likelihood.evaluation import LIKELIHOOD_METRICS
 from .frechet import frechet_distance
 from .kernel import kernel_distance
 from .manifold import manifold_scores
@@ -135,10 +135,10 @@ def check_metrics(names: Sequence[str]) -> None:
         InputError: naming the known ones.
     """
     if not names:
-        raise InputError(f"there are no metrics: give some of {', '.join([*METRICS, *MODEL_METRICS])}")
+        raise InputError(f"there are no metrics: give some of {', '.join([*METRICS, *LIKELIHOOD_METRICS])}")
     for name in names:
-        if name not in METRICS and name not in MODEL_METRICS:
-            raise unknown_name("metric", name, [*METRICS, *MODEL_METRICS])
+        if name not in METRICS and name not in LIKELIHOOD_METRICS:
+            raise unknown_name("metric", name, [*METRICS, *LIKELIHOOD_METRICS])
 
 
 def label(name: str, extractor: str, settings: Settings | None = None) -> str:

@@ -30,7 +30,7 @@ from ..evaluation import evaluate
 from ..evaluation.extractors import Extractor
 from ..evaluation.references import Reference
 from ..evaluation.sets import SampledSet, TensorSet
-from ..likelihood.evaluation import ModelSettings, evaluate_model
+from ..likelihood.evaluation import LikelihoodSettings, evaluate_likelihood
 from ..likelihood.inversion import decode, encode
 from ..samplers import sampler as named_sampler
 from ..sampling.generation import generate, noise
@@ -235,17 +235,16 @@ def _bits(lab: Surroundings, denoise: Denoiser, cell: Cell, folder: Path) -> dic
     images = _likelihood_images(lab, cell["split"], cell["images"])
     if images is None:
         return {"missing": "there are no test images"}
-    settings = ModelSettings(
-        variance=cell["variance"], terms=cell["terms"], batch_size=min(lab.scale.batch, 256), seed=cell.seed
-    )
+    settings = LikelihoodSettings(variance=cell["variance"], terms=cell["terms"], seed=cell.seed)
     name = cell["bits"]
-    result = evaluate_model(
+    result = evaluate_likelihood(
         denoise,
         TensorSet(images, f"{cell['split']} images"),
         [name],
         settings,
+        batch_size=min(lab.scale.batch, 256),
         what=f"the arm '{cell.arm.name}'",
-        progress=lab.bars,
+        progress=lab.bars is None,
     )
     return dict(result["metrics"][name]) if result else {}
 

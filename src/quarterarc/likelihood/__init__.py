@@ -1,20 +1,22 @@
 """Likelihood: the variational bound, rate and distortion, the probability flow's likelihood, and inversion."""
 
-from .evaluation import MODEL_METRICS, ModelSettings, evaluate_model
+from .evaluation import LIKELIHOOD_METRICS, LikelihoodSettings, evaluate_likelihood
 from .flow import FlowLikelihood, flow_bits_per_dim, log_likelihood
 from .inversion import decode, encode
+from .moments import Moments
 from .variational import Bound, RateDistortion, bits_per_dim, rate_distortion
 
 __all__ = [
-    "MODEL_METRICS",
+    "LIKELIHOOD_METRICS",
     "Bound",
     "FlowLikelihood",
-    "ModelSettings",
+    "LikelihoodSettings",
+    "Moments",
     "RateDistortion",
     "bits_per_dim",
     "decode",
     "encode",
-    "evaluate_model",
+    "evaluate_likelihood",
     "flow_bits_per_dim",
     "log_likelihood",
     "rate_distortion",

@@ -1,7 +1,7 @@
-"""What a denoiser itself says about images: bits a dimension, by the bound and by the probability flow.
+"""Likelihood metrics of a denoiser on a set of images: bits per dimension, by the bound and by the probability flow.
 
-The draws of an image depend on its number alone, so the images are shared out over processes and the result is the
-same. What was found so far can be kept in a file, so that hours of work go on where they were interrupted.
+The random draws of an image depend on its number alone, so processes can share the images without changing the result.
+Partial sums can be kept in a file, so that an interrupted evaluation continues.
 """
 
 from __future__ import annotations
@@ -18,58 +18,57 @@ from typing import Any, get_type_hints
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from .. import __version__
 from ..common.devices import processes
 from ..common.errors import InputError
+from ..common.progress import progress_bar
 from ..data.image_set import ImageSet
 from ..data.sources import digest
 from ..denoiser import Denoise, traits
 from ..storage.files import make_folder, read_json, write_json
 from .flow import FlowLikelihood, flow_bits_per_dim
+from .inputs import check_batch_size
 from .variational import Bound, bits_per_dim, chain_of
 
-__all__ = ["MODEL_METRICS", "ModelMetric", "ModelSettings", "evaluate_model"]
+__all__ = ["LIKELIHOOD_METRICS", "LikelihoodMetric", "LikelihoodSettings", "evaluate_likelihood"]
 
-_SAVE_EVERY = 10.0  # seconds between two writes of what was found so far
+_SAVE_EVERY = 10.0  # seconds between two writes of the partial sum
 
 
 @dataclass(frozen=True)
-class ModelSettings:
-    """What metrics of a model depend on.
+class LikelihoodSettings:
+    """The numbers that likelihood metrics depend on.
 
     Attributes:
-        variance: of the bound's steps, "small", "large" or "learned"; the head's own if None.
-        terms: how many of the bound's terms an image draws; all of them if None.
-        probes: of the flow's divergence; None for the exact one.
-        seed: of all random draws.
-        batch_size: images at once.
+        variance: variance of the bound's steps, "small", "large" or "learned"; the head's own if None.
+        terms: number of the bound's terms per image, drawn at random; all if None.
+        probes: number of probes per image of the flow's divergence; None for the exact divergence.
+        seed: seed of all random draws.
     """
 
     variance: str | None = None
     terms: int | None = None
     probes: int | None = 1
     seed: int = 0
-    batch_size: int = 64
 
 
 @dataclass(frozen=True)
-class ModelMetric:
-    """A metric of a model.
+class LikelihoodMetric:
+    """A likelihood metric.
 
     Attributes:
-        ask: (denoise, uint8 images (B, C, H, W), their numbers, settings) -> a `kind`.
-        kind: a dataclass of numbers, arrays and such dataclasses, which adds up with `+` and has `describe()`.
-        points: how many times an image is asked at once; as many as fill a batch are one piece of work.
+        compute: (denoise, uint8 images (B, C, H, W), their numbers, settings, batch size) -> a `result`.
+        result: a dataclass of numbers, arrays and such dataclasses, with `+` for merging and `describe()`.
+        points: (denoise, settings) -> points per image in a batch of the denoiser.
     """
 
-    ask: Callable[[Denoise, Tensor, range, ModelSettings], Any]
-    kind: type
-    points: Callable[[Denoise, ModelSettings], int]
+    compute: Callable[[Denoise, Tensor, range, LikelihoodSettings, int], Any]
+    result: type
+    points: Callable[[Denoise, LikelihoodSettings], int]
 
 
-def _bound(denoise: Denoise, images: Tensor, numbers: range, settings: ModelSettings) -> Bound:
+def _bound(denoise: Denoise, images: Tensor, numbers: range, settings: LikelihoodSettings, batch_size: int) -> Bound:
     return bits_per_dim(
         denoise,
         images,
@@ -77,153 +76,163 @@ def _bound(denoise: Denoise, images: Tensor, numbers: range, settings: ModelSett
         terms=settings.terms,
         seed=settings.seed,
         numbers=numbers,
-        batch_size=settings.batch_size,
+        batch_size=batch_size,
         progress=False,
     )
 
 
-def _flow(denoise: Denoise, images: Tensor, numbers: range, settings: ModelSettings) -> FlowLikelihood:
+def _flow(
+    denoise: Denoise, images: Tensor, numbers: range, settings: LikelihoodSettings, batch_size: int
+) -> FlowLikelihood:
     return flow_bits_per_dim(
         denoise,
         images,
         probes=settings.probes,
         seed=settings.seed,
         numbers=numbers,
-        batch_size=settings.batch_size,
+        batch_size=batch_size,
         progress=False,
     )
 
 
-MODEL_METRICS = {
-    "bits-per-dim": ModelMetric(_bound, Bound, lambda denoise, s: s.terms or chain_of(denoise).steps),
-    "flow-bits-per-dim": ModelMetric(_flow, FlowLikelihood, lambda denoise, s: 1),
+LIKELIHOOD_METRICS = {
+    "bits-per-dim": LikelihoodMetric(_bound, Bound, lambda denoise, s: s.terms or chain_of(denoise).steps),
+    "flow-bits-per-dim": LikelihoodMetric(_flow, FlowLikelihood, lambda denoise, s: 1),
 }
-"""The metrics that ask a denoiser about images, by name."""
+"""The likelihood metrics, by name."""
 
 
-def evaluate_model(
+def evaluate_likelihood(
     denoise: Denoise,
     images: ImageSet,
     metrics: Sequence[str],
-    settings: ModelSettings | None = None,
+    settings: LikelihoodSettings | None = None,
     *,
+    batch_size: int = 64,
     what: str = "the model",
     about: Mapping[str, Any] | None = None,
     cache: Path | None = None,
-    progress: bool | None = None,
+    progress: bool = True,
 ) -> dict[str, Any]:
-    """What a denoiser says about images, by metrics of `MODEL_METRICS`.
+    """Likelihood metrics of a denoiser on a set of images; `quarterarc.evaluate` opens model and images for it.
 
     Args:
         denoise: the denoiser.
-        images: the data.
-        metrics: names.
-        settings: what they depend on.
-        what: the model, for the result.
-        about: what else the result says of the model, such as its checkpoint and the hash of that.
-        cache: a folder in which what was found so far is kept until the caller removes it: an evaluation that was
-            interrupted goes on there. Needs `checkpoint_sha256` in `about`, and a set with an identity.
-        progress: whether to show a progress bar; None for one on a terminal and none in a pipe.
+        images: the images.
+        metrics: names in `LIKELIHOOD_METRICS`.
+        settings: the numbers that the metrics depend on.
+        batch_size: points per batch of the denoiser.
+        what: name of the model, for the result.
+        about: further entries of the result about the model, such as its checkpoint and the hash of that.
+        cache: folder for partial sums, from which an interrupted evaluation continues; the caller removes it. Needs
+            `checkpoint_sha256` in `about`, and an image set with an identity.
+        progress: whether to show a progress bar on a terminal.
 
     Returns:
-        The result as JSON types, each metric's findings under its name; empty in every process but the first.
+        The result as JSON types, with one mapping per metric; empty in every process but the first.
 
     Raises:
-        InputError: for images of another shape than the denoiser's, and what the metrics refuse.
+        InputError: if the shape of the images is not the denoiser's, and as for the metrics themselves.
     """
-    settings = settings or ModelSettings()
+    settings = settings or LikelihoodSettings()
     shape = traits(denoise).shape
     if shape is not None and images.shape is not None and tuple(shape) != images.shape:
         raise InputError(
-            f"{images.what} has images of shape {images.shape}, but {what} is of {tuple(shape)}: make them alike"
+            f"{images.what}: the images have shape {images.shape}, but {what} was trained on {tuple(shape)}: give "
+            "images of that shape"
         )
-    if settings.batch_size < 1:
-        raise InputError(f"batch_size is at least 1, got {settings.batch_size}")
-    known = (about or {}).get("checkpoint_sha256")
-    if known is None or images.identity is None:
+    check_batch_size(batch_size)
+    checkpoint = (about or {}).get("checkpoint_sha256")
+    if checkpoint is None or images.identity is None:
         cache = None
-    found = {}
+    results = {}
     for name in metrics:
-        key = digest(__version__, known, images.identity, name, settings)
-        found[name] = _over_all(name, denoise, images, settings, None if cache is None else cache / key, progress)
+        key = digest(__version__, checkpoint, images.identity, name, settings, batch_size)
+        folder = None if cache is None else cache / key
+        results[name] = _sum_over_images(name, denoise, images, settings, batch_size, folder, progress)
     if processes().rank:
         return {}
     return {
         "quarterarc": __version__,
         "format": 1,
         "model": {"what": what, **(about or {})},
-        "metrics": {name: each.describe() for name, each in found.items()},
+        "metrics": {name: result.describe() for name, result in results.items()},
         "data": {"what": images.what, "count": images.count, "fingerprint": images.fingerprint},
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
     }
 
 
-def _over_all(
-    name: str, denoise: Denoise, images: ImageSet, settings: ModelSettings, cache: Path | None, progress: bool | None
+def _sum_over_images(
+    name: str,
+    denoise: Denoise,
+    images: ImageSet,
+    settings: LikelihoodSettings,
+    batch_size: int,
+    folder: Path | None,
+    progress: bool,
 ) -> Any:
-    """The sum of a metric over all images, in the first process; each process has a share of the pieces."""
-    metric, here = MODEL_METRICS[name], processes()
-    size = max(1, settings.batch_size // metric.points(denoise, settings))
+    """A metric over all images, complete in the first process; batch b belongs to process b % count."""
+    metric, process = LIKELIHOOD_METRICS[name], processes()
+    size = max(1, batch_size // metric.points(denoise, settings))
     device = traits(denoise).device or "cpu"
-    path = None if cache is None else cache / f"{here.rank}-of-{here.count}.json"
-    hidden = True if here.rank or progress is False else None if progress is None else False
-    bar = tqdm(total=images.count, unit="image", desc=name, leave=False, disable=hidden)
-    with bar, _Sum(metric.kind, path) as mine:
-        bar.update(mine.pieces * size * here.count)
-        first = here.rank + mine.pieces * here.count
-        for number, batch in images.batches(size, lambda n: n >= first and n % here.count == here.rank):
+    path = None if folder is None else folder / f"{process.rank}-of-{process.count}.json"
+    bar = progress_bar(images.count, "image", name, progress and process.rank == 0, leave=False)
+    with bar, _PartialSum(metric.result, path) as partial:
+        bar.update(partial.batches * size * process.count)
+        first = process.rank + partial.batches * process.count
+        for number, batch in images.batches(size, lambda n: n >= first and n % process.count == process.rank):
             numbers = range(number * size, number * size + len(batch))
-            mine.add(metric.ask(denoise, batch.to(device), numbers, settings))
-            bar.update(len(batch) * here.count)
-    if here.count == 1:
-        sums = [mine.found]
+            partial.add(metric.compute(denoise, batch.to(device), numbers, settings, batch_size))
+            bar.update(len(batch) * process.count)
+    if process.count == 1:
+        sums = [partial.value]
     else:
         from accelerate.utils import gather_object
 
-        sums = gather_object([mine.found])
-    sums = [each for each in sums if each is not None]
+        sums = gather_object([partial.value])
+    sums = [value for value in sums if value is not None]
     if not sums:
-        raise InputError(f"{images.what} hold no images: give at least one")
+        raise InputError(f"{images.what} holds no images: give at least 1")
     return reduce(operator.add, sums)
 
 
-class _Sum:
-    """What was found in the first pieces of a process's share, kept in a file if it has a path."""
+class _PartialSum:
+    """The sum of a metric over the first batches of a process, kept in a file if it has a path."""
 
     def __init__(self, kind: type, path: Path | None) -> None:
-        self.path, self.pieces, self.found, self.saved = path, 0, None, time.monotonic()
+        self.path, self.batches, self.value, self.saved = path, 0, None, time.monotonic()
         if path is not None and path.is_file():
             stored = read_json(path)
-            self.pieces, self.found = stored["pieces"], _decode(kind, stored["found"])
+            self.batches, self.value = stored["batches"], _from_json(kind, stored["value"])
 
-    def __enter__(self) -> _Sum:
+    def __enter__(self) -> _PartialSum:
         return self
 
     def __exit__(self, *error: object) -> None:
         self.save()
 
-    def add(self, found: Any) -> None:
-        """Take in what the next piece gave."""
-        self.pieces, self.found = self.pieces + 1, found if self.found is None else self.found + found
+    def add(self, value: Any) -> None:
+        """Add the value of the next batch."""
+        self.batches, self.value = self.batches + 1, value if self.value is None else self.value + value
         if time.monotonic() - self.saved > _SAVE_EVERY:
             self.save()
 
     def save(self) -> None:
-        if self.path is not None and self.found is not None:
+        if self.path is not None and self.value is not None:
             make_folder(self.path.parent)
-            write_json(self.path, {"pieces": self.pieces, "found": _encode(self.found)})
+            write_json(self.path, {"batches": self.batches, "value": _to_json(self.value)})
         self.saved = time.monotonic()
 
 
-def _encode(value: Any) -> Any:
-    """A dataclass of numbers, arrays and dataclasses as JSON types; float64 comes back bit for bit."""
+def _to_json(value: Any) -> Any:
+    """A dataclass of numbers, arrays and dataclasses as JSON types; float64 numbers are restored bit for bit."""
     if is_dataclass(value):
-        return {each.name: _encode(getattr(value, each.name)) for each in fields(value)}
+        return {field.name: _to_json(getattr(value, field.name)) for field in fields(value)}
     return value.tolist() if isinstance(value, np.ndarray) else value
 
 
-def _decode(kind: Any, value: Any) -> Any:
+def _from_json(kind: Any, value: Any) -> Any:
     if is_dataclass(kind):
         kinds = get_type_hints(kind)
-        return kind(**{name: _decode(kinds[name], each) for name, each in value.items()})  # type: ignore[operator]
+        return kind(**{name: _from_json(kinds[name], entry) for name, entry in value.items()})  # type: ignore[operator]
     return np.array(value) if kind is np.ndarray else value

@@ -1,4 +1,4 @@
-"""Inversion: images carried along the probability flow to their noise, and back."""
+"""Inversion: images along the probability flow to their noise, and noise back to images."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 from ..data.pixels import to_float
 from ..denoiser import Denoise
-from ..samplers.adaptive import integrate
-from .flow import TOLERANCE, _batches, _check, _Flow
-from .variational import Images, batch, check_images, refuse_nonfinite
+from ..samplers.adaptive import check_tolerance, integrate
+from .inputs import Images, batch_ranges, check_batch_size, check_finite, check_images, read_batch
+from .probability_flow import TOLERANCE, ProbabilityFlow, flow_end
 
 __all__ = ["decode", "encode"]
 
@@ -23,12 +23,24 @@ def encode(
     batch_size: int = 64,
     progress: bool = True,
 ) -> Tensor:
-    """The noise from which the flow makes these images, shape (N, C, H, W), on the CPU: the inverse of `decode`.
+    """The noise that the flow turns into these images, shape (N, C, H, W), on the CPU: the inverse of `decode`.
 
-    Arguments and errors as for `log_likelihood`; uint8 images are levels k / 127.5 - 1. The noise is that of the
-    denoiser's largest angle, and kept in the dtype of the images.
+    Args:
+        denoise: a denoiser.
+        images: uint8 (levels k / 127.5 - 1) or floating point, any finite values, shape (N, C, H, W).
+        tolerance: error tolerance of the solver, in (0, 1).
+        labels: classes, shape (N,), for a denoiser with classes.
+        batch_size: images per batch.
+        progress: whether to show a progress bar on a terminal.
+
+    Returns:
+        The noise at the denoiser's largest angle, in the dtype of the images (float32 for uint8).
+
+    Raises:
+        InputError: if images have a wrong shape or are not finite, or the velocity is not finite on the path.
     """
-    return _carry(denoise, images, False, tolerance, labels, batch_size, progress)
+    check_images(images, labels)
+    return _integrate(denoise, images, 0.0, flow_end(denoise), tolerance, labels, batch_size, "encode", progress)
 
 
 def decode(
@@ -41,29 +53,31 @@ def decode(
     progress: bool = True,
 ) -> Tensor:
     """The images that the flow makes from noise, shape (N, C, H, W), on the CPU; arguments as for `encode`."""
-    return _carry(denoise, noise, True, tolerance, labels, batch_size, progress)
+    check_images(noise, labels)
+    return _integrate(denoise, noise, flow_end(denoise), 0.0, tolerance, labels, batch_size, "decode", progress)
 
 
-def _carry(
+def _integrate(
     denoise: Denoise,
     points: Images,
-    down: bool,
+    start: float,
+    end: float,
     tolerance: float,
     labels: Tensor | None,
     batch_size: int,
+    description: str,
     progress: bool,
 ) -> Tensor:
-    """Points carried along the whole flow, up to the noise or down to the image."""
-    check_images(points, labels)
-    end = _check(denoise, tolerance, batch_size)
+    """Points along the flow from one angle to another."""
+    check_tolerance(tolerance)
+    check_batch_size(batch_size)
     parts = []
-    for first, last in _batches(len(points), batch_size, "decode" if down else "encode", progress):
-        some = batch(points, first, last)
-        some = some if some.is_floating_point() else to_float(some)
-        refuse_nonfinite(some, first)
-        flow = _Flow(denoise, some, None if labels is None else labels[first:last])
-        b, a = (end, 0.0) if down else (0.0, end)
+    for first, last in batch_ranges(len(points), batch_size, description, progress):
+        rows = read_batch(points, first, last)
+        rows = rows if rows.is_floating_point() else to_float(rows)
+        check_finite(rows, first)
+        flow = ProbabilityFlow(denoise, rows, None if labels is None else labels[first:last])
         with torch.no_grad():
-            carried, _, _ = integrate(flow.velocity, flow.start, b, a, tolerance)
-        parts.append(carried.to(some.dtype).reshape(some.shape).cpu())
+            moved, _, _ = integrate(flow.velocity, flow.start, start, end, tolerance)
+        parts.append(moved.to(rows.dtype).reshape(rows.shape).cpu())
     return torch.cat(parts)
