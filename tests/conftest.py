@@ -46,6 +46,13 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The Arrow tables of parquet files that the tests of the data package write."""
+    if request.module.__name__.startswith("test_data"):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg-cache"))
+
+
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 

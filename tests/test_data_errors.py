@@ -163,7 +163,7 @@ def test_labels_of_the_wrong_kind(tmp_path: Path) -> None:
         (["a", "b", "c"], "holds no whole numbers"),
         ([0.5, 1.0, 2.0], "holds no whole numbers"),
         ([0, -1, 1], "holds -1..1; classes are numbered from 0"),
-        ([0, None, 1], "has 1 rows without a label"),
+        ([0, None, 1], "has 1 row without a label"),
     ):
         path = written(tmp_path / "a.parquet", table(cells, labels))
         assert reason in refused(path, labels=True, label_column="label")
@@ -221,21 +221,23 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
     write_folder(tmp_path / "folder", 1)
     (tmp_path / "file").write_text("in the way")
     message = refused(tmp_path / "a.parquet", cache=tmp_path / "file", memory="stream")
-    assert "cannot copy parquet" in message
+    assert "cannot convert parquet" in message
     assert "choose another cache folder" in message
     message = refused(tmp_path / "folder", cache=tmp_path / "file", memory="stream", skip_bad=True)
     assert "choose another cache folder" in message
 
 
-def test_an_interrupted_copy_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*given: Any) -> None:
+def test_a_failed_conversion_leaves_no_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from datasets.arrow_writer import ArrowWriter
+
+    def full(*given: Any, **options: Any) -> None:
         raise OSError(28, "No space left on device")
 
     write_parquet(tmp_path / "a.parquet")
-    monkeypatch.setattr(os, "replace", full)
+    monkeypatch.setattr(ArrowWriter, "write_table", full)
     message = refused(tmp_path / "a.parquet", cache=tmp_path / "cache", memory="stream")
     assert "No space left on device" in message
-    assert [file.suffix for file in (tmp_path / "cache/tables").iterdir()] in ([], [".lock"])
+    assert not list((tmp_path / "cache").rglob("*.arrow"))
 
 
 # --- LMDB and the hub --------------------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ def test_digits_are_those_of_scikit_learn() -> None:
     assert np.array_equal(data.images[:, 0].numpy(), np.round(digits.images * 255 / 16))
     assert labels(data) == digits.target.tolist()
     assert data.classes == 10
-    assert data.batch([3, 5]).names == ["digit 3", "digit 5"]
+    assert data.name(3) == "digit 3"
     assert data.description.startswith("digits: 1,797 images in memory, fingerprint ")
 
 
@@ -84,7 +84,7 @@ def test_a_folder_recursive_and_sorted(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no image")
     (tmp_path / ".hidden.png").write_text("no image")
     data = load(tmp_path)
-    names = [os.path.relpath(name, tmp_path) for name in data.batch(range(8)).names]
+    names = [os.path.relpath(name, tmp_path) for name in map(data.name, range(8))]
     assert names == ["a.PNG", "b.tif", "b/a.bmp", "b/c/a.Tiff", "c.jpeg", "c.webp", "d.JPG", "z/deep/er/x.png"]
     found = pixels(data)
     for place, number in ((0, 0), (1, 3), (2, 1), (3, 2), (5, 4), (7, 5)):  # the lossless ones
@@ -134,7 +134,7 @@ def test_one_parquet_file(tmp_path: Path) -> None:
     assert (pixels(data) == images).all()
     assert labels(data) == [number % 3 for number in range(10)]
     assert data.classes == 3
-    assert data.batch([7]).names == [f"{tmp_path / 'some.parquet'} row 7"]
+    assert data.name(7) == f"{tmp_path / 'some.parquet'} row 7"
     assert pixels(load(tmp_path / "some.parquet", limit=5)).shape[0] == 5
 
 
@@ -144,7 +144,7 @@ def test_several_parquet_files_by_folder_split_and_pattern(tmp_path: Path) -> No
     test = write_parquet(tmp_path / "data/test-00000-of-00001.parquet", 3, first=20)
     train = load(tmp_path)
     assert (pixels(train) == first + second).all()
-    assert train.batch([11]).names == [f"{tmp_path}/data/train-00001-of-00002.parquet row 1"]
+    assert train.name(11) == f"{tmp_path}/data/train-00001-of-00002.parquet row 1"
     assert (pixels(load(tmp_path, split="test")) == test).all()
     assert load(tmp_path / "data/*.parquet").count == 18
     assert (pixels(load(f"{tmp_path}/**/train-00001*.parquet")) == second).all()
@@ -250,7 +250,7 @@ def test_an_lmdb_like_lsun(tmp_path: Path) -> None:
     write_lmdb(tmp_path / "church_outdoor_train_lmdb", values)
     data = load(tmp_path / "church_outdoor_train_lmdb")
     assert (pixels(data) == [patch(number) for number in (1, 5, 17, 300)]).all()  # in the order of the keys
-    assert data.batch([0]).names == [f"LMDB {tmp_path}/church_outdoor_train_lmdb key {1:040x}"]
+    assert data.name(0) == f"LMDB {tmp_path}/church_outdoor_train_lmdb key {1:040x}"
     assert sorted(os.listdir(tmp_path / "church_outdoor_train_lmdb")) == ["data.mdb"]  # no lock is made
     again = load(tmp_path / "church_outdoor_train_lmdb", limit=2)  # the environment is shared
     assert (pixels(again) == [patch(1), patch(5)]).all()
@@ -266,10 +266,16 @@ def test_no_extra_is_needed_for_folders_and_digits() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
 
 
-def test_progress_is_shown_only_when_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_folder(tmp_path, 3)
-    spec = DataSpec(source=str(tmp_path), size=8)
-    open_data(spec)
-    assert capsys.readouterr().err == ""
-    open_data(spec, progress=True)
-    assert f"reading folder {tmp_path}" in capsys.readouterr().err
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_is_shown_on_a_terminal_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    write_folder(tmp_path / "images", 3)
+    write_parquet(tmp_path / "some.parquet")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    for source, verb in (("images", "reading folder"), ("some.parquet", "Generating")):
+        spec = DataSpec(source=str(tmp_path / source), size=8)
+        open_data(spec, cache_dir=tmp_path / "silent", progress=False)
+        assert capsys.readouterr().err == ""
+        open_data(spec, cache_dir=tmp_path / "shown")
+        assert (verb in capsys.readouterr().err) == terminal

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from tqdm import tqdm
 
-__all__ = ["progress_bar"]
+__all__ = ["progress_bar", "shown"]
 
 
 def progress_bar(total: int | None, unit: str, description: str, show: bool = True, **options: Any) -> tqdm[Any]:
@@ -20,3 +21,8 @@ def progress_bar(total: int | None, unit: str, description: str, show: bool = Tr
         options: further options of `tqdm`.
     """
     return tqdm(total=total, unit=unit, desc=description, disable=None if show else True, dynamic_ncols=True, **options)
+
+
+def shown(show: bool) -> bool:
+    """Whether `progress_bar` shows a bar: `show`, and the error stream is a terminal. For bars of other libraries."""
+    return show and sys.stderr.isatty()

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .images import ImageData, RawBatch
-    from .loading import open_data
+    from .loading import from_memory, open_data
+    from .memory import memory_spec
     from .pixels import apply_flips, to_float, to_uint8
     from .spec import DataSpec
 
@@ -21,6 +22,8 @@ __all__ = [
     "ImageData",
     "RawBatch",
     "apply_flips",
+    "from_memory",
+    "memory_spec",
     "open_data",
     "to_float",
     "to_uint8",
@@ -31,6 +34,8 @@ _HOMES = {
     "ImageData": "images",
     "RawBatch": "images",
     "apply_flips": "pixels",
+    "from_memory": "loading",
+    "memory_spec": "memory",
     "open_data": "loading",
     "to_float": "pixels",
     "to_uint8": "pixels",

@@ -26,7 +26,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from ..common.errors import InputError
 from .spec import DataSpec
 
-__all__ = ["ENDINGS", "FORMATS", "BadImage", "Encoded", "Pixels", "read_file", "read_pixels"]
+__all__ = ["ENDINGS", "FORMATS", "BadImage", "Encoded", "Pixels", "read_file", "read_pixels", "shape_of"]
 
 Encoded: TypeAlias = bytes | Image.Image
 """An image as a source hands it over: the bytes of an image file, or an image that is open already."""
@@ -52,6 +52,8 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = (5, 6, 7, 8)
+_GRAY = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F")
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # TIFF
 
 
@@ -90,6 +92,19 @@ def read_pixels(encoded: Encoded, spec: DataSpec, name: str) -> Pixels:
     except Exception as error:  # Pillow's readers raise nearly anything on damaged files
         raise BadImage(name, " ".join(str(error).split()) or type(error).__name__) from error
     return np.asarray(image).reshape(spec.height, spec.width, spec.channels)
+
+
+def shape_of(encoded: Encoded) -> tuple[int, int, int] | None:
+    """(channels, height, width) from the header, upright, with 1 channel for gray; None if it cannot be read."""
+    try:
+        image = Image.open(io.BytesIO(encoded), formats=FORMATS) if isinstance(encoded, bytes) else encoded
+        width, height = image.size
+        # the EXIF of a PNG may follow its pixels, so reading it would decode them
+        if width != height and image.format != "PNG" and image.getexif().get(_ORIENTATION, 1) in _SIDEWAYS:
+            width, height = height, width
+    except Exception:  # Pillow's readers raise nearly anything on damaged files
+        return None
+    return (1 if image.mode in _GRAY else 3, height, width)
 
 
 def _open(data: bytes) -> Image.Image:

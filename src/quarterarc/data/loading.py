@@ -1,25 +1,29 @@
-"""`open_data`: from what a recipe says to images that can be had by number."""
+"""`open_data`: image data from a description, or from images in memory."""
 
 from __future__ import annotations
 
 import glob
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from ..common.errors import InputError
+from ..common.progress import progress_bar
+from ..common.text import counted
+from ..storage.files import replace_file
 from .decode import ENDINGS
 from .images import ImageData, MappedImages, MemoryImages, decode_all
-from .sources import DigitSource, FolderSource, LmdbSource, Source, digest, files_under
+from .memory import MEMORY, TensorSource, memory_source, memory_spec
+from .sources import DigitSource, FolderSource, LmdbSource, Source, check_no_split, digest, files_under
 from .spec import DataSpec
 
-__all__ = ["default_cache", "open_data", "open_source"]
+__all__ = ["default_cache", "from_memory", "open_data", "open_source"]
 
 _HUB = {"cifar10": "uoft-cs/cifar10", "celeba": "flwrlabs/celeba"}
 
@@ -28,41 +32,63 @@ def open_data(
     spec: DataSpec,
     device: torch.device | str = "cpu",
     cache_dir: str | Path | None = None,
-    progress: bool | None = None,
+    progress: bool = True,
     seed: int = 0,
+    *,
+    images: Any = None,
 ) -> ImageData:
     """Open the images that `spec` describes.
 
-    What fits (`spec.memory`) is decoded at once into one uint8 tensor on `device`. The rest is read when asked for, by
-    number all the same; under `skip_bad` all of it is decoded once first, to find out which images there are, and the
-    answer is kept in the cache. Both give the same images, bit for bit, under the same numbers. A hub dataset with
-    `memory: stream` is not downloaded but streamed (see `stream`).
+    Data that fits (`spec.memory`) is decoded at once into one uint8 tensor on `device`; other data is decoded on
+    demand. Both give the same images, bit for bit, under the same numbers. With `skip_bad`, data on demand is decoded
+    once first to find the unusable images, whose list is kept in the cache. A hub dataset with `memory: stream` is
+    streamed instead of downloaded (see `stream`).
 
     Args:
-        spec: what to read, and how.
-        device: where batches are wanted.
-        cache_dir: for copies of parquet files, for lists of bad images, and for downloads from the hub; by default
-            `$XDG_CACHE_HOME/quarterarc` (`~/.cache/quarterarc`), and for downloads the cache of `datasets`.
-        progress: whether to show a progress bar; None for one on a terminal and none in a pipe.
-        seed: of the shuffling of a stream; other data do not use it.
+        spec: the source of the images and their preparation.
+        device: the device of the batches.
+        cache_dir: the folder for Arrow tables of parquet files, lists of unusable images and hub datasets; default:
+            `$XDG_CACHE_HOME/quarterarc` (`~/.cache/quarterarc`), and for hub datasets the cache of `datasets`.
+        progress: whether to show a progress bar on a terminal.
+        seed: the seed of a stream's shuffling; other data does not use it.
+        images: images in memory, in place of `spec.source`: a tensor or NumPy array uint8 (N, C, H, W), a list of PIL
+            images, a pair (images, labels) of these with integers (N,), or a `datasets.Dataset`. A tensor of the
+            shape that `spec` describes is used without a copy where it is on the device, and must not be changed.
 
     Raises:
-        InputError: if there is no such source, or it cannot be used as stated: the line says what to do.
+        InputError: if there is no such source, or it cannot be used as described.
     """
     device = torch.device(device)
     cache = Path(cache_dir) if cache_dir is not None else None
     hub_id = _hub_id(spec.source)
-    if hub_id is not None and spec.memory == "stream":
+    if images is None and hub_id is not None and spec.memory == "stream":
         from .stream import stream_dataset
         from .tables import open_hub
 
-        dataset = open_hub(spec, hub_id, cache, streaming=True)
+        dataset = open_hub(spec, hub_id, cache, streaming=True, progress=progress)
         return stream_dataset(spec, dataset, f"hub:{hub_id} {spec.split}", device, seed)
-    source = open_source(spec, cache)
+    source = open_source(spec, cache, progress, images=images)
     size = source.count * spec.channels * spec.height * spec.width
-    if spec.memory == "memory" or (spec.memory == "auto" and size <= spec.memory_limit_gb * 1e9):
+    fits = spec.memory == "memory" or (spec.memory == "auto" and size <= spec.memory_limit_gb * 1e9)
+    if isinstance(source, TensorSource) and source.images.shape[1:] == (spec.channels, spec.height, spec.width):
+        with _memory_checked(source, source.images.shape, device):
+            return MemoryImages(source, spec, source.images.to(device) if fits else source.images, (), device)
+    if fits:
         return _load(source, spec, device, progress)
     return _map(source, spec, device, cache or default_cache(), progress)
+
+
+def from_memory(images: Any, *, device: torch.device | str = "cpu", progress: bool = True, **fields: Any) -> ImageData:
+    """Open images in memory at their own size and number of channels.
+
+    Args:
+        images: as for `open_data`: a tensor, an array, a list of PIL images, a pair (images, labels), or a
+            `datasets.Dataset`.
+        device: the device of the batches.
+        progress: whether to show a progress bar on a terminal.
+        fields: fields of `DataSpec`, to resize, crop, limit or convert the images.
+    """
+    return open_data(memory_spec(images, **fields), device, progress=progress, images=images)
 
 
 def default_cache() -> Path:
@@ -70,41 +96,53 @@ def default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "quarterarc"
 
 
-def open_source(spec: DataSpec, cache_dir: Path | None = None) -> Source:
-    """The source that `spec.source` names: a name of `DataSpec.source`, else a path."""
+def open_source(spec: DataSpec, cache_dir: Path | None = None, progress: bool = True, *, images: Any = None) -> Source:
+    """The encoded images of `spec.source` (a name in the documentation of `DataSpec.source`, otherwise a path).
+
+    Args:
+        spec: the source, its split, columns and limit.
+        cache_dir: see `open_data`.
+        progress: whether to show a progress bar on a terminal.
+        images: images in memory, in place of `spec.source`; see `open_data`.
+    """
+    if images is not None:
+        return memory_source(images, spec)
     if spec.source == "digits":
         return DigitSource(spec)
     hub_id = _hub_id(spec.source)
     if hub_id is not None:
         from .tables import hub_source
 
-        return hub_source(spec, hub_id, cache_dir)
+        return hub_source(spec, hub_id, cache_dir, progress)
     path = Path(spec.source).expanduser()
+    cache = cache_dir or default_cache()
     if path.is_dir():
-        return _folder_source(spec, path)
+        return _folder_source(spec, path, cache, progress)
     if path.is_file():
         if path.suffix.lower() != ".parquet":
             raise InputError(f"{path} is a file, but neither a folder nor *.parquet; give the folder it lies in")
-        return _parquet(spec, [path])
-    found = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
-    if not found:
+        return _parquet(spec, [path], cache, progress)
+    if spec.source == MEMORY:
+        raise InputError("the data was given as images in memory: give the same images again, as data or images")
+    files = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
+    if not files:
         raise InputError(
             f"no such data: {spec.source}; give digits, cifar10, celeba, hub:owner/name, a folder of images, "
             "a *.parquet file or pattern, or an LMDB folder"
         )
-    wrong = next((match for match in found if match.suffix.lower() != ".parquet"), None)
+    wrong = next((file for file in files if file.suffix.lower() != ".parquet"), None)
     if wrong is not None:
         raise InputError(
             f"the pattern {spec.source} also matches {wrong}; only *.parquet files can be given by a pattern"
         )
-    return _parquet(spec, found)
+    return _parquet(spec, files, cache, progress)
 
 
 def _hub_id(source: str) -> str | None:
     return source[4:] if source.startswith("hub:") else _HUB.get(source)
 
 
-def _folder_source(spec: DataSpec, folder: Path) -> Source:
+def _folder_source(spec: DataSpec, folder: Path, cache: Path, progress: bool) -> Source:
     if (folder / "data.mdb").exists():
         return LmdbSource(spec, folder)
     if (folder / "state.json").exists() or (folder / "dataset_dict.json").exists():
@@ -122,26 +160,33 @@ def _folder_source(spec: DataSpec, folder: Path) -> Source:
         )
     from .tables import parquet_files
 
-    return _parquet(spec.model_copy(update={"split": "train"}), parquet_files(folder, tables, spec.split), folder)
+    files = parquet_files(folder, tables, spec.split)
+    return _parquet(spec.model_copy(update={"split": "train"}), files, cache, progress, folder)
 
 
-def _parquet(spec: DataSpec, files: list[Path], folder: Path | None = None) -> Source:
-    from .sources import check_no_split
+def _parquet(spec: DataSpec, files: list[Path], cache: Path, progress: bool, folder: Path | None = None) -> Source:
     from .tables import parquet_source
 
     what = f"parquet {folder or files[0]}" + (f" and {len(files) - 1} more" if not folder and len(files) > 1 else "")
     check_no_split(spec, what)
-    return parquet_source(spec, files, what)
+    return parquet_source(spec, files, what, cache, progress)
 
 
-def _load(source: Source, spec: DataSpec, device: torch.device, progress: bool | None) -> MemoryImages:
+def _load(source: Source, spec: DataSpec, device: torch.device, progress: bool) -> MemoryImages:
     shape = (source.count, spec.channels, spec.height, spec.width)
-    try:
+    with _memory_checked(source, shape, device):
         images = torch.empty(shape, dtype=torch.uint8)
-        with _bar(source, "reading", progress) as advance:
-            bad = decode_all(source, spec, images.numpy(), advance)
+        with progress_bar(source.count, "image", f"reading {source.what}", progress) as bar:
+            bad = decode_all(source, spec, images.numpy(), bar.update)
         _check_some_left(source, bad)
         images = _compacted(images, bad).to(device)
+    return MemoryImages(source, spec, images, bad)
+
+
+@contextmanager
+def _memory_checked(source: Source, shape: Sequence[int], device: torch.device) -> Iterator[None]:
+    try:
+        yield
     except (MemoryError, RuntimeError) as error:  # PyTorch's are RuntimeErrors
         if "memory" not in str(error):
             raise
@@ -149,7 +194,6 @@ def _load(source: Source, spec: DataSpec, device: torch.device, progress: bool |
             f"{source.what} takes {np.prod(shape) / 1e9:.1f} GB as pixels, more than {device} has; "
             "read it on demand (memory: stream)"
         ) from error
-    return MemoryImages(source, spec, images, bad)
 
 
 def _compacted(images: torch.Tensor, bad: dict[int, str]) -> torch.Tensor:
@@ -163,15 +207,14 @@ def _compacted(images: torch.Tensor, bad: dict[int, str]) -> torch.Tensor:
     return images[: len(kept)]
 
 
-def _map(source: Source, spec: DataSpec, device: torch.device, cache: Path, progress: bool | None) -> MappedImages:
-    source.prepare(cache)
+def _map(source: Source, spec: DataSpec, device: torch.device, cache: Path, progress: bool) -> MappedImages:
     bad = _find_bad(source, spec, cache, progress) if spec.skip_bad else {}
     _check_some_left(source, bad)
     return MappedImages(source, spec, device, bad)
 
 
-def _find_bad(source: Source, spec: DataSpec, cache: Path, progress: bool | None) -> dict[int, str]:
-    """Decode everything once, or remember that it has been done; of several processes one does it."""
+def _find_bad(source: Source, spec: DataSpec, cache: Path, progress: bool) -> dict[int, str]:
+    """The unusable images, from the cache or by decoding all; concurrent processes wait for the first one."""
     from filelock import FileLock
 
     note = cache / "checked" / f"{digest(source.identity, spec.crop)}.json"
@@ -180,11 +223,10 @@ def _find_bad(source: Source, spec: DataSpec, cache: Path, progress: bool | None
         with FileLock(f"{note}.lock"):
             if note.exists():
                 return {int(number): reason for number, reason in json.loads(note.read_text()).items()}
-            with _bar(source, "checking", progress) as advance:
-                bad = decode_all(source, spec, None, advance)
-            beside = note.with_suffix(".part")
-            beside.write_text(json.dumps(bad))
-            os.replace(beside, note)
+            with progress_bar(source.count, "image", f"checking {source.what}", progress) as bar:
+                bad = decode_all(source, spec, None, bar.update)
+            with replace_file(note) as beside:
+                beside.write_text(json.dumps(bad))
             return bad
     except OSError as error:
         raise InputError(f"cannot write {note}: {error.strerror}; choose another cache folder") from error
@@ -193,12 +235,5 @@ def _find_bad(source: Source, spec: DataSpec, cache: Path, progress: bool | None
 def _check_some_left(source: Source, bad: dict[int, str]) -> None:
     if len(bad) == source.count:
         raise InputError(
-            f"none of the {source.count:,} images of {source.what} can be used; the first: {bad[min(bad)]}"
+            f"none of the {counted(source.count, 'image')} of {source.what} can be used; the first: {bad[min(bad)]}"
         )
-
-
-@contextmanager
-def _bar(source: Source, verb: str, progress: bool | None) -> Iterator[Callable[[int], object]]:
-    disable = None if progress is None else not progress
-    with tqdm(total=source.count, desc=f"{verb} {source.what}", unit=" images", disable=disable) as bar:
-        yield bar.update

@@ -26,7 +26,7 @@ from .images import Numbers, RawBatch, in_order
 from .order import permutation
 from .sources import digest
 from .spec import DataSpec
-from .tables import Columns, choose_columns, encoded
+from .tables import Columns, choose_columns, encoded, schema_columns
 
 __all__ = ["BLOCK", "StreamedImages", "stream_dataset"]
 
@@ -97,26 +97,23 @@ class StreamedImages:
             raise IndexError(f"image number {wanted.min()} is negative")
         images = np.empty((len(wanted), self.channels, self.height, self.width), np.uint8)
         labels = np.zeros(len(wanted), np.int64)
-        names: dict[int, str] = {}
 
         def places() -> Iterator[tuple[int, _Block, int]]:
             for place in np.argsort(wanted, kind="stable"):
                 block = self._block_of(int(wanted[place]))
                 yield int(place), block, int(wanted[place]) - block.first
 
-        for place, pixels, label, name in in_order(self._read, places()):
-            images[place], labels[place], names[int(wanted[place])] = pixels.transpose(2, 0, 1), label, name
+        for place, pixels, label in in_order(self._read, places()):
+            images[place], labels[place] = pixels.transpose(2, 0, 1), label
         return RawBatch(
             torch.from_numpy(images).to(self._device),
             torch.from_numpy(labels).to(self._device) if self._spec.labels else None,
-            wanted,
-            names.__getitem__,
         )
 
     def prefetch(self, numbers: Numbers) -> None:
         """Nothing to do: the next block is always being read."""
 
-    def _read(self, task: tuple[int, _Block, int]) -> tuple[int, Pixels, int, str]:
+    def _read(self, task: tuple[int, _Block, int]) -> tuple[int, Pixels, int]:
         """Decode one image, or the next readable one of its block."""
         place, block, offset = task
         for step in range(len(block.rows)):
@@ -130,7 +127,7 @@ class StreamedImages:
                 self._bad.add((block.epoch, block.start + index))
                 last = error
             else:
-                return place, pixels, self._label(row, name), name
+                return place, pixels, self._label(row, name)
         raise last
 
     def _label(self, row: Row, name: str) -> int:
@@ -181,22 +178,17 @@ def stream_dataset(spec: DataSpec, dataset: Any, what: str, device: torch.device
     """Stream an iterable dataset of `datasets`."""
     import datasets
 
-    features = dataset.features
-    if features is None:  # a dataset that does not declare its columns: its first row does
+    if dataset.features is None:  # columns that are not declared have the kinds of the first row
         first: Row = next(iter(dataset), {})
-        kinds, classes = {name: _kind_of_cell(cell) for name, cell in first.items()}, {}
+        columns = choose_columns(spec, {name: _kind_of_cell(cell) for name, cell in first.items()}, {}, what)
     else:
-        kinds = {name: _kind_of_feature(feature) for name, feature in features.items()}
-        classes = {
-            name: feature.num_classes for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)
-        }
-    columns = choose_columns(spec, kinds, classes, what)
+        columns = schema_columns(spec, dataset.features.arrow_schema, what)
     if spec.labels and columns.classes is None:
         raise InputError(
             f"{what}: column '{columns.label}' does not declare how many classes it has, which a stream must; "
             "download the dataset instead (memory: memory) or train without labels"
         )
-    if kinds[columns.image] == "image" and features is not None:
+    if dataset.features is not None and isinstance(dataset.features[columns.image], datasets.Image):
         dataset = dataset.cast_column(columns.image, datasets.Image(decode=False))
     if spec.limit:
         dataset = dataset.take(spec.limit)  # before the shuffling, so that every epoch has the same rows
@@ -205,20 +197,6 @@ def stream_dataset(spec: DataSpec, dataset: Any, what: str, device: torch.device
         return dataset.shuffle(seed=seed + epoch, buffer_size=1)
 
     return StreamedImages(spec, rows, columns, what, device, seed)
-
-
-def _kind_of_feature(feature: Any) -> str:
-    """The kind of a declared column, in the words of `choose_columns`."""
-    import datasets
-
-    if isinstance(feature, datasets.Image):
-        return "image"
-    if isinstance(feature, datasets.ClassLabel):
-        return "integer"
-    dtype = str(getattr(feature, "dtype", type(feature).__name__))
-    if dtype in ("binary", "large_binary"):
-        return "encoded"
-    return "integer" if dtype.startswith(("int", "uint", "bool")) else dtype
 
 
 def _kind_of_cell(cell: Any) -> str:

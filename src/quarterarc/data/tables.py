@@ -1,10 +1,18 @@
-"""Images in the columns of tables: parquet files, saved Hugging Face datasets, and datasets of the hub.
+"""Images in the columns of tables: parquet files, saved Hugging Face datasets, datasets of the hub, `Dataset` objects.
 
-Needs the `datasets` extra; only the hub needs more of it than pyarrow. Nothing here unpickles anything.
+The library `datasets` reads all of them into memory-mapped Arrow tables; parquet files are converted once, below the
+cache folder. Three things of it are not used, on purpose:
+
+- Its `Image` feature, which would open the paths in image cells: images are read as bytes, and only by `encoded`.
+- Its error messages and split detection for parquet files: columns are chosen and checked from the footers of the files
+  before anything is converted, so that the error names the file and its columns.
+- Its fingerprints, which differ from machine to machine.
 """
 
 from __future__ import annotations
 
+import glob
+import hashlib
 import json
 import logging
 import os
@@ -12,25 +20,31 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..common.errors import InputError
+from ..common.optional import need
+from ..common.progress import shown
+from ..common.text import counted, one_line
 from .decode import BadImage, Encoded, read_file
-from .sources import Labels, Part, check_no_split, digest, need, parts_of
+from .sources import Labels, check_no_split, digest
 from .spec import DataSpec
 
-__all__ = ["Columns", "TableSource", "encoded", "hub_source", "open_hub", "parquet_source", "saved_source"]
+__all__ = ["Columns", "TableSource", "dataset_source", "encoded", "hub_source", "parquet_source", "saved_source"]
 
 _SPLITS = {"train", "test", "valid", "validation", "val", "dev", "eval"}
+_ROWS = 256  # rows per batch of the conversion of parquet files, which bounds its memory
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which column holds what; `classes` is None where the table does not say how many there are."""
+    """The columns of images and labels; `classes` is None if the table does not declare their number.
+
+    Its `repr` is part of fingerprints.
+    """
 
     image: str
     label: str | None
@@ -38,41 +52,41 @@ class Columns:
 
 
 def choose_columns(spec: DataSpec, kinds: Mapping[str, str], classes: Mapping[str, int], what: str) -> Columns:
-    """Find the columns of a table.
+    """Choose the columns of a table.
 
     Args:
-        spec: what to look for; its named columns are taken, others are found by type, then by name.
-        kinds: every column with its kind: `image` (declared so), `encoded` (bytes, or bytes and a path), `integer`, or
+        spec: names columns; unnamed ones are chosen by kind, then by name.
+        kinds: the kind of each column: `image` (declared so), `encoded` (bytes, or bytes and a path), `integer`, or
             another word.
-        classes: the columns declared to hold classes, and how many there are.
+        classes: the number of classes of each column that declares it.
         what: the table, for messages.
 
     Raises:
-        InputError: if a column is missing, is not of a usable kind, or cannot be told; the columns are listed.
+        InputError: if a column is missing, of the wrong kind, or ambiguous; the columns are listed.
     """
     image = spec.image_column or _only(
         [name for name, kind in kinds.items() if kind == "image"],
         [name for name, kind in kinds.items() if kind == "encoded"],
-        named=("image", "img"),
+        usual=("image", "img"),
     )
     if image is None or kinds.get(image) not in ("image", "encoded"):
         raise _no_column("image_column", image, "encoded images (bytes, or bytes and a path)", kinds, what)
     if not spec.labels:
         return Columns(image, None, None)
     label = spec.label_column or _only(
-        list(classes), [name for name, kind in kinds.items() if kind == "integer"], named=("label", "labels")
+        list(classes), [name for name, kind in kinds.items() if kind == "integer"], usual=("label", "labels")
     )
     if label is None or kinds.get(label) != "integer":
         raise _no_column("label_column", label, "whole numbers", kinds, what)
     return Columns(image, label, classes.get(label))
 
 
-def _only(*choices: Sequence[str], named: tuple[str, str]) -> str | None:
-    """The one column of the first choice that leaves no doubt: alone of its kind, or bearing the usual name."""
-    for names in choices:
-        usual = [name for name in named if name in names]
-        if usual or len(names) == 1:
-            return usual[0] if usual else names[0]
+def _only(*candidates: Sequence[str], usual: tuple[str, str]) -> str | None:
+    """The column of the first unambiguous candidates: the only one, or the one with a usual name."""
+    for names in candidates:
+        matches = [name for name in usual if name in names]
+        if matches or len(names) == 1:
+            return matches[0] if matches else names[0]
     return None
 
 
@@ -85,35 +99,8 @@ def _no_column(field: str, name: str | None, expected: str, kinds: Mapping[str, 
     return InputError(f"{what}: column '{name}' holds no {expected}; set {field} (columns: {listed})")
 
 
-def encoded(value: Any, name: str, folder: Path | None = None) -> Encoded:
-    """The image in one cell: bytes, a mapping with `bytes` or `path`, or an image already decoded.
-
-    Raises:
-        BadImage: if the cell is empty, or its path cannot be read. A relative path is relative to `folder`.
-    """
-    path = None
-    if isinstance(value, Mapping):
-        path, value = value.get("path"), value.get("bytes")
-    if value is not None:
-        return value
-    if not path:
-        raise BadImage(name, "the cell is empty")
-    if "://" not in path:
-        return read_file((folder or Path()) / path, name)
-    with _as_bad_image(name), need("fsspec", "datasets", "images by address").open(path, "rb") as file:
-        return bytes(file.read())
-
-
-@contextmanager
-def _as_bad_image(name: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise BadImage(name, " ".join(str(error).split())) from error
-
-
-def _schema_columns(spec: DataSpec, schema: Any, what: str) -> Columns:
-    """`choose_columns` for an Arrow schema, with what Hugging Face's metadata in it declares."""
+def schema_columns(spec: DataSpec, schema: Any, what: str) -> Columns:
+    """`choose_columns` for an Arrow schema, with the features that its Hugging Face metadata declares."""
     features: dict[str, Any] = {}
     with suppress(KeyError, TypeError, ValueError):
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
@@ -138,10 +125,33 @@ def _kind(arrow_type: Any, feature: Any) -> str:
     return str(arrow_type)
 
 
+def encoded(value: Any, name: str, folder: Path | None = None) -> Encoded:
+    """The image in a cell: bytes, a mapping with `bytes` or `path`, or a decoded image.
+
+    Raises:
+        BadImage: if the cell is empty, or its path cannot be read. A relative path is relative to `folder`.
+    """
+    path = None
+    if isinstance(value, Mapping):
+        path, value = value.get("path"), value.get("bytes")
+    if value is not None:
+        return value
+    if not path:
+        raise BadImage(name, "the cell is empty")
+    if "://" not in path:
+        return read_file((folder or Path()) / path, name)
+    try:
+        with need("fsspec", "datasets", "reading images by address").open(path, "rb") as file:
+            return bytes(file.read())
+    except OSError as error:
+        raise BadImage(name, one_line(error)) from error
+
+
 def _read_labels(cells: Any, columns: Columns, what: str) -> Labels:
-    """Check a column of classes (Arrow, chunked); without a declared number, the largest class is the last one."""
+    """Class labels from a chunked Arrow array; the largest class is the last one unless the number is declared."""
     if cells.null_count:
-        raise InputError(f"{what}: column '{columns.label}' has {cells.null_count} rows without a label")
+        rows = counted(cells.null_count, "row")
+        raise InputError(f"{what}: column '{columns.label}' has {rows} without a label")
     numbers = np.asarray(cells.to_numpy(zero_copy_only=False)).astype(np.int64)
     low, high = int(numbers.min()), int(numbers.max())
     classes = columns.classes or high + 1
@@ -154,41 +164,69 @@ def _read_labels(cells: Any, columns: Columns, what: str) -> Labels:
 
 
 class TableSource:
-    """An Arrow table that lies memory-mapped on disk or in memory: every row is equally near."""
+    """Rows of a dataset of the library `datasets`, memory-mapped or in memory: access in any order is fast.
+
+    Args:
+        dataset: a `datasets.Dataset`.
+        columns: its image and label columns.
+        what: the source, for messages.
+        fingerprint: see `Source`.
+        identity: see `Source`.
+        folder: relative paths in image cells are relative to it.
+        limit: only the first rows.
+    """
 
     def __init__(
-        self, spec: DataSpec, table: Any, what: str, identity: tuple[object, ...], folder: Path | None = None
+        self,
+        dataset: Any,
+        columns: Columns,
+        what: str,
+        fingerprint: str,
+        identity: str,
+        folder: Path | None = None,
+        limit: int | None = None,
     ) -> None:
-        columns = _schema_columns(spec, table.schema, what)
-        table = table.slice(0, spec.limit)
+        table = dataset.select_columns([name for name in (columns.image, columns.label) if name])
+        table = table.with_format("arrow")[:limit]  # in Arrow format, no feature decodes and no row is copied
         if table.num_rows == 0:
             raise InputError(f"{what} has no rows")
         self.what, self.count, self._folder = what, table.num_rows, folder
         self.labels = _read_labels(table.column(columns.label), columns, what) if columns.label else None
         self._images = table.column(columns.image)
-        self.fingerprint = digest(*identity)
-        self.identity = digest(str(folder and folder.resolve()), *identity)
+        self.fingerprint, self.identity = fingerprint, identity
 
     def name(self, number: int) -> str:
-        """`what` and the row."""
+        """The source and the row."""
         return f"{self.what} row {number}"
 
+    def folder_of(self, number: int) -> Path | None:
+        """The folder that paths in a row are relative to."""
+        return self._folder
+
     def read(self, number: int) -> Encoded:
-        """The image of one row, as it is stored."""
-        return encoded(self._images[number].as_py(), self.name(number), self._folder)
+        """The image of a row, as it is stored."""
+        return encoded(self._images[number].as_py(), self.name(number), self.folder_of(number))
 
-    def parts(self, size: int) -> Iterator[Part]:
-        """All rows in order."""
-        return parts_of(self.read, self.count, size)
 
-    def prepare(self, cache_dir: Path) -> None:
-        """Nothing to do."""
+def dataset_source(spec: DataSpec, dataset: Any) -> TableSource:
+    """A `datasets.Dataset` object, in its current order and selection; its transforms are not applied."""
+    what = "the dataset"
+    columns = schema_columns(spec, dataset.features.arrow_schema, what)
+    source = TableSource(dataset, columns, what, "", "", limit=spec.limit)
+    content = hashlib.sha256()
+    for number in range(source.count):
+        cell = source._images[number].as_py()
+        path, data = (cell.get("path"), cell.get("bytes")) if isinstance(cell, Mapping) else (None, cell)
+        content.update(str(path).encode() if data is None else hashlib.sha256(data).digest())
+    labels = source.labels and (source.labels.numbers.tobytes(), source.labels.classes)
+    source.fingerprint = source.identity = digest(source.count, content.hexdigest(), labels)
+    return source
 
 
 def saved_source(spec: DataSpec, folder: Path) -> TableSource:
-    """A folder written by `datasets`' `save_to_disk`: one dataset, or a dictionary of splits. Memory-mapped."""
+    """A folder written by `datasets`' `save_to_disk`: a dataset, or a dictionary of splits. Memory-mapped."""
     what = f"saved dataset {folder}"
-    arrow = need("pyarrow", "datasets", "a saved dataset")
+    datasets = need("datasets", "datasets", "reading a saved dataset")
     try:
         if (folder / "dataset_dict.json").exists():
             splits = json.loads((folder / "dataset_dict.json").read_text())["splits"]
@@ -197,27 +235,116 @@ def saved_source(spec: DataSpec, folder: Path) -> TableSource:
             folder = folder / spec.split
         else:
             check_no_split(spec, what)
-        files = [folder / entry["filename"] for entry in json.loads((folder / "state.json").read_text())["_data_files"]]
-        tables = [arrow.ipc.open_stream(arrow.memory_map(str(file))).read_all() for file in files]
-        table = arrow.concat_tables(tables)
-    except (OSError, ValueError, KeyError, TypeError, arrow.ArrowException) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"cannot read {what}: {_line(error)}; save it again") from error
-    return TableSource(spec, table, f"{what} {spec.split}", _listing(files, folder), folder)
+        with _quiet(datasets):
+            dataset = datasets.Dataset.load_from_disk(str(folder), keep_in_memory=False)
+        files = [Path(file["filename"]) for file in dataset.cache_files]
+        listing = tuple((os.path.relpath(file, folder), file.stat().st_size) for file in files)
+    except InputError:
+        raise
+    except Exception as error:  # of `datasets` and pyarrow, for any damaged file
+        raise InputError(f"cannot read {what}: {one_line(error)[:300]}; save it again") from error
+    what = f"{what} {spec.split}"
+    columns = schema_columns(spec, dataset.features.arrow_schema, what)
+    identity = digest(str(folder.resolve()), *listing)
+    return TableSource(dataset, columns, what, digest(*listing), identity, folder, spec.limit)
 
 
-def parquet_source(spec: DataSpec, files: Sequence[Path], what: str) -> ParquetSource:
+class ParquetSource(TableSource):
+    """The rows of parquet files, in the order of the files.
+
+    Args:
+        spec: chooses the columns.
+        files: at least one.
+        what: the source, for messages.
+        cache_dir: the folder for the Arrow table that `datasets` converts the files to.
+        progress: whether to show a bar on a terminal.
+    """
+
+    def __init__(self, spec: DataSpec, files: Sequence[Path], what: str, cache_dir: Path, progress: bool) -> None:
+        schemas, counts = zip(*(_footer(file) for file in files), strict=True)
+        columns = schema_columns(spec, schemas[0], str(files[0]))
+        for file, schema in zip(files, schemas, strict=True):
+            if schema_columns(spec, schema, str(file)) != columns:
+                raise InputError(f"{file} has other columns or classes than {files[0]}; give them as two sources")
+        self._files, self._firsts = files, np.cumsum([0, *counts])
+        count = min(int(self._firsts[-1]), spec.limit or sys.maxsize)
+        if count == 0:
+            raise InputError(f"{what} has no rows")
+        fingerprint = digest([(file.name, file.stat().st_size) for file in files], columns)
+        times = [(str(file.resolve()), file.stat().st_mtime_ns) for file in files]
+        used = files[: int(np.searchsorted(self._firsts, count))]
+        dataset = _from_parquet(used, schemas[0], columns, what, cache_dir, progress)
+        super().__init__(dataset, columns, what, fingerprint, digest(fingerprint, times, count), limit=spec.limit)
+
+    def name(self, number: int) -> str:
+        """The file, and the row in it."""
+        file = self._file_of(number)
+        return f"{self._files[file]} row {number - self._firsts[file]}"
+
+    def folder_of(self, number: int) -> Path:
+        """The folder of the file that contains a row."""
+        return self._files[self._file_of(number)].parent
+
+    def _file_of(self, number: int) -> int:
+        return int(np.searchsorted(self._firsts, number, side="right")) - 1
+
+
+def parquet_source(
+    spec: DataSpec, files: Sequence[Path], what: str, cache_dir: Path, progress: bool = True
+) -> ParquetSource:
     """The rows of parquet files, one file after the other."""
-    need("pyarrow.parquet", "datasets", "parquet files")
-    return ParquetSource(spec, files, what)
+    need("pyarrow.parquet", "datasets", "reading parquet files")
+    return ParquetSource(spec, files, what, cache_dir, progress)
+
+
+def _footer(file: Path) -> tuple[Any, int]:
+    """The Arrow schema and the number of rows of a parquet file."""
+    import pyarrow as arrow
+    import pyarrow.parquet
+
+    try:
+        with arrow.parquet.ParquetFile(file) as parquet:
+            return parquet.schema_arrow, parquet.metadata.num_rows
+    except (OSError, arrow.ArrowException) as error:
+        raise InputError(f"cannot read {file} as parquet: {one_line(error)}; is it complete?") from error
+
+
+def _from_parquet(
+    files: Sequence[Path], schema: Any, columns: Columns, what: str, cache_dir: Path, progress: bool
+) -> Any:
+    """The two columns of parquet files as a `datasets.Dataset`, converted once per content of the files."""
+    import pyarrow as arrow
+
+    datasets = need("datasets", "datasets", "reading parquet files")
+    names = [name for name in (columns.image, columns.label) if name]
+    # Without the metadata, images are plain bytes and paths, of which `datasets` opens none.
+    features = datasets.Features.from_arrow_schema(arrow.schema([schema.field(name) for name in names]))
+    target = cache_dir / "tables"
+    try:
+        with _quiet(datasets, progress):
+            return datasets.load_dataset(
+                "parquet",
+                data_files=[glob.escape(str(file.resolve())) for file in files],
+                split="train",
+                columns=names,
+                features=features,
+                batch_size=_ROWS,
+                cache_dir=str(target),
+                keep_in_memory=False,
+            )
+    except Exception as error:  # of `datasets`, pyarrow and the file system
+        reason = one_line(error.__cause__ or error)[:300]
+        raise InputError(
+            f"cannot convert {what} to an Arrow table below {target}: {reason}; check the files, make room there, or "
+            "choose another cache folder (XDG_CACHE_HOME)"
+        ) from error
 
 
 def parquet_files(folder: Path, files: Iterable[str], split: str) -> list[Path]:
-    """Those of a folder's parquet files (relative paths) that belong to a split, sorted.
+    """The parquet files of a folder (relative paths) that belong to a split, sorted.
 
     As on the hub, a file belongs to the split whose name is a word of its path: `data/train-00000-of-00002.parquet`. If
-    no path has the name of any split in it, all files belong.
+    no path contains the name of a split, all files belong to `train`.
     """
     words = {file: set("".join(c if c.isalnum() else " " for c in file.lower()).split()) for file in sorted(files)}
     chosen = [file for file, parts in words.items() if split.lower() in parts]
@@ -231,173 +358,45 @@ def _some(names: Iterable[str], most: int = 5) -> str:
     return ", ".join(listed[:most]) + (f", and {len(listed) - most} more" if len(listed) > most else "")
 
 
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _listing(files: Sequence[Path], folder: Path) -> tuple[object, ...]:
-    return tuple((os.path.relpath(file, folder), file.stat().st_size) for file in files)
-
-
-class ParquetSource:
-    """Parquet files, their rows counted through.
-
-    A row group can only be read whole. `parts` goes through them one by one; for images in any order, `prepare` copies
-    the image column to one memory-mapped Arrow file in the cache.
-    """
-
-    def __init__(self, spec: DataSpec, files: Sequence[Path], what: str) -> None:
-        self.what, self._files, self._spec = what, files, spec
-        counts = []
-        for file in files:
-            with self._opened(file) as parquet:
-                columns = _schema_columns(spec, parquet.schema_arrow, str(file))
-                counts.append(parquet.metadata.num_rows)
-                if file == files[0]:
-                    self._columns = columns
-                elif columns != self._columns:
-                    raise InputError(f"{file} has other columns or classes than {files[0]}; give them as two sources")
-        self._firsts = np.cumsum([0, *counts])
-        self.count = min(int(self._firsts[-1]), spec.limit or sys.maxsize)
-        if self.count == 0:
-            raise InputError(f"{what} has no rows")
-        self.labels = self._labels()
-        listing = [(file.name, file.stat().st_size) for file in files]
-        self.fingerprint = digest(listing, self._columns)
-        self.identity = digest(
-            self.fingerprint, [(str(file.resolve()), file.stat().st_mtime_ns) for file in files], self.count
-        )
-        self._copy: Any = None  # the image column as a memory-mapped Arrow array
-
-    def name(self, number: int) -> str:
-        """The file, and the row in it."""
-        file = int(np.searchsorted(self._firsts, number, side="right")) - 1
-        return f"{self._files[file]} row {number - self._firsts[file]}"
-
-    def parts(self, size: int) -> Iterator[Part]:
-        """All rows in order, with no more than one row group of a file in memory."""
-        for first, batch in self._batches(self._columns.image, size):
-            yield Part(range(first, first + len(batch)), _CellReader(self, batch.column(0), first).read)
-
-    def read(self, number: int) -> Encoded:
-        """The image of one row, from the copy that `prepare` made."""
-        if self._copy is None:
-            raise RuntimeError("prepare the source before reading rows in any order")
-        return encoded(self._copy[number].as_py(), self.name(number), self.folder_of(number))
-
-    def folder_of(self, number: int) -> Path:
-        """The folder of the file that a row is in: paths in the row start there."""
-        return self._files[int(np.searchsorted(self._firsts, number, side="right")) - 1].parent
-
-    def prepare(self, cache_dir: Path) -> None:
-        """Copy the image column to the cache, unless that has been done already; several processes wait for one."""
-        import pyarrow as arrow
-        from filelock import FileLock
-
-        target = cache_dir / "tables" / f"{self.identity}.arrow"
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{target}.lock"):
-                if not target.exists():
-                    self._write(target)
-                self._copy = arrow.ipc.open_file(arrow.memory_map(str(target))).read_all().column(0)
-        except (OSError, arrow.ArrowException) as error:
-            raise InputError(
-                f"cannot copy {self.what} to {target} for reading in any order: {_line(error)}; "
-                "make room there, choose another cache folder, or keep the pixels in memory (memory: memory)"
-            ) from error
-
-    def _write(self, target: Path) -> None:
-        import pyarrow as arrow
-
-        beside = target.with_suffix(".part")
-        batches = (batch for _, batch in self._batches(self._columns.image, 256))
-        first = next(batches)
-        try:
-            with arrow.OSFile(str(beside), "wb") as sink, arrow.ipc.new_file(sink, first.schema) as writer:
-                for batch in chain([first], batches):
-                    writer.write_batch(batch)
-            os.replace(beside, target)
-        finally:
-            beside.unlink(missing_ok=True)
-
-    def _labels(self) -> Labels | None:
-        import pyarrow as arrow
-
-        if self._columns.label is None:
-            return None
-        batches = [batch for _, batch in self._batches(self._columns.label, 1 << 16)]
-        return _read_labels(arrow.Table.from_batches(batches).column(0), self._columns, self.what)
-
-    def _batches(self, column: str, size: int) -> Iterator[tuple[int, Any]]:
-        """One column as record batches of at most `size` rows, each with the number of its first row."""
-        first = 0
-        for file in self._files:
-            with self._opened(file) as parquet:
-                for batch in parquet.iter_batches(batch_size=size, columns=[column]):
-                    if first >= self.count:
-                        return
-                    yield first, batch.slice(0, self.count - first)
-                    first += len(batch)
-
-    @contextmanager
-    def _opened(self, file: Path) -> Iterator[Any]:
-        import pyarrow as arrow
-        import pyarrow.parquet
-
-        try:
-            with arrow.parquet.ParquetFile(file, memory_map=True) as parquet:
-                yield parquet
-        except (OSError, arrow.ArrowException) as error:
-            raise InputError(f"cannot read {file} as parquet: {_line(error)}; is it complete?") from error
-
-
-@dataclass(frozen=True)
-class _CellReader:
-    source: ParquetSource
-    cells: Any
-    first: int
-
-    def read(self, number: int) -> Encoded:
-        cell = self.cells[number - self.first].as_py()
-        return encoded(cell, self.source.name(number), self.source.folder_of(number))
-
-
-def hub_source(spec: DataSpec, hub_id: str, cache_dir: Path | None) -> TableSource:
+def hub_source(spec: DataSpec, hub_id: str, cache_dir: Path | None, progress: bool = True) -> TableSource:
     """A dataset of the hub, downloaded once to the cache of `datasets` (or to `cache_dir`) and memory-mapped."""
-    dataset = open_hub(spec, hub_id, cache_dir, streaming=False)
-    identity = (hub_id, spec.split, dataset.num_rows, sorted(dataset.info.download_checksums or ()))
-    return TableSource(spec, dataset.with_format("arrow")[:], f"hub:{hub_id} {spec.split}", identity)
+    dataset = open_hub(spec, hub_id, cache_dir, streaming=False, progress=progress)
+    what = f"hub:{hub_id} {spec.split}"
+    columns = schema_columns(spec, dataset.features.arrow_schema, what)
+    content = (hub_id, spec.split, dataset.num_rows, sorted(dataset.info.download_checksums or ()))
+    return TableSource(dataset, columns, what, digest(*content), digest("None", *content), limit=spec.limit)
 
 
-def open_hub(spec: DataSpec, hub_id: str, cache_dir: Path | None, streaming: bool) -> Any:
-    """`datasets.load_dataset` for `owner/name` or `owner/name:config`, its errors in one line."""
-    datasets = need("datasets", "datasets", "datasets of the hub")
+def open_hub(spec: DataSpec, hub_id: str, cache_dir: Path | None, streaming: bool, progress: bool = True) -> Any:
+    """`datasets.load_dataset` for `owner/name` or `owner/name:config`, with its errors in one line."""
+    datasets = need("datasets", "datasets", "reading datasets of the hub")
     name, _, config = hub_id.partition(":")
     try:
-        with _quiet_in_a_pipe(datasets):
+        with _quiet(datasets, progress):
             return datasets.load_dataset(
                 name, config or None, split=spec.split, streaming=streaming, cache_dir=cache_dir and str(cache_dir)
             )
-    except Exception as error:  # of datasets, of the hub's client, of the network
+    except Exception as error:  # of `datasets`, of the hub's client, of the network
         raise InputError(
-            f"cannot open {name} on the hub, split '{spec.split}': {_line(error)[:300]}; without a network, give a "
+            f"cannot open {name} on the hub, split '{spec.split}': {one_line(error)[:300]}; without a network, give a "
             "local copy as the source: its *.parquet files, a folder made by save_to_disk, or a folder of images"
         ) from error
 
 
 @contextmanager
-def _quiet_in_a_pipe(datasets: Any) -> Iterator[None]:
-    """No progress bars of `datasets` where there is no terminal, and no lines of the hub's client about its retries."""
-    client = logging.getLogger("huggingface_hub")
-    level = client.level
-    client.setLevel(logging.ERROR)
-    silence = not (sys.stderr.isatty() or datasets.are_progress_bars_disabled())
+def _quiet(datasets: Any, progress: bool = True) -> Iterator[None]:
+    """No bars of `datasets` without `progress` or a terminal, and no log lines about errors, which are raised."""
+    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "datasets")]
+    levels = [logger.level for logger in loggers]
+    silence = not (shown(progress) or datasets.are_progress_bars_disabled())
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     if silence:
         datasets.disable_progress_bars()
     try:
         yield
     finally:
-        client.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
         if silence:
             datasets.enable_progress_bars()

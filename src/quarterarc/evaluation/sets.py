@@ -26,8 +26,8 @@ from ..data import to_uint8
 from ..data.decode import FORMATS, BadImage, Encoded, read_pixels
 from ..data.image_set import ImageSet, Shape, Wanted
 from ..data.images import ImageData, MappedImages
-from ..data.loading import default_cache, open_data, open_source
-from ..data.sources import Labels, Part, Source, digest, parts_of
+from ..data.loading import open_data, open_source
+from ..data.sources import Labels, Source, digest
 from ..data.spec import DataSpec
 from ..denoiser import Denoise, required_shape
 from ..sampling.generation import batches
@@ -285,12 +285,6 @@ class _OneSize:
     def name(self, number: int) -> str:
         return self._source.name(self._numbers[number])
 
-    def parts(self, size: int) -> Iterator[Part]:
-        return parts_of(self.read, self.count, size)
-
-    def prepare(self, cache_dir: Path) -> None:
-        self._source.prepare(cache_dir)
-
     def read(self, number: int) -> Encoded:
         encoded = self._source.read(self._numbers[number])
         shape = _shape_of(encoded)
@@ -337,7 +331,6 @@ def open_set(source: str | Path, limit: int | None = None, split: str = "train")
         return NpzSet(path, limit)
     spec = DataSpec(source=str(source), size=1, channels=1, split=split)
     opened = open_source(spec)
-    opened.prepare(default_cache())
     sampling: dict[str, Any] | None = None
     numbers: Sequence[int] = range(opened.count)[:limit]
     if (path / "samples.json").is_file():

@@ -123,9 +123,7 @@ class Trainer:
         part_size(recipe, accelerator.num_processes)  # refused before any data is read
         if settings.compile:
             _check_compiler(accelerator.device)
-        self.data: ImageData = open_data(
-            recipe.data, accelerator.device, progress=None if self.progress else False, seed=settings.seed
-        )
+        self.data: ImageData = open_data(recipe.data, accelerator.device, progress=self.progress, seed=settings.seed)
         network, self.denoise = self._build()
         self.network = network
         self.average = deepcopy(network).eval().requires_grad_(False)
