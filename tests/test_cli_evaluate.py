@@ -1,4 +1,6 @@
-"""`quarterarc evaluate`: a run, its folder and two processes give the same numbers; every mistake is one line."""
+"""`quarterarc evaluate`: a run, its sample folder and two processes give the same numbers; an error is one line."""
+
+from __future__ import annotations
 
 import json
 import os
@@ -6,30 +8,36 @@ import pickle
 import re
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from quarterarc.cli import main
 from quarterarc.data import DataSpec, open_data
 from quarterarc.evaluation.features import collect
 from quarterarc.storage.pictures import write_png
 
+Fails = Callable[..., str]
+
 METRICS = "fid,precision,recall,density,coverage,is"
 
 
 @pytest.fixture(scope="module")
-def digits():
+def digits() -> Tensor:
     data = open_data(DataSpec(source="digits", size=8, channels=1), progress=False)
     return data.batch(range(data.count or 0)).images
 
 
 @pytest.fixture
-def fails(capsys):
+def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
     """Run a command that must fail, and return its one line."""
 
-    def call(*arguments):
+    def call(*arguments: object) -> str:
         assert main(["evaluate", *map(str, arguments)]) == 2
         printed = capsys.readouterr()
         assert printed.out == ""
@@ -39,22 +47,25 @@ def fails(capsys):
     return call
 
 
-def evaluate(out, *arguments):
+def evaluate(out: Path, *arguments: object) -> dict[str, Any]:
     assert main(["evaluate", *map(str, arguments), "--features", "digits", "--out", str(out)]) == 0
-    return json.loads(out.read_text())
+    result: dict[str, Any] = json.loads(out.read_text())
+    return result
 
 
-def write_folder(folder, images):
+def write_folder(folder: Path, images: Tensor) -> Path:
     folder.mkdir()
     for number, image in enumerate(images):
         write_png(folder / f"{number:04d}.png", image)
     return folder
 
 
-def test_a_run_and_its_samples_on_disk_give_the_same_numbers(tiny_run, tmp_path, capsys):
+def test_a_run_and_its_sample_folder_have_equal_metrics(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     sampled = ["--steps", 2, "--sampler", "ddim"]
-    asked = ["--reference", "digits", "--metrics", METRICS, "--count", 40]
-    one = evaluate(tmp_path / "deep" / "run.json", tiny_run, *asked, *sampled)
+    measured = ["--reference", "digits", "--metrics", METRICS, "--count", 40]
+    one = evaluate(tmp_path / "deep" / "run.json", tiny_run, *measured, *sampled)
     printed = capsys.readouterr().out
     assert "Frechet distance of digits pool features" in printed
     assert "run.json" in printed
@@ -70,14 +81,16 @@ def test_a_run_and_its_samples_on_disk_give_the_same_numbers(tiny_run, tmp_path,
     assert one["reference"]["fingerprint"] == other["reference"]["fingerprint"]
 
 
-def test_a_run_makes_as_many_images_as_the_reference_has(tiny_run, digits, tmp_path):
+def test_a_run_is_sampled_as_often_as_the_reference_has_images(tiny_run: Path, digits: Tensor, tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "some", digits[:30])
-    found = evaluate(tmp_path / "a.json", tiny_run, "--reference", folder, "--metrics", "fid", "--steps", 1)
-    assert found["images"]["count"] == 30
-    assert "30 images, fewer than" in found["notes"][0]
+    result = evaluate(tmp_path / "a.json", tiny_run, "--reference", folder, "--metrics", "fid", "--steps", 1)
+    assert result["images"]["count"] == 30
+    assert "30 images, fewer than" in result["notes"][0]
 
 
-def test_statistics_are_saved_and_used(digits, tmp_path, capsys):
+def test_saved_statistics_replace_the_images_of_a_reference(
+    digits: Tensor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = write_folder(tmp_path / "half", digits[::20])
     saved = tmp_path / "deep" / "ref.safetensors"
     assert main(["evaluate", "digits", "--save-reference", str(saved), "--features", "digits", "--with-features"]) == 0
@@ -93,7 +106,7 @@ def test_statistics_are_saved_and_used(digits, tmp_path, capsys):
         assert "features" not in other
 
 
-def test_two_processes_give_the_same_result(tiny_run, tmp_path):
+def test_two_processes_give_the_same_result_as_one(tiny_run: Path, tmp_path: Path) -> None:
     arguments = ["evaluate", str(tiny_run), "--reference", "digits", "--metrics", METRICS, "--features", "digits",
                  "--count", "50", "--steps", "2", "--batch-size", "16", "--device", "cpu"]  # fmt: skip
     launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "--mixed_precision=no",
@@ -108,30 +121,34 @@ def test_two_processes_give_the_same_result(tiny_run, tmp_path):
     assert {**one, "metrics": 0} == {**two, "metrics": 0}
 
 
-def test_bits_a_dimension_of_a_run(tiny_run, tmp_path, capsys):
+def test_bits_per_dim_of_a_run_are_those_of_its_training_images(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "bits.json"
     bits = ["evaluate", str(tiny_run), "--metrics", "bits-per-dim", "--terms", "2", "--count", "6", "--out", str(out)]
     assert main(bits) == 0
     assert "bits-per-dim" in capsys.readouterr().out
-    found = json.loads(out.read_text())
-    assert found["metrics"]["bits-per-dim"]["images"] == 6
-    assert found["data"]["count"] == 6
+    result = json.loads(out.read_text())
+    assert result["metrics"]["bits-per-dim"]["images"] == 6
+    assert result["data"]["count"] == 6
 
 
 @pytest.mark.parametrize("name", ["bits-per-dim", "flow-bits-per-dim"])
-def test_an_interrupted_likelihood_goes_on_image_by_image(tiny_run, tmp_path, monkeypatch, capsys, name):
+def test_an_interrupted_likelihood_continues_at_the_next_image(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
     from quarterarc.likelihood import evaluation as models
 
     function = "bits_per_dim" if name == "bits-per-dim" else "flow_bits_per_dim"
-    ask, numbers = getattr(models, function), []
+    measure, numbers = getattr(models, function), list[int]()
 
-    def interrupted(*args, **options):
+    def interrupted(*args: Any, **options: Any) -> Any:
         numbers.extend(options["numbers"])
         if numbers == [0, 1, 2]:
             raise KeyboardInterrupt
-        return ask(*args, **options)
+        return measure(*args, **options)
 
-    def command(out):
+    def command(out: str) -> list[str]:
         return ["evaluate", str(tiny_run), "--metrics", name, "--terms", "3", "--count", "5", "--batch-size",
                 "3" if name == "bits-per-dim" else "1", "--out", str(tmp_path / out)]  # fmt: skip
 
@@ -148,23 +165,25 @@ def test_an_interrupted_likelihood_goes_on_image_by_image(tiny_run, tmp_path, mo
     assert set(whole["model"]) == {"what", "checkpoint", "checkpoint_sha256", "projection"}
 
 
-def test_bits_of_a_single_image_have_no_standard_error(tiny_run, capsys):
+def test_bits_of_a_single_image_have_no_standard_error(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", str(tiny_run), "--metrics", "bits-per-dim", "--terms", "2", "--count", "1"]) == 0
     assert "+-" not in capsys.readouterr().out
 
 
-def test_an_interrupted_command_goes_on(digits, tmp_path, monkeypatch, capsys):
+def test_an_interrupted_evaluation_continues_at_the_next_batch(
+    digits: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = write_folder(tmp_path / "png", digits[:60])
     other = write_folder(tmp_path / "other", digits[60:100])
     arguments = ["evaluate", str(folder), "--reference", str(other), "--metrics", "fid", "--features", "digits",
                  "--batch-size", "8", "--out", str(tmp_path / "a.json")]  # fmt: skip
     from quarterarc.evaluation.extractors import Extractor
 
-    call, seen = Extractor.__call__, []
+    call, sizes = Extractor.__call__, list[int]()
 
-    def interrupted(self, images):
-        seen.append(len(images))
-        if len(seen) == 5:
+    def interrupted(self: Extractor, images: Tensor) -> Any:
+        sizes.append(len(images))
+        if len(sizes) == 5:
             raise KeyboardInterrupt
         return call(self, images)
 
@@ -173,13 +192,15 @@ def test_an_interrupted_command_goes_on(digits, tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "a.json").exists()
     assert (tmp_path / "a.json.features").is_dir()
     assert main(arguments) == 0
-    assert sum(seen[5:]) == 60 - 4 * 8 + 40
+    assert sum(sizes[5:]) == 60 - 4 * 8 + 40
     assert not (tmp_path / "a.json.features").exists()
     whole = evaluate(tmp_path / "b.json", folder, "--reference", other, "--metrics", "fid", "--batch-size", 8)
     assert json.loads((tmp_path / "a.json").read_text()) == whole
 
 
-def test_every_mistake_is_one_line(tiny_run, digits, tmp_path, fails):
+def test_every_error_is_one_line_and_leaves_no_file(
+    tiny_run: Path, digits: Tensor, tmp_path: Path, fails: Fails
+) -> None:
     folder = write_folder(tmp_path / "png", digits[:20])
     use = ["--features", "digits", "--out", tmp_path / "deep" / "out.json"]
     to = [folder, "--reference", "digits", *use]
@@ -231,10 +252,12 @@ def test_every_mistake_is_one_line(tiny_run, digits, tmp_path, fails):
     assert not (tmp_path / "deep").exists()
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(digits, tmp_path, fails, monkeypatch):
+def test_a_full_disk_is_one_line_and_leaves_no_file(
+    digits: Tensor, tmp_path: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from safetensors import SafetensorError
 
-    def full(tensors, path, **options):
+    def full(tensors: dict[str, Tensor], path: Path, **options: Any) -> None:
         path.write_bytes(b"half")
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
@@ -246,7 +269,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(digits, tmp_path, fails, mon
     assert not (tmp_path / "deep").exists()
 
 
-def test_images_that_cannot_be_used_are_named(digits, tmp_path, fails):
+def test_images_that_cannot_be_used_are_named(digits: Tensor, tmp_path: Path, fails: Fails) -> None:
     folder = write_folder(tmp_path / "png", digits[:20])
     use = ["--reference", "digits", "--features", "digits"]
     (folder / "0004.png").write_bytes(b"this is no image")
@@ -261,12 +284,12 @@ def test_images_that_cannot_be_used_are_named(digits, tmp_path, fails):
     assert "not complete" in fails(large, *use)
 
 
-def test_other_metrics_share_the_cache_of_an_interrupted_pass_only_if_they_need_the_same(digits, tmp_path):
-    """Features are kept under what they are of, so that no metric ever reads another's."""
+def test_a_cache_of_features_is_used_only_for_the_same_kinds(digits: Tensor, tmp_path: Path) -> None:
+    """The file of a cache is named by its kinds of features, so that a metric never reads those of another."""
     from quarterarc.evaluation.extractors import extractor
     from quarterarc.evaluation.sets import TensorSet
 
     images, take = TensorSet(digits[:20]), extractor("digits")
     collect(images, take, ["pool"], cache=tmp_path / "cache", progress=False)
-    found = collect(images, take, [], ["logits"], cache=tmp_path / "cache", progress=False)
-    assert found.features["logits"].shape == (20, 10)
+    result = collect(images, take, [], ["logits"], cache=tmp_path / "cache", progress=False)
+    assert result.features["logits"].shape == (20, 10)
