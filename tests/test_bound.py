@@ -254,5 +254,5 @@ def test_variances_that_are_none_are_refused() -> None:
     estimate, image, x, b, a = batch([5])
     with pytest.raises(InputError, match=r"unknown variance 'fixed' \(known: large, learned, small\)"):
         step_term(estimate, image, x, b, a, LINEAR, "fixed")
-    with pytest.raises(InputError, match="'learned' needs a head that learned one"):
+    with pytest.raises(InputError, match="'learned' needs a head that learns one"):
         step_term(estimate, image, x, b, a, LINEAR, "learned")

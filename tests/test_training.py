@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from quarterarc.common.errors import InputError
-from quarterarc.objectives.losses import Objective
+from quarterarc.objectives import WeightedErrors
 from quarterarc.storage.checkpoints import load
 from quarterarc.storage.runs import checkpoints
 from quarterarc.training import ema
@@ -46,9 +46,9 @@ def test_a_run_leaves_what_it_promises(tiny_run):
     assert [line["step"] for line in log] == [2, 4, 6]
     assert log[-1]["images"] == 48
     for line in log:
-        # math.md, section 4: Eq. 12 with gamma 1 is image + noise + gradient, and image + noise = gradient + residual
-        assert line["loss"] == pytest.approx(line["image"] + line["noise"] + line["gradient"], rel=1e-5)
-        assert line["image"] + line["noise"] == pytest.approx(line["gradient"] + line["residual"], rel=1e-4)
+        # math.md, section 4: Eq. 12 with gamma 1 is image + noise + velocity, and image + noise = velocity + residual
+        assert line["loss"] == pytest.approx(line["image"] + line["noise"] + line["velocity"], rel=1e-5)
+        assert line["image"] + line["noise"] == pytest.approx(line["velocity"] + line["residual"], rel=1e-4)
     assert (tiny_run / "samples" / "step-00000006.png").is_file()
     assert list((tiny_run / "tensorboard").glob("events*"))
     leftovers = [path for path in tiny_run.rglob(".*") if path.name != ".lock"]
@@ -188,7 +188,7 @@ def test_moving_average_with_warm_up():
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, tiny, monkeypatch):
-    call = Objective.__call__
+    call = WeightedErrors.__call__
     seen = []
 
     def broken(self, *arguments):
@@ -198,7 +198,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, tiny, monkeypatch):
             losses.total[0] *= float("nan")
         return losses
 
-    monkeypatch.setattr(Objective, "__call__", broken)
+    monkeypatch.setattr(WeightedErrors, "__call__", broken)
     with pytest.raises(Diverged, match=r"at step 3 .*indices \[.*step-00000002") as stopped:
         train(read_recipe("digits", tiny), tmp_path, progress=False)
     assert "\n" not in str(stopped.value)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,8 @@ from .arc import NOISE_END, ROUNDING, Angle, cos_sin, mix
 from .common.errors import InputError, unknown_name
 from .estimate import PROJECTIONS, Estimate
 from .heads import Head, check_channels
+from .objectives import Losses, Objective
+from .objectives import objective as named_objective
 from .schedules import Schedule
 
 if TYPE_CHECKING:
@@ -138,14 +140,6 @@ def check_angle(angle: Angle, defined: tuple[float, float], what: str) -> None:
         )
 
 
-class TrainingLoss(Protocol):
-    """An objective as `Denoiser.loss` calls it; `quarterarc.objectives` has the published ones."""
-
-    def __call__(
-        self, estimate: Estimate, image: Tensor, noise: Tensor, x: Tensor, times: Tensor, schedule: Schedule
-    ) -> Any: ...
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class Denoiser:
     """A network together with its schedule and its head.
@@ -248,26 +242,42 @@ class Denoiser:
         return estimate.projected(x, angle, self.projection)
 
     def loss(
-        self, objective: TrainingLoss, image: Tensor, noise: Tensor, times: Tensor, labels: Tensor | None = None
-    ) -> Any:
-        """The losses of a batch (Zhang et al. 2023, Eq. 9 to 12): mix, estimate, compare.
+        self,
+        objective: Objective | str | None,
+        image: Tensor,
+        noise: Tensor,
+        times: Tensor,
+        labels: Tensor | None = None,
+    ) -> Losses:
+        """The losses of a batch, one per image (Zhang et al. 2023, Eq. 9 to 12).
 
-            x = cos(angle) image + sin(angle) noise,    angle = schedule(t)
-            loss = objective(estimate at x, image, noise)
+            x     = cos(angle) image + sin(angle) noise,    angle = schedule(t)
+            total = |image_hat - image|^2 + |noise_hat - noise|^2 + gamma |v_hat - v|^2        with `both+gradient`
 
         Args:
-            objective: one of `quarterarc.objectives`, or a callable with the same arguments.
-            image, noise: shape (B, C, H, W).
+            objective: compares the estimate at x with image and noise: a name of `quarterarc.objectives.OBJECTIVES`, or
+                a callable that satisfies the protocol `quarterarc.objectives.Objective`; None for the objective by
+                which the papers train the head, `head.objective`.
+            image: clean images, shape (B, C, H, W), in [-1, 1].
+            noise: standard normal noise, shape (B, C, H, W).
             times: training steps t in 1..T, shape (B,), float64 on the CPU.
-            labels: classes, int64, shape (B,).
+            labels: classes, int64, shape (B,), for a network with classes.
 
-        Returns:
-            What the objective returns, `quarterarc.objectives.Losses`.
+        Raises:
+            InputError: for an unknown objective, or one that does not return `Losses` with one total per image.
         """
+        if objective is None or isinstance(objective, str):
+            objective = named_objective(objective or self.head.objective)
         angle = self.schedule.angle(times)
         x = mix(image, noise, angle)
         estimate = self(x, angle, labels)
-        return objective(estimate, image, noise, x, times, self.schedule)
+        losses = objective(estimate, image, noise, x, times, self.schedule)
+        if not isinstance(losses, Losses) or losses.total.shape != image.shape[:1]:
+            raise InputError(
+                f"the objective {objective!r} does not return quarterarc.objectives.Losses with a total of shape "
+                f"({len(image)},), one per image"
+            )
+        return losses
 
     def _weight(self) -> Tensor | None:
         """One of the network's weights, for their dtype and device; None for a function, or without any."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from pathlib import Path
@@ -26,6 +25,7 @@ from ..sampling.trajectories import sample, trajectory
 from ..storage.checkpoints import hash_of, load
 from ..storage.files import make_folder, write_json
 from ..storage.pictures import contact_sheet, write_png
+from ..training.log import read_log
 from ..training.recipe import Recipe
 from ..training.trainer import train
 
@@ -55,7 +55,7 @@ def run_demo(recipe: Recipe, out: Path, measured: int = 400) -> dict[str, Any]:
     """
     checkpoint = train(recipe, out, resume=True)
     denoise = load(checkpoint)
-    log = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    log = read_log(out)
     chosen = plan(denoise)
 
     started = time.perf_counter()
@@ -158,7 +158,7 @@ def _write_report(
     images: int,
 ) -> None:  # fmt: skip
     steps = [line["step"] for line in log]
-    curves = [("gradient", "tangent"), ("image", "image"), ("noise", "noise"), ("residual", "residual")]
+    curves = [("velocity", "velocity"), ("image", "image"), ("noise", "noise"), ("residual", "residual")]
     sampling, training = metrics["sampling"], metrics["training"]
     write_page(
         out / "report.html",

@@ -6,14 +6,15 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from ..storage.files import replace_file
 
-__all__ = ["LOGGED", "Log", "Pending"]
+__all__ = ["LOGGED", "Log", "Pending", "read_log"]
 
-LOGGED = ("loss", "image", "noise", "gradient", "residual")
+LOGGED = ("loss", "image", "noise", "velocity", "residual")
 """The losses of a line, in order."""
 
 
@@ -60,6 +61,12 @@ class Log:
         self.file.close()
         if self.board:
             self.board.close()
+
+
+def read_log(run: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl. The column `gradient` of version 0.1 is returned under its new name, `velocity`."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [{"velocity" if key == "gradient" else key: value for key, value in line.items()} for line in lines]
 
 
 def _step_of(line: str) -> float:

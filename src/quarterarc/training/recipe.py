@@ -11,13 +11,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..common.errors import InputError, unknown_name
 from ..data.spec import DataSpec
+
+if TYPE_CHECKING:
+    from ..objectives import Objective
 
 __all__ = ["Recipe", "differences", "read_recipe", "recipe_names"]
 
@@ -50,12 +53,25 @@ class NetworkSpec(Section):
 
 
 class ObjectiveSpec(Section):
-    """The objective (see `quarterarc.losses.Objective`)."""
+    """The objective (see `quarterarc.objectives`): a registered name, or an import path `package.module:Objective`.
+
+    `gamma`, `norm` and `variance` apply to objectives that have an option of this name; `options` are further options
+    of an objective by their names.
+    """
 
     name: str = "both+gradient"
     gamma: Annotated[float, Field(ge=0.0)] = 1.0
     norm: str = "mse"
     variance: Literal["learned", "small", "large"] = "learned"
+    options: dict[str, Any] = {}
+
+    def build(self) -> Objective:
+        """The objective with its options; errors as for `quarterarc.objectives.objective`."""
+        from ..objectives import objective, options_of
+
+        general = {"gamma": self.gamma, "norm": self.norm, "variance": self.variance}
+        known = options_of(self.name)
+        return objective(self.name, **{**{key: general[key] for key in general if key in known}, **self.options})
 
 
 class OptimizerSpec(Section):
@@ -115,17 +131,13 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _names_are_known(self) -> Recipe:
         from ..heads import HEADS
-        from ..objectives.losses import NORMS, OBJECTIVES
+        from ..objectives.base import check_norm
         from ..schedules import SCHEDULES
 
         SCHEDULES.require(self.schedule.name)
         HEADS.require(self.head)
-        for kind, name, known in (
-            ("objective", self.objective.name, OBJECTIVES),
-            ("norm", self.objective.norm, NORMS),
-        ):
-            if name not in known:
-                raise unknown_name(kind, name, known)
+        check_norm(self.objective.norm)
+        self.objective.build()
         learns = self.objective.name in ("vlb", "hybrid") and self.objective.variance == "learned"
         if learns and not self.head.endswith("+variance"):
             raise InputError(

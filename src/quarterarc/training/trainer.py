@@ -28,7 +28,7 @@ from ..data import ImageData, open_data, to_uint8
 from ..denoiser import Denoiser
 from ..heads import head as named_head
 from ..networks import UNet, attention_levels
-from ..objectives.losses import Losses, Objective
+from ..objectives import Losses
 from ..sampling.generation import generate
 from ..schedules import schedule as named_schedule
 from ..storage.checkpoints import describe_denoiser
@@ -127,7 +127,7 @@ class Trainer:
         network, self.denoise = self._build()
         self.network = network
         self.average = deepcopy(network).eval().requires_grad_(False)
-        self.objective = Objective(**recipe.objective.model_dump())
+        self.objective = recipe.objective.build()
         chosen = recipe.optimizer
         self.optimizer = torch.optim.AdamW(
             network.parameters(), chosen.learning_rate, chosen.betas, chosen.eps, chosen.weight_decay, fused=True
@@ -201,7 +201,7 @@ class Trainer:
             with nullcontext() if last else self.accelerator.no_sync(self.parallel):
                 losses = self._losses(batch)
                 self.accelerator.backward(losses.total.mean() / len(parts))
-            means = (losses.total, losses.image, losses.noise, losses.gradient, losses.residual)
+            means = (losses.total, losses.image, losses.noise, losses.velocity, losses.residual)
             logged += torch.stack([each.detach().mean() for each in means]) / len(parts)
         for group in self.optimizer.param_groups:
             group["lr"] = chosen.learning_rate * self._rate(self.step)
@@ -225,8 +225,7 @@ class Trainer:
         return self.accelerator.reduce(self.pending.means, "mean").tolist()
 
     def _losses(self, batch: Batch) -> Losses:
-        losses: Losses = self.denoise_training.loss(self.objective, batch.image, batch.noise, batch.times, batch.labels)
-        return losses
+        return self.denoise_training.loss(self.objective, batch.image, batch.noise, batch.times, batch.labels)
 
     def _rate(self, step: int) -> float:
         """What the learning rate is multiplied by: a linear warm-up, then constant or half a cosine to 0."""
