@@ -148,7 +148,7 @@ def save_pipeline(denoise: Denoiser, path: str | Path) -> Path:
         raise InputError(f"{folder} exists already: give a folder that does not")
     learned = isinstance(denoise.head, LearnedVariance)
     inner = denoise.head.inner if isinstance(denoise.head, LearnedVariance) else denoise.head
-    kind = next((name for name, known in PREDICTIONS.items() if known == inner), None)
+    kind = next((name for name, known in PREDICTIONS.items() if type(known) is type(inner)), None)
     if kind is None:
         raise InputError(
             f"diffusers' pipelines have no counterpart of the head '{denoise.head.name}': "
