@@ -39,7 +39,7 @@ def main() -> None:
     edm, flow = EDM(denoise_edm), FlowMatching(velocity)
     start = edm.largest_angle  # an EDM denoiser begins at sigma 80, just short of pure noise
 
-    samplers: dict[str, dict[str, Any]] = {"rotation": {}, "ddim": {"churn": 0.5}, "heun": {"form": "noise"}}
+    samplers: dict[str, dict[str, Any]] = {"rotation": {}, "ddim": {"eta": 0.5}, "heun": {"form": "noise"}}
     for name, options in samplers.items():
         results = [
             qa.sample(model, noise, name, 20, grid=qa.grid("angle", 20, start), seeds=range(5), **options)

@@ -77,7 +77,7 @@ def test_a_sample_folder_continues_and_says_how_it_was_made(tiny_run, tmp_path):
         name = f"{seed:06d}.png"
         a, b = read_png(tmp_path / "whole" / name).int(), read_png(tmp_path / "parts" / name).int()
         assert (a - b).abs().max() <= 1
-    assert (tmp_path / "whole" / "grid.png").is_file()
+    assert (tmp_path / "whole" / "contact-sheet.png").is_file()
     assert not list(tmp_path.rglob(".*"))
 
 

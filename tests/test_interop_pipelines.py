@@ -134,15 +134,15 @@ def test_ddim_is_diffusers_ddim(prediction, spacing):
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
-@pytest.mark.parametrize("churn", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_ddim_with_its_noise_is_diffusers_ddim_exactly(prediction, churn, spacing):
+def test_ddim_with_its_noise_is_diffusers_ddim_exactly(prediction, eta, spacing):
     scheduler = diffusers.DDIMScheduler(prediction_type=prediction, timestep_spacing=spacing, clip_sample=False)
     unet, scheduler = in_float64(tiny(), scheduler)
     denoise = pipeline_denoiser(unet, scheduler, network="diffusers")
     noises = fresh(8, torch.float64)
-    made = ours(denoise, qa.sampler("ddim", churn=churn), pipeline_grid(scheduler, 8), noises)
-    assert apart(made, theirs(unet, scheduler, 8, noises, eta=churn)) < EXACT
+    made = ours(denoise, qa.sampler("ddim", eta=eta), pipeline_grid(scheduler, 8), noises)
+    assert apart(made, theirs(unet, scheduler, 8, noises, eta=eta)) < EXACT
 
 
 @pytest.mark.parametrize("config", TABLES, ids=lambda config: "-".join(str(v)[:12] for v in config.values()))

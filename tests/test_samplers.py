@@ -104,7 +104,7 @@ def parts(weights: Weights) -> list[float]:
 @pytest.mark.parametrize(("b", "a"), STEPS + LAST)
 @pytest.mark.parametrize("name", LINEAR)
 def test_the_step_is_the_table_s(name: str, b: float, a: float) -> None:
-    # with churn 1 from pi/2 the expected weight of the noise is the root of a difference of equals, off by 1e-8
+    # with eta 1 from pi/2 the expected weight of the noise is the root of a difference of equals, off by 1e-8
     tolerance = 3e-8 if name == "ddim 1" else 1e-12
     assert parts(probe(LINEAR[name], b, a)) == pytest.approx(parts(expected(name, b, a)), rel=1e-11, abs=tolerance)
 
@@ -125,7 +125,7 @@ def test_euler_leaves_the_arc() -> None:
 
 
 @pytest.mark.parametrize(("b", "a"), STEPS + LAST)
-def test_ddpm_is_ddim_with_churn_1_where_the_estimates_agree(b: float, a: float) -> None:
+def test_ddpm_is_ddim_with_eta_1_where_the_estimates_agree(b: float, a: float) -> None:
     ddpm, ddim = probe(DDPM("small"), b, a), probe(DDIM(1.0), b, a)
     # with x = cos b image + sin b noise only these two weights are left
     assert ddpm.x * math.cos(b) + ddpm.image == pytest.approx(ddim.image, abs=1e-14)
@@ -145,17 +145,17 @@ def test_cold_and_ddim_and_rotation_differ_by_the_residual(b: float, a: float) -
         assert rotation - ddim == pytest.approx(math.cos(b - a) * residual, abs=1e-13)
 
 
-def test_churn_lies_between_and_never_fails_to_rounding() -> None:
+def test_eta_lies_between_and_never_fails_to_rounding() -> None:
     starts = np.linspace(0.01, PI_2, 50)
     for b in starts:
         for a in b * np.linspace(0.001, 0.9999, 41):
-            low, middle, high = (DDIM(churn).weights(b, a) for churn in (0.0, 0.5, 1.0))
+            low, middle, high = (DDIM(eta).weights(b, a) for eta in (0.0, 0.5, 1.0))
             assert high.noise <= middle.noise <= low.noise
             assert low.fresh <= middle.fresh <= high.fresh
             assert middle.fresh == pytest.approx(high.fresh / 2, rel=1e-14)
-    for churn in (-1e-3, 1.001, math.nan):
-        with pytest.raises(InputError, match=r"churn lies in 0\.\.1"):
-            DDIM(churn)
+    for eta in (-1e-3, 1.001, math.nan):
+        with pytest.raises(InputError, match=r"eta lies in 0\.\.1"):
+            DDIM(eta)
 
 
 def run(rule: Sampler, denoise: Callable[[Tensor, float], Estimate], x: Tensor, angles: Sequence[float]) -> Tensor:
@@ -508,13 +508,13 @@ def test_unknown_names_and_options_list_the_known() -> None:
         sampler("ddimm")
     for name in SAMPLERS:
         assert name in str(caught.value)
-    with pytest.raises(InputError, match=r"the sampler 'ddim' has no option 'eta' \(it has churn\)"):
-        sampler("ddim", eta=1.0)
-    with pytest.raises(InputError, match=r"the sampler 'rotation' has no option 'churn' \(it has none\)"):
-        sampler("rotation", churn=1.0)
+    with pytest.raises(InputError, match=r"the sampler 'ddim' has no option 'etta' \(known: eta\)"):
+        sampler("ddim", etta=1.0)
+    with pytest.raises(InputError, match=r"the sampler 'rotation' has no option 'eta' \(it has none\)"):
+        sampler("rotation", eta=1.0)
     with pytest.raises(InputError, match="no option 'tableau'"):
         sampler("heun", tableau=RK4)
-    assert sampler("ddim", churn=0.5) == DDIM(0.5)
+    assert sampler("ddim", eta=0.5) == DDIM(0.5)
     assert sampler("ddpm", variance="large") == DDPM("large")
 
 

@@ -20,7 +20,7 @@ from quarterarc.estimate import Estimate
 from quarterarc.grids import GRIDS, grid
 from quarterarc.heads import HEADS, head
 from quarterarc.samplers import DDIM, sampler
-from quarterarc.sampling.plans import DEFAULT_STEPS, plan
+from quarterarc.sampling.plans import DEFAULT_STEPS, Sampling
 from quarterarc.sampling.trajectories import sample, trajectory
 from quarterarc.schedules import Schedule, schedule
 
@@ -30,8 +30,8 @@ WORLD = GaussianData(torch.linspace(-0.5, 0.5, 6, dtype=torch.float64).reshape(S
 STOCHASTIC: list[tuple[str, dict[str, Any]]] = [
     ("ddpm", {}),
     ("ddpm", {"variance": "large"}),
-    ("ddim", {"churn": 0.5}),
-    ("multistep", {"churn": 0.5}),
+    ("ddim", {"eta": 0.5}),
+    ("multistep", {"eta": 0.5}),
 ]
 NFE = {"heun": 2, "midpoint": 2, "rk4": 4}  # a step; the others of this list ask once
 ONCE = ["ddpm", "ddim", "cold", "cold-naive", "cold-improved", "euler", "rotation", "multistep"]
@@ -288,11 +288,11 @@ def test_real_digits_come_out_of_their_exact_denoiser() -> None:
 
 
 def test_a_plan_says_enough_to_do_it_again() -> None:
-    named = plan(WORLD, "ddim", 3, "rho", churn=0.5)
+    named = Sampling("ddim", 3, "rho", {"eta": 0.5}).plan(WORLD)
     angles = grid("rho", 3).tolist()
-    expected = {"sampler": "ddim", "options": {"churn": 0.5}, "grid": "rho", "steps": 3, "angles": angles}
+    expected = {"sampler": "ddim", "options": {"eta": 0.5}, "grid": "rho", "steps": 3, "angles": angles}
     assert named.describe() == expected
-    given = plan(WORLD, DDIM(0.5), grid=[1.0, 0.5, 0.0])
+    given = Sampling(DDIM(0.5), grid=[1.0, 0.5, 0.0]).plan(WORLD)
     expected = {"sampler": "DDIM", "options": {}, "grid": "explicit", "steps": 2, "angles": [1.0, 0.5, 0.0]}
     assert given.describe() == expected
 
@@ -301,18 +301,18 @@ def test_a_plan_says_enough_to_do_it_again() -> None:
     ("arguments", "message"),
     [
         ({"sampler": "rk5"}, r"unknown sampler 'rk5'; did you mean 'rk4'\?"),
-        ({"sampler": "ddim", "eta": 1.0}, "the sampler 'ddim' has no option 'eta'"),
-        ({"sampler": "ddim", "churn": 2.0}, r"churn lies in 0\.\.1"),
-        ({"sampler": DDIM(), "churn": 1.0}, r"options \(churn\) go with a sampler's name"),
+        ({"sampler": "ddim", "etta": 1.0}, "the sampler 'ddim' has no option 'etta'"),
+        ({"sampler": "ddim", "eta": 2.0}, r"eta lies in 0\.\.1"),
+        ({"sampler": DDIM(), "eta": 1.0}, r"options \(eta\) go with a sampler's name"),
         ({"grid": "tme"}, r"unknown grid 'tme'; did you mean 'time'\?"),
         ({"steps": 0}, "at least 1, got 0"),
         ({"steps": 1001, "grid": "time"}, "1001 steps on a schedule that has 1000"),
         ({"grid": [0.5, 1.0]}, "descends strictly"),
         ({"grid": [2.0, 1.0]}, "stays within"),
         ({"grid": [1.0]}, "at least two angles"),
-        ({"seeds": [1, 2]}, "there are 4 images but 2 seeds"),
+        ({"seeds": [1, 2]}, "got 4 images but 2 seeds"),
         ({"seeds": [1, 2, 3, -4]}, "seeds are whole numbers from 0"),
-        ({"labels": torch.zeros(3)}, "there are 4 images but 3 labels"),
+        ({"labels": torch.zeros(3)}, "got 4 images but 3 labels"),
     ],
 )
 def test_bad_input_is_refused_before_the_first_state(arguments: dict, message: str) -> None:

@@ -22,8 +22,9 @@ from quarterarc.denoiser import Clipped, Evaluator, Replayed
 from quarterarc.estimate import Estimate
 from quarterarc.samplers import Multistep
 from quarterarc.samplers.step_weights import StepWeights
-from quarterarc.sampling import tuning
-from quarterarc.sampling.plans import plan
+from quarterarc.sampling import fitting
+from quarterarc.sampling.fitting import Family, Target, equations, misses
+from quarterarc.sampling.plans import Sampling
 from quarterarc.sampling.tuned_grids import TunedGrid, read_tuned, write_tuned
 from quarterarc.sampling.tuning import tune
 from quarterarc.storage.runs import newest_checkpoint
@@ -82,12 +83,12 @@ def test_images_taken_in_parts_give_the_same_equations(world: MixtureData, monke
             found = world(x - torch.as_tensor(angle).cos().reshape(-1, 1, 1, 1) * brighter, angle)
             return Estimate(found.image + brighter, found.noise)
 
-    trial = tuning._Trial.of(Shifted(), x, labels)
-    family = tuning._Family(plan(world, "multistep", 3, shape=(1, 6, 6)), (1, 6, 6), weights=True)
+    trial = Target.of(Shifted(), x, labels)
+    family = Family(Sampling(steps=3).plan(world, (1, 6, 6)), (1, 6, 6), weights=True)
     vector = family.begin()
-    whole = tuning._equations(trial, family, vector, 0.1)
-    monkeypatch.setattr(tuning, "NUMBERS", len(vector) * 36 * 3)  # three images at a time
-    for one, other in zip(tuning._equations(trial, family, vector, 0.1), whole, strict=True):
+    whole = equations(trial, family, vector, 0.1)
+    monkeypatch.setattr(fitting, "NUMBERS", len(vector) * 36 * 3)  # three images at a time
+    for one, other in zip(equations(trial, family, vector, 0.1), whole, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-9)
 
 
@@ -95,18 +96,18 @@ def test_the_gradient_is_that_of_the_logarithm_of_the_errors(
     world: MixtureData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Half the derivative of sum log(error^2 + floor^2), where the added weights are not 0."""
-    monkeypatch.setattr(tuning, "MOVE", 1e-6)  # one-sided differences, here as good as two-sided ones
-    monkeypatch.setattr(tuning, "NUDGE", 1e-6)
-    trial = tuning._Trial.of(world, noise(range(8), (1, 6, 6), dtype=torch.float64))
-    family = tuning._Family(plan(world, "multistep", 3, shape=(1, 6, 6)), (1, 6, 6), weights=True)
+    monkeypatch.setattr(fitting, "MOVE", 1e-6)  # one-sided differences, here as good as two-sided ones
+    monkeypatch.setattr(fitting, "NUDGE", 1e-6)
+    trial = Target.of(world, noise(range(8), (1, 6, 6), dtype=torch.float64))
+    family = Family(Sampling(steps=3).plan(world, (1, 6, 6)), (1, 6, 6), weights=True)
     vector, floor = family.begin() + 0.01, 0.1
 
     def objective(vector: np.ndarray) -> float:
-        missed = tuning._run(trial, family, vector)
+        missed = misses(trial, family, vector)
         assert missed is not None
         return float(np.log((missed**2).sum(1) + floor**2).sum()) / 2
 
-    _, gradient = tuning._equations(trial, family, vector, floor)
+    _, gradient = equations(trial, family, vector, floor)
     steps = 1e-5 * np.eye(len(vector))
     central = [(objective(vector + step) - objective(vector - step)) / 2e-5 for step in steps]
     np.testing.assert_allclose(gradient, central, rtol=0, atol=3e-4 * np.abs(central).max())
@@ -141,7 +142,7 @@ def test_the_untuned_grid_is_kept_where_nothing_is_better() -> None:
     world = MixtureData(torch.zeros(1, 1, 4, 4, dtype=torch.float64) + 0.3, 1e-9)
     found = tune(world, 3, "rotation", shape=(1, 4, 4), images=8, progress=False)
     assert found.kept == "untuned"
-    assert found.angles == tuple(plan(world, "rotation", 3, shape=(1, 4, 4)).angles)
+    assert found.angles == tuple(Sampling("rotation", 3).plan(world, (1, 4, 4)).angles)
 
 
 def test_a_runge_kutta_start_has_its_angles_tuned_but_no_weights(world: MixtureData) -> None:
@@ -198,7 +199,7 @@ def test_tune_and_sample_on_the_command_line(run: Path, cli: Callable, tmp_path:
     assert (about["grid"], about["nfe"], about["sampler"]) == ("tuned", 4, "multistep")
     np.testing.assert_allclose(about["angles"], grids[1].angles)
     # the plan holds the tuned weights too
-    assert plan(load(run), steps=4, grid="tuned").sampler == grids[1].apply(Multistep())
+    assert Sampling(steps=4, grid="tuned").plan(load(run)).sampler == grids[1].apply(Multistep())
 
 
 def test_tuning_again_replaces_and_adds(run: Path) -> None:
@@ -218,14 +219,14 @@ def test_values_that_no_tuning_writes_are_refused(run: Path) -> None:
     checkpoint = newest_checkpoint(run)
     good = TunedGrid("multistep", {}, (1.5, 0.7, 0.0), (), {"untuned": 1.0}, "untuned", 2).describe()
     changes: list[tuple[dict[str, Any], str]] = [
-        ({"angles": [1.5, 0.7, 0.1]}, "ends at 0.1"),
+        ({"angles": [1.5, 0.7, 0.1]}, "ends at 0.1 instead of 0"),
         ({"angles": [0.7, 1.5, 0.0]}, "descends"),
         ({"angles": []}, "at least two angles"),
-        ({"offsets": [{"x": 0.0, "image": [], "noise": []}]}, "weights for 1 of 2 steps"),
-        ({"offsets": 2 * [{"x": 0.0, "image": [1.0, 1.0], "noise": [1.0, 1.0]}]}, "weights of step 0 for 2 images"),
-        ({"offsets": 2 * [{"x": 0.0, "image": [1.0], "noise": []}]}, "weights of step 0 for 1 images and 0 noises"),
-        ({"offsets": 2 * [{"x": math.nan, "image": [1.0], "noise": [1.0]}]}, "no finite numbers"),
-        ({"nfe": math.inf}, "inf evaluations"),
+        ({"offsets": [{"x": 0.0, "image": [], "noise": []}]}, "1 of 2 steps have weights"),
+        ({"offsets": 2 * [{"x": 0.0, "image": [1.0, 1.0], "noise": [1.0, 1.0]}]}, "step 0 has weights for 2 images"),
+        ({"offsets": 2 * [{"x": 0.0, "image": [1.0], "noise": []}]}, "step 0 has weights for 1 images and 0 noises"),
+        ({"offsets": 2 * [{"x": math.nan, "image": [1.0], "noise": [1.0]}]}, "not finite"),
+        ({"nfe": math.inf}, "evaluations is inf"),
     ]
     for changed, message in changes:
         with pytest.raises(ValueError, match=message):
@@ -245,7 +246,7 @@ def test_what_it_refuses(run: Path, world: MixtureData, cli: Callable, tmp_path:
     checkpoint = newest_checkpoint(run)
     found = TunedGrid("multistep", {}, (1.5, 0.7, 0.0), (), {"untuned": 1.0}, "untuned", 2)
     write_tuned(checkpoint, [found])
-    with pytest.raises(InputError, match="no grid was tuned for multistep with 7 steps: there is multistep 2 steps"):
+    with pytest.raises(InputError, match=r"no grid was tuned for multistep with 7 steps \(tuned: multistep 2 steps\)"):
         sample(denoise, x, steps=7, grid="tuned")
     # another flow of the same network
     with pytest.raises(InputError, match="this one is clipped: name another grid"):
@@ -258,7 +259,7 @@ def test_what_it_refuses(run: Path, world: MixtureData, cli: Callable, tmp_path:
         changed = content.replace(b'"both"', b'"mean"') if name == "config.json" else content[:-1] + b"\x01"
         assert changed != content
         (checkpoint / name).write_bytes(changed)
-        with pytest.raises(InputError, match="made for another network or head"):
+        with pytest.raises(InputError, match="tuned for another network or head"):
             read_tuned(checkpoint)
         (checkpoint / name).write_bytes(content)
     (checkpoint / "tuned.json").write_text('{"format": 7}')
@@ -275,7 +276,7 @@ def test_what_it_refuses(run: Path, world: MixtureData, cli: Callable, tmp_path:
     with pytest.raises(InputError, match="'adaptive' chooses its own steps"):
         tune(world, 4, "adaptive", shape=(1, 6, 6), images=8, progress=False)
     assert "'adaptive' chooses its own steps" in cli("tune", run, "--sampler", "adaptive", "--nfe", "2").stderr
-    assert "rk4 takes 4 evaluations a step" in cli("tune", run, "--sampler", "rk4", "--nfe", "8,7").stderr
+    assert "rk4 takes 4 evaluations per step" in cli("tune", run, "--sampler", "rk4", "--nfe", "8,7").stderr
     for words in (("--nfe", "five"), ("--nfe", "1"), ("--sampler", "dppm"), ("--images", "2")):
         said = cli("tune", run, *words)
         assert said.returncode == 2

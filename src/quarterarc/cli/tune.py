@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import os
 
-from ..common.errors import InputError
 from ..common.text import counted
 from .model import add_device_argument, add_sampler_arguments, parse_numbers, parse_options
 from .parser import Parser
@@ -26,41 +24,27 @@ def add_arguments(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Tune, print the errors of both grids, and store the better one beside the weights; 0 when done."""
     counts = parse_numbers(args.nfe, "--nfe")
-    if min(counts) < 2:
-        raise InputError(f"--nfe {args.nfe}: tuning takes at least 2 evaluations")
     options = parse_options(args.option)
 
-    from ..common.devices import pick_device
-    from ..samplers import Adaptive
-    from ..samplers import sampler as named_sampler
     from ..sampling.plans import DEFAULT_SAMPLER
-    from ..sampling.tuned_grids import write_tuned
-    from ..sampling.tuning import tune
-    from ..storage.checkpoints import load
-    from ..storage.runs import newest_checkpoint
+    from ..sampling.tuning import tune_run
 
-    checkpoint = newest_checkpoint(args.model)
-    if not os.access(checkpoint, os.W_OK):
-        raise InputError(f"{checkpoint} is not writable, and tuned grids are stored there: copy the run")
-    name = args.sampler or DEFAULT_SAMPLER
-    sampler = named_sampler(name, **options)
-    evaluations = sampler.evaluations
-    if min(counts) < 2 * evaluations and not isinstance(sampler, Adaptive):
-        raise InputError(
-            f"--nfe {args.nfe}: {name} takes {counted(evaluations, 'evaluation')} per step, and one step has no angles "
-            f"to tune: give at least {2 * evaluations}"
-        )
-    denoise = load(checkpoint, pick_device(args.device))
+    grids = tune_run(
+        args.model,
+        counts,
+        args.sampler or DEFAULT_SAMPLER,
+        images=args.images,
+        weights=not args.no_weights,
+        device=args.device,
+        **options,
+    )
     print("Median distance per pixel to the network's own fine trajectories, on noise that was not tuned on:")
-    for nfe in counts:
-        steps = max(1, nfe // evaluations)
-        tuned = tune(denoise, steps, name, images=args.images, weights=not args.no_weights, **options)
-        write_tuned(checkpoint, [tuned])
+    for nfe, tuned in zip(counts, grids, strict=True):
         errors = ", ".join(f"{grid} {error:.5f}" for grid, error in tuned.errors.items())
         kept = "untuned grid kept: tuning did not improve it" if tuned.kept == "untuned" else f"kept: {tuned.kept}"
         requested = "" if tuned.nfe == nfe else f", {nfe} requested"
-        print(f"  {counted(tuned.nfe, 'evaluation')} ({counted(steps, 'step')}{requested}): {errors}; {kept}")
-    same = "" if args.sampler is None else f"--sampler {name} "
+        print(f"  {counted(tuned.nfe, 'evaluation')} ({counted(tuned.steps, 'step')}{requested}): {errors}; {kept}")
+    same = "" if args.sampler is None else f"--sampler {args.sampler} "
     same += "".join(f"--option {option} " for option in args.option)
-    print(f"Sample with {same}--grid tuned --steps N (the grids are in {checkpoint / 'tuned.json'})")
+    print(f"Sample with {same}--grid tuned --steps N (the grids are in tuned.json beside the weights)")
     return 0

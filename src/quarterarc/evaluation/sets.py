@@ -30,6 +30,7 @@ from ..data.loading import open_data, open_source
 from ..data.sources import Labels, Source, digest
 from ..data.spec import DataSpec
 from ..denoiser import Denoise, required_shape
+from ..sampling.folders import SHEETS
 from ..sampling.generation import batches
 from ..sampling.plans import Sampling, check_labels
 from ..storage.files import read_json
@@ -316,7 +317,7 @@ def _shape_of(encoded: Encoded) -> Shape | None:
 def open_set(source: str | Path, limit: int | None = None, split: str = "train") -> ImageSet:
     """The images of a folder, an npz, or any source that `quarterarc.data.open_data` takes, at their own size.
 
-    A folder that `quarterarc sample` wrote counts without its overview, and brings along how it was sampled.
+    The contact sheet of a folder that `quarterarc sample` wrote is left out; its samples.json is read too.
 
     Args:
         source: a path or a name.
@@ -335,8 +336,8 @@ def open_set(source: str | Path, limit: int | None = None, split: str = "train")
     numbers: Sequence[int] = range(opened.count)[:limit]
     if (path / "samples.json").is_file():
         sampling = _sampling(path)
-        overview = str(path / "grid.png")
-        numbers = [number for number in range(opened.count) if opened.name(number) != overview][:limit]
+        sheets = {str(path / name) for name in SHEETS}
+        numbers = [number for number in range(opened.count) if opened.name(number) not in sheets][:limit]
         if not numbers:
             raise InputError(f"no images under {path}: give a folder of images")
     first = opened.read(numbers[0])

@@ -20,7 +20,7 @@ from ..evaluation.measure import evaluate
 from ..report import Series, data_url, line_chart, write_page
 from ..samplers import sampler as named_sampler
 from ..sampling.generation import batches, generate, noise
-from ..sampling.plans import plan
+from ..sampling.plans import Sampling
 from ..sampling.trajectories import sample, trajectory
 from ..storage.checkpoints import hash_of, load
 from ..storage.files import make_folder, write_json
@@ -56,7 +56,7 @@ def run_demo(recipe: Recipe, out: Path, measured: int = 400) -> dict[str, Any]:
     checkpoint = train(recipe, out, resume=True)
     denoise = load(checkpoint)
     log = read_log(out)
-    chosen = plan(denoise)
+    chosen = Sampling().plan(denoise)
 
     started = time.perf_counter()
     images = generate(denoise, range(SHOWN), batch_size=SHOWN)
@@ -142,7 +142,7 @@ def _measure(denoise: Denoiser, real: Tensor, count: int) -> dict[str, Any]:
     for name, nfe in tqdm(runs, desc="measure", unit="setting", disable=None):
         steps = max(1, nfe // named_sampler(name).evaluations)
         made = [(to_uint8(result.images), result.nfe) for _, result in
-                batches(plan(denoise, name, steps), range(count), batch_size=250)]  # fmt: skip
+                batches(Sampling(name, steps).plan(denoise), range(count), batch_size=250)]  # fmt: skip
         scores = score(torch.cat([pixels for pixels, _ in made]))
         lines.append({"sampler": name, "steps": steps, "nfe": made[0][1], **scores})
     return {"features": "digits", "count": count, "reference": len(real), "floor": score(real[some]), "samplers": lines}

@@ -1,16 +1,18 @@
-"""Samplers: rules that move a state from one angle to the next. One file a family, one table of names.
+"""Samplers: rules that move a state from one angle to the next. One file per family, one registry.
 
-`multistep` has two more: `step_weights`, its integrals, and `widths`, what it reads of the data on the way.
+`multistep` has two more files: `step_weights`, the integrals of its steps, and `widths`, the width of the data around
+each image. `options` reads the options of a sampler from its class.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from inspect import signature
 from typing import Any
 
-from ..common.errors import InputError, unknown_name
+from ..common.errors import InputError
+from ..common.registry import Registry
+from ..common.renames import rename_keys
 from .adaptive import Adaptive
 from .base import Draw, LinearSampler, Sampler, State, Weights
 from .cold import Cold, ColdImproved, ColdNaive
@@ -19,6 +21,7 @@ from .ddpm import DDPM
 from .forms import FORMS
 from .gradient import EULER, HEUN, MIDPOINT, RK4, Gradient, Tableau
 from .multistep import Multistep
+from .options import Option, options_of, renames_of
 from .rotation import Rotation
 
 __all__ = [
@@ -38,45 +41,95 @@ __all__ = [
     "Gradient",
     "LinearSampler",
     "Multistep",
+    "Option",
     "Rotation",
     "Sampler",
     "State",
     "Tableau",
     "Weights",
+    "current_options",
     "sampler",
+    "sampler_options",
 ]
 
-SAMPLERS: dict[str, Callable[..., Sampler]] = {
-    "ddpm": DDPM,
-    "ddim": DDIM,
-    "cold": Cold,
-    "cold-naive": ColdNaive,
-    "cold-improved": ColdImproved,
-    "euler": partial(Gradient, EULER),
-    "midpoint": partial(Gradient, MIDPOINT),
-    "heun": partial(Gradient, HEUN),
-    "rk4": partial(Gradient, RK4),
-    "rotation": Rotation,
-    "multistep": Multistep,
-    "adaptive": Adaptive,
-}
-"""Every sampler by name; the value makes one from its options."""
+
+def _check(entry: Any, name: str) -> None:
+    if isinstance(entry, Sampler):
+        raise InputError(f"the sampler '{name}' is an instance of {type(entry).__name__}: give the class")
+    if isinstance(entry, type) and not issubclass(entry, Sampler):
+        raise InputError(f"the sampler '{name}' is not a subclass of quarterarc.samplers.Sampler")
+
+
+SAMPLERS: Registry[Callable[..., Sampler]] = Registry(
+    "sampler",
+    {
+        "ddpm": DDPM,
+        "ddim": DDIM,
+        "cold": Cold,
+        "cold-naive": ColdNaive,
+        "cold-improved": ColdImproved,
+        "euler": partial(Gradient, EULER),
+        "midpoint": partial(Gradient, MIDPOINT),
+        "heun": partial(Gradient, HEUN),
+        "rk4": partial(Gradient, RK4),
+        "rotation": Rotation,
+        "multistep": Multistep,
+        "adaptive": Adaptive,
+    },
+    _check,
+)
+"""Every sampler by name: a subclass of `Sampler`, or a factory that makes a sampler from keyword options."""
 
 
 def sampler(name: str, **options: Any) -> Sampler:
-    """A sampler by name: `sampler("ddim", churn=0.5)`.
+    """A sampler by name: `sampler("ddim", eta=0.5)`.
+
+    Args:
+        name: a name in `SAMPLERS`, or an import path, `package.module:Class`.
+        options: the options of the sampler; `sampler_options(name)` lists them.
 
     Raises:
-        InputError: for an unknown name, an option the sampler does not have, or a value it refuses.
+        InputError: for an unknown name, an unknown option (the known ones are listed), or an invalid value.
     """
-    if name not in SAMPLERS:
-        raise unknown_name("sampler", name, SAMPLERS)
-    known = [key for key in signature(SAMPLERS[name]).parameters if key not in ("tableau", "offsets")]
+    entry = SAMPLERS.lookup(name)
+    options = current_options(name, options)
+    known = options_of(entry)
     for key in options:
-        if key not in known:
-            has = f"it has {', '.join(known)}" if known else "it has none"
-            raise InputError(f"the sampler '{name}' has no option '{key}' ({has})")
+        if known is not None and key not in [option.name for option in known]:
+            listed = f"known: {', '.join(option.name for option in known)}" if known else "it has none"
+            raise InputError(f"the sampler '{name}' has no option '{key}' ({listed})")
     try:
-        return SAMPLERS[name](**options)
-    except TypeError as error:  # of a comparison of a number with a word, say
+        made = entry(**options)
+    except TypeError as error:  # such as a comparison of a number with a string
         raise InputError(f"the sampler '{name}' cannot use the options {options}: {error}") from None
+    if not isinstance(made, Sampler):
+        raise InputError(
+            f"the sampler '{name}' returned a {type(made).__name__}: a quarterarc.samplers.Sampler is expected"
+        )
+    return made
+
+
+def sampler_options(name: str) -> tuple[Option, ...]:
+    """Name, type, default and one line of documentation of each option of a sampler.
+
+    Args:
+        name: a name in `SAMPLERS`, or an import path. Empty for a factory that accepts any option.
+
+    Raises:
+        InputError: for an unknown name.
+    """
+    return options_of(SAMPLERS.lookup(name)) or ()
+
+
+def current_options(name: str, options: Mapping[str, Any], warn: bool = True) -> dict[str, Any]:
+    """Options under their current names; old names are accepted for one version.
+
+    Args:
+        name: a name in `SAMPLERS`, or an import path.
+        options: the options by name.
+        warn: whether to log a warning for an old name; False for options read from a file.
+
+    Raises:
+        InputError: for an unknown sampler, or if both the old and the new name are given.
+    """
+    return rename_keys(options, renames_of(SAMPLERS.lookup(name)), f"the sampler '{name}'" if warn else None)

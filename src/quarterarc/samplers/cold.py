@@ -18,7 +18,7 @@ __all__ = ["Cold", "ColdImproved", "ColdNaive"]
 
 @dataclass(frozen=True)
 class Cold(LinearSampler):
-    """x_a = cos a image + sin a (x - cos b image)/sin b: the noise is what the image leaves of x (Eq. 8)."""
+    """x_a = cos a image + sin a (x - cos b image)/sin b: the noise is the rest of x after the image (Eq. 8)."""
 
     def weights(self, b: float, a: float) -> Weights:
         ratio = math.sin(a) / math.sin(b)
@@ -26,11 +26,11 @@ class Cold(LinearSampler):
 
 
 class _FixedNoise(Sampler):
-    """A rule of Bansal et al., whose degradation D keeps the noise that the trajectory began with."""
+    """A rule of Bansal et al., whose degradation D keeps the first noise of the trajectory."""
 
     @abstractmethod
     def step(self, x: Tensor, image: Tensor, noise: Tensor, b: float, a: float) -> Tensor:
-        """From x at angle b to angle a, by the estimated image and the first noise."""
+        """The step from x at angle b to angle a, given the image estimate and the first noise."""
 
     def __call__(self, denoise: Denoise, x: Tensor, angles: Sequence[float], draw: Draw) -> Iterator[State]:
         noise = x

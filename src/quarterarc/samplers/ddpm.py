@@ -18,14 +18,15 @@ VARIANCES = ("large", "small", "learned")
 
 @dataclass(frozen=True)
 class DDPM(LinearSampler):
-    """Draws x_a from a Gaussian around the posterior mean of the image estimate; no noise in the last step.
+    """Draw x_a from a Gaussian around the posterior mean given the image estimate; no noise in the last step.
 
     Attributes:
-        variance: "small" is the posterior's own, "large" is beta_{b|a} (the paper's two choices, section 3.2);
-            "learned" lies between them as the network says (Nichol & Dhariwal 2021, Eq. 15).
+        variance: `small`, `large` or `learned`. `small` is the variance of the posterior, `large` is beta_{b|a} (the
+            two choices of section 3.2); `learned` interpolates between them by the network's output (Nichol & Dhariwal
+            2021, Eq. 15).
 
     Raises:
-        InputError: for another name, or "learned" with a denoiser that learned none.
+        InputError: for another name, or `learned` with a denoiser without a learned variance.
     """
 
     variance: str = "small"

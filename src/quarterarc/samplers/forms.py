@@ -6,9 +6,10 @@
 | noise    | cos angle | tan angle | noise    | pi/2           |
 | image    | sin angle | cot angle | image    | 0              |
 
-A solver holds the estimate constant, or a polynomial in the clock, so the form decides what it is exact for. The noise
-form is DDIM's and EDM's (clock sigma, x / cos the variance-exploding state; Karras et al. 2022, Eq. 1 with s = 1), the
-image form that of data-prediction solvers (DPM-Solver++, Lu et al. 2022b), the velocity form that of the arc itself.
+A solver takes the estimate as constant, or as a polynomial in the clock, so the form decides what it is exact for. The
+noise form is that of DDIM and EDM (clock sigma, x / cos the variance-exploding state; Karras et al. 2022, Eq. 1 with
+s = 1), the image form that of data-prediction solvers (DPM-Solver++, Lu et al. 2022b), the velocity form that of the
+arc itself.
 """
 
 from __future__ import annotations
@@ -29,13 +30,14 @@ class Form:
     """One row of the table.
 
     Attributes:
-        name: the row's name.
-        read: the estimate at an angle.
+        name: the name of the row.
+        read: selects the integrated estimate, `(estimate, angle) -> tensor`.
         scale, clock: functions of the angle.
         angle: the inverse of `clock`.
         weight: scale(a) (clock(a) - clock(b)), the weight of a constant estimate in the step from b to a, without
             cancellation and finite wherever the step is; x itself has the weight scale(a) / scale(b).
-        at_noise, at_image: whether the form is defined at pi/2, and its estimate worth asking for at 0.
+        at_noise: whether the form is defined at pi/2.
+        at_image: whether its estimate is evaluated at 0.
     """
 
     name: str
@@ -64,7 +66,7 @@ NOISE = Form(
     math.atan,
     lambda b, a: math.sin(a - b) / math.cos(b),
     at_noise=False,
-    at_image=False,  # the form exists there, but a clean image says nothing of its noise
+    at_image=False,  # the form is defined at 0, but the noise estimate carries no information on a clean image
 )
 IMAGE = Form(
     "image",
@@ -77,4 +79,4 @@ IMAGE = Form(
 )
 
 FORMS: dict[str, Form] = {form.name: form for form in (VELOCITY, NOISE, IMAGE)}
-"""The forms by name."""
+"""The forms by name. `Multistep` has one more, `both`, which integrates the two estimates by themselves."""

@@ -25,13 +25,13 @@ class Tableau:
     """A Butcher tableau of an explicit Runge-Kutta method.
 
     Attributes:
-        order: the method's order of convergence.
-        matrix: row i holds the weights of the slopes before stage i; its sum is the node of the stage.
-        weights: of the slopes in the step, summing to 1.
+        order: order of convergence of the method.
+        matrix: row i holds the weights of the earlier slopes in stage i; its sum is the node of the stage.
+        weights: weights of the slopes in the step; they sum to 1.
 
     Raises:
-        InputError: if the shapes do not fit an explicit method, a stage after the first does not lie later in the step,
-            or the weights do not sum to 1.
+        InputError: if the shapes do not fit an explicit method, the node of a stage after the first is not above 0, or
+            the weights do not sum to 1.
     """
 
     order: int
@@ -40,7 +40,7 @@ class Tableau:
 
     def __post_init__(self) -> None:
         if [len(row) for row in self.matrix] != list(range(len(self.weights))):
-            raise InputError("row i of an explicit tableau has i entries, one for each stage before it")
+            raise InputError("row i of an explicit tableau has i entries, one per earlier stage")
         if any(node <= 0.0 for node in self.nodes[1:]):
             raise InputError(f"a tableau's stages after the first have nodes above 0, got {self.nodes}")
         if not math.isclose(math.fsum(self.weights), 1.0, abs_tol=1e-15):
@@ -48,7 +48,7 @@ class Tableau:
 
     @property
     def nodes(self) -> tuple[float, ...]:
-        """Where in the step each stage lies, 0..1: the row sums of the matrix."""
+        """The position of each stage in the step, 0..1: the row sums of the matrix."""
         return tuple(math.fsum(row) for row in self.matrix)
 
 
@@ -60,17 +60,17 @@ RK4 = Tableau(4, ((), (1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1
 
 @dataclass(frozen=True)
 class Gradient(Sampler):
-    """An explicit Runge-Kutta method on one of the flow's forms, d(x / scale) = estimate d(clock).
+    """An explicit Runge-Kutta method on one form of the flow, d(x / scale) = estimate d(clock).
 
-    A network that estimates the image alone says nothing of the noise at 0, and close to 0 its error is divided by the
-    sine. In the velocity form a step with a stage below the denoiser's smallest angle is therefore the midpoint rule's,
-    asked in the middle of the step. In the noise and image forms the step to 0 is Euler's: Heun in the noise form is
-    then EDM's deterministic sampler (Karras et al. 2022, Algorithm 1), and n steps of an s-stage method cost
-    s (n - 1) + 1 evaluations.
+    A network that estimates the image alone does not determine the noise at 0, and close to 0 its error is divided by
+    the sine. In the velocity form a step with a stage below the denoiser's smallest angle is therefore taken by the
+    midpoint rule. In the noise and image forms the step to 0 is Euler's: Heun in the noise form is then EDM's
+    deterministic sampler (Karras et al. 2022, Algorithm 1), and n steps of an s-stage method cost s (n - 1) + 1
+    evaluations.
 
     Attributes:
         tableau: the method.
-        form: one of `quarterarc.samplers.FORMS`.
+        form: coordinates of the ODE: `velocity`, `noise` or `image`.
 
     Raises:
         InputError: for an unknown form, or a grid from pi/2 in the noise form, whose clock is infinite there.
@@ -85,17 +85,17 @@ class Gradient(Sampler):
 
     @property
     def evaluations(self) -> int:
-        """One a stage."""
+        """Network evaluations per step: one per stage."""
         return len(self.tableau.weights)
 
     def check(self, angles: Sequence[float] | np.ndarray) -> None:
-        """Raise an InputError for a grid that the form does not go with."""
+        """Raise an InputError for a grid from pi/2 in the noise form."""
         form = FORMS[self.form]
         if angles[0] >= NOISE_END and not form.at_noise:
             raise InputError(f"the {form.name} form is not defined at pi/2: start below it, or use form='velocity'")
 
     def __call__(self, denoise: Denoise, x: Tensor, angles: Sequence[float], draw: Draw) -> Iterator[State]:
-        """The states at every angle of the grid; a state's estimate is that of the first stage."""
+        """Yield the state at every angle of the grid; the estimate of a state is that of the first stage."""
         self.check(angles)
         form = FORMS[self.form]
         smallest, _ = angle_range(denoise)
@@ -109,10 +109,15 @@ class Gradient(Sampler):
 def runge_kutta(
     denoise: Denoise, x: Tensor, estimate: Estimate, form: Form, tableau: Tableau, b: float, a: float, smallest: float
 ) -> Tensor:
-    """One step from x at angle b, where the denoiser said `estimate`, to angle a; see `Gradient`.
+    """One step from x at angle b to angle a; see `Gradient`.
 
     Args:
-        smallest: the denoiser's smallest angle; no stage asks below it.
+        denoise: evaluated at every stage but the first.
+        x: points, shape (B, C, H, W).
+        estimate: the estimate at x and b, the first stage.
+        form, tableau: the ODE and the method.
+        b, a: descending.
+        smallest: the denoiser's smallest angle; no stage is evaluated below it.
     """
     tableau = _fitting(tableau, form, b, a, smallest)
     slopes = [form.read(estimate, b)]
@@ -124,7 +129,7 @@ def runge_kutta(
 
 
 def _fitting(tableau: Tableau, form: Form, b: float, a: float, smallest: float) -> Tableau:
-    """The method of the step from b to a."""
+    """The method for the step from b to a: `tableau`, or Euler or midpoint at the end of the arc."""
     if a == 0.0 and not form.at_image:
         return EULER
     last = max(tableau.nodes)
@@ -133,7 +138,7 @@ def _fitting(tableau: Tableau, form: Form, b: float, a: float, smallest: float) 
 
 
 def _advance(x: Tensor, form: Form, b: float, a: float, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
-    """The step from b to a with the estimate held at the weighted mean of the slopes."""
+    """The step from b to a with a constant estimate, the weighted mean of the slopes."""
     share, by = form.scale(a) / form.scale(b), form.weight(b, a) / math.fsum(weights)
     moved = x if share == 1.0 else share * x
     for weight, slope in zip(weights, slopes, strict=True):

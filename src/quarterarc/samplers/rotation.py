@@ -1,4 +1,4 @@
-"""Rotation: follow the circle that point and tangent define."""
+"""Rotation: a step along the circle through the point with the estimated velocity as its tangent."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ __all__ = ["Rotation"]
 class Rotation(LinearSampler):
     """x_a = cos(b - a) x - sin(b - a) v, with the estimated velocity v = cos b noise - sin b image.
 
-    Exact at any number of steps while image and noise estimates stay the same, where Euler is not. Equal to DDIM
-    where the two estimates agree with x; where they do not, rotation trusts x.
+    Exact for any number of steps if image and noise estimates are constant, unlike Euler. Equal to DDIM where the two
+    estimates agree on x; where they disagree, rotation keeps the residual in x and DDIM drops it.
     """
 
     def weights(self, b: float, a: float) -> Weights:

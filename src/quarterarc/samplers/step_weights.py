@@ -1,4 +1,4 @@
-"""The weights of a multistep step: the integral of the flow over it, exact for polynomials and for Gaussian data."""
+"""The weights of a multistep step: integrals of the flow, exact for polynomials and for Gaussian data."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ from torch import Tensor
 from ..arc import FINEST, NOISE_END, octave, octave_to_angle, spread
 from ..estimate import Estimate
 
-__all__ = ["CLOCKS", "FORMS", "StepWeights", "fresh_noise", "gaussian_weights", "noise_weights", "step_weights"]
+__all__ = ["CLOCKS", "StepWeights", "fresh_noise", "gaussian_weights", "noise_weights", "step_weights"]
 
-FORMS = ("both", "velocity", "noise", "image")
 CLOCKS = ("octave", "angle")
 
 _POINTS, _SHARES = leggauss(48)  # relative 1e-14 on steps as long as the whole arc
@@ -29,8 +28,9 @@ class StepWeights:
     """A step as weights: x_a = x x_b + sum_j image_j image_hat_j + noise_j noise_hat_j.
 
     Attributes:
-        x: of the point the step starts from, float64.
-        image, noise: of the estimates at the nodes, float64; noise may be one weight an image, shape (B,).
+        x: weight of the point at the start of the step, float64.
+        image, noise: weights of the estimates at the nodes, float64; a noise weight may be a tensor with one value per
+            image, shape (B,).
     """
 
     x: float
@@ -38,7 +38,7 @@ class StepWeights:
     noise: tuple[float | Tensor, ...]
 
     def apply(self, x: Tensor, estimates: Sequence[Estimate]) -> Tensor:
-        """The step itself, from x with the estimates at the nodes."""
+        """Apply the step to x, shape (B, *), with the estimates at the nodes, oldest first."""
         moved = x if self.x == 1.0 else self.x * x
         for image, noise, estimate in zip(self.image, self.noise, estimates, strict=True):
             if image != 0.0:
@@ -50,11 +50,11 @@ class StepWeights:
         return moved
 
     def __add__(self, other: StepWeights) -> StepWeights:
-        """Both together; the last nodes of one are the last nodes of the other."""
+        """The sum of the weights, aligned at the last node."""
         count = max(len(self.image), len(other.image))
 
-        def added(one: tuple[Any, ...], two: tuple[Any, ...]) -> tuple[Any, ...]:
-            padded = [(0.0,) * (count - len(part)) + part for part in (one, two)]
+        def added(first: tuple[Any, ...], second: tuple[Any, ...]) -> tuple[Any, ...]:
+            padded = [(0.0,) * (count - len(values)) + values for values in (first, second)]
             return tuple(map(sum, zip(*padded, strict=True)))
 
         return StepWeights(self.x + other.x, added(self.image, other.image), added(self.noise, other.noise))
@@ -62,21 +62,21 @@ class StepWeights:
 
 @lru_cache(maxsize=4096)
 def step_weights(
-    form: str, clock: str, b: float, a: float, nodes: tuple[float, ...], coarsest: float, churn: float = 0.0
+    form: str, clock: str, b: float, a: float, nodes: tuple[float, ...], coarsest: float, eta: float = 0.0
 ) -> StepWeights:
     """The weights of the step from angle b to angle a through estimates at the nodes, exact to rounding.
 
-    In the form `both` for width 0; `noise_weights` has those of other widths.
+    In the form `both` these are the weights for width 0; `noise_weights` returns those for other widths.
 
     Args:
         form, clock: as for `Multistep`.
-        b, a: where the step starts and ends; b is not pi/2 in the noise form, nor 0 in the image form.
+        b, a: start and end of the step; b is not pi/2 in the noise form, nor 0 in the image form.
         nodes: distinct angles.
-        coarsest: of the clock `octave`, as for `quarterarc.arc.octave`.
-        churn: as for `Multistep`; in the image form.
+        coarsest: the argument of `quarterarc.arc.octave`, for the clock `octave`.
+        eta: as for `Multistep`; in the image form only.
     """
     at, none = np.array(nodes), np.zeros(len(nodes))
-    if form == "image" and a == 0.0:  # all that counts is the image at the end
+    if form == "image" and a == 0.0:  # x_a is the value of the polynomial at 0
         return _rounded(0.0, _lagrange(at, np.zeros(1), clock, coarsest)[:, 0], none)
     angles, shares = _quadrature(form, clock, b, a, coarsest)
     weights = _lagrange(at, angles, clock, coarsest) * shares
@@ -86,7 +86,7 @@ def step_weights(
         return _rounded(1.0, -weights @ np.sin(angles), weights @ np.cos(angles))
     if form == "noise":
         return _rounded(math.cos(a) / math.cos(b), none, math.cos(a) * weights.sum(1))
-    excess, fresh = fresh_noise(b, a, churn)
+    excess, fresh = fresh_noise(b, a, eta)
     decay = (math.tan(a) / np.tan(angles)) ** excess
     kept = math.sin(a) / math.sin(b) * math.sqrt(1.0 - fresh**2)
     return _rounded(kept, math.sin(a) * (1.0 + excess) * (weights * decay).sum(1), none)
@@ -95,9 +95,9 @@ def step_weights(
 def noise_weights(
     clock: str, b: float, a: float, nodes: tuple[float, ...], coarsest: float, squared: Tensor
 ) -> tuple[Tensor, ...]:
-    """The weights of the noise estimates in the form `both` where each image has its width, one tensor a node.
+    """The weights of the noise estimates in the form `both` with one width per image, one tensor per node.
 
-        int cos(angle) l_j(angle) s_w(angle) / s_w(node_j)          l_j Lagrange's polynomial of node j
+        int cos(angle) l_j(angle) s_w(angle) / s_w(node_j)          l_j the Lagrange polynomial of node j
 
     Args:
         clock, b, a, nodes, coarsest: as for `step_weights`.
@@ -113,26 +113,26 @@ def noise_weights(
         return (1.0 + squared[:, None] * torch.as_tensor(np.tan(at) ** -2.0).to(squared)).rsqrt()
 
     sizes, at_nodes = size(angles), size(np.array(nodes))
-    found = ((sizes * torch.as_tensor(row).to(squared)).sum(1) for row in weights)
-    return tuple(each / at_nodes[:, j] for j, each in enumerate(found))
+    integrals = ((sizes * torch.as_tensor(row).to(squared)).sum(1) for row in weights)
+    return tuple(integral / at_nodes[:, j] for j, integral in enumerate(integrals))
 
 
 def gaussian_weights(b: float, a: float, squared: Tensor) -> StepWeights:
-    """The step from b to a that is exact for Gaussian data of width w around each image, from the estimates at b.
+    """The step from b to a by the estimates at b, exact for Gaussian data of width w around each image.
 
         x_a = cos a image_hat + (S_a S_b - cos a cos b w^2) / sin b noise_hat        S = sqrt(sin^2 + w^2 cos^2)
 
-    since Gaussian data of mean m have x - cos m in proportion to S along the flow, and m = image_hat - w^2 cot b
-    noise_hat. For width 0 it is DDIM's step, which ends in the image estimate. Estimates that disagree move x by what
-    this would move the point that they agree on.
+    since for Gaussian data of mean m, x - cos m is proportional to S along the flow, and m = image_hat - w^2 cot b
+    noise_hat. For width 0 it is DDIM's step, which ends in the image estimate. If the two estimates do not agree on x,
+    the residual is kept: x moves by as much as the point that they agree on.
 
     Args:
         b, a: descending; b above 0.
-        squared: w^2, shape (B,), or (1,) for all.
+        squared: w^2, shape (B,), or (1,) for all images.
     """
     (sin_b, cos_b), (sin_a, cos_a) = ((math.sin(angle), math.cos(angle)) for angle in (b, a))
     sizes = ((sin_b**2 + squared * cos_b**2) * (sin_a**2 + squared * cos_a**2)).sqrt()
-    # the difference without its cancelling; 0 / 0 at width 0 and angle 0, where it is 0
+    # the difference S_a S_b - cos a cos b w^2 without cancellation; clamped since it is 0 / 0 at width 0, angle 0
     squares = sin_a**2 * sin_b**2 + squared * (sin_a**2 * cos_b**2 + sin_b**2 * cos_a**2)
     noise = squares / (sizes + cos_a * cos_b * squared).clamp(min=1e-30) / sin_b
     return StepWeights(1.0, (cos_a - cos_b,), (noise - sin_b,))
@@ -142,27 +142,27 @@ def gaussian_weights(b: float, a: float, squared: Tensor) -> StepWeights:
 def _noise_integrand(
     clock: str, b: float, a: float, nodes: tuple[float, ...], coarsest: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What is summed over the returned angles to integrate cos l_j from b to a, shape (nodes, angles)."""
+    """Quadrature weights of the integral of cos l_j from b to a, shape (nodes, angles), and the angles."""
     angles, shares = _quadrature("both", clock, b, a, coarsest)
     return _lagrange(np.array(nodes), angles, clock, coarsest) * shares * np.cos(angles), angles
 
 
-def fresh_noise(b: float, a: float, churn: float) -> tuple[float, float]:
-    """What churn makes of the step from b to a: tau^2 of the reverse process, and the share of x's noise made anew.
+def fresh_noise(b: float, a: float, eta: float) -> tuple[float, float]:
+    """Fresh noise in the step from b to a: tau^2 of the reverse process, and the deviation of the fresh noise / sin a.
 
-    The reverse process with tau^2 times the noise of DDPM's keeps the marginals for any tau (Xue et al. 2023, Eq. 9):
+    The reverse process with tau^2 times DDPM's noise keeps the marginals for any tau (Xue et al. 2023, Eq. 9):
 
         x_a = sin a / sin b r^(tau^2) x_b + sin a (1 + tau^2) int (cot / cot a)^(tau^2) image d cot
               + sin a sqrt(1 - r^(2 tau^2)) z,                                          r = tan a / tan b
 
-    and tau is chosen such that the fresh noise is DDIM's with this churn, sin a churn sqrt(1 - r^2). tau is churn at 1.
+    and tau is chosen such that the fresh noise is DDIM's with this eta, sin a eta sqrt(1 - r^2); tau is 1 for eta 1.
     """
-    if churn == 0.0 or a == 0.0:
+    if eta == 0.0 or a == 0.0:
         return 0.0, 0.0
     left = math.sin(b - a) * math.sin(b + a) / (math.sin(b) * math.cos(a)) ** 2  # 1 - r^2
-    fresh = churn * math.sqrt(min(left, 1.0))
-    if churn == 1.0 or b >= NOISE_END:  # from pure noise r is 0, and any smaller power of it is 1
-        return float(churn == 1.0), fresh
+    fresh = eta * math.sqrt(min(left, 1.0))
+    if eta == 1.0 or b >= NOISE_END:  # from pure noise r is 0, and the limit of tau^2 is 0 for eta < 1
+        return float(eta == 1.0), fresh
     return math.log1p(-(fresh**2)) / (2.0 * math.log(math.tan(a) / math.tan(b))), fresh
 
 
@@ -171,10 +171,10 @@ def _rounded(x: float, image: np.ndarray, noise: np.ndarray) -> StepWeights:
 
 
 def _quadrature(form: str, clock: str, b: float, a: float, coarsest: float) -> tuple[np.ndarray, np.ndarray]:
-    """Angles and shares that integrate from b to a over tan (noise form), cot (image form) or the angle (the others).
+    """Angles and quadrature weights from b to a, over tan (noise form), cot (image form) or the angle (the others).
 
-    Each integral is taken in a variable in which the integrand is smooth up to the end of the arc: log(1 + tan),
-    log(1 + cot), and the octave.
+    The variable of integration makes the integrand smooth up to the end of the arc: log(1 + tan), log(1 + cot), and
+    the octave.
     """
 
     def over(first: float, last: float) -> tuple[np.ndarray, np.ndarray]:
@@ -197,7 +197,7 @@ def _quadrature(form: str, clock: str, b: float, a: float, coarsest: float) -> t
 
 
 def _lagrange(nodes: np.ndarray, angles: np.ndarray, clock: str, coarsest: float) -> np.ndarray:
-    """Lagrange's polynomials of the nodes at angles, in a clock; shape (nodes, angles)."""
+    """The Lagrange polynomials of the nodes in a clock, at the given angles; shape (nodes, angles)."""
     if clock == "octave":
         nodes, angles = octave(nodes, coarsest), octave(angles, coarsest)
     values = np.ones((len(nodes), len(angles)))

@@ -1,6 +1,6 @@
-"""Sample folders: one PNG per seed, a contact sheet, and samples.json with the settings that made them.
+"""Sample folders: one PNG per seed, a contact sheet, and samples.json with the settings of the sampling.
 
-An image appears under its name only when it is complete, so an interrupted folder continues where it stopped.
+Image files appear under their names only when complete, so an interrupted folder continues where it stopped.
 """
 
 from __future__ import annotations
@@ -21,17 +21,20 @@ from ..common.progress import progress_bar
 from ..common.text import ranges
 from ..data.pixels import to_uint8
 from ..denoiser import Denoise, traits
+from ..samplers import current_options
 from ..storage.files import make_folder, read_json, write_json
 from ..storage.pictures import contact_sheet, read_png, write_png
 from .generation import batches
 from .plans import Sampling, check_labels
 
-__all__ = ["write_samples"]
+__all__ = ["SHEETS", "write_samples"]
 
-ABOUT, SHEET = "samples.json", "grid.png"
+ABOUT, SHEET = "samples.json", "contact-sheet.png"
+SHEETS = (SHEET, "grid.png")
+"""File names of the contact sheet, which is no sample; the second one is of version 0.1."""
 IN_SHEET = 64
 RESULTS = ("complete", "count", "seeds", "nfe", "images_per_second", "device")
-"""The keys of samples.json that describe the outcome; the others are settings, which decide what the images are."""
+"""The keys of samples.json that describe the outcome; the others are settings, which determine the images."""
 
 
 def write_samples(
@@ -49,9 +52,9 @@ def write_samples(
 
     Args:
         denoise: a denoiser that declares the shape of its images.
-        out: the folder; a folder with samples made by other settings raises.
+        out: the folder; it may hold images of the same settings.
         seeds: one per image; the PNG of seed 7 is 000007.png.
-        sampling: sampler, steps, grid and so on.
+        sampling: the request; the defaults if None.
         batch_size: images per batch.
         labels: classes, used in turn: the image of seed s has the label labels[s % len(labels)].
         about: further settings to record, such as the checkpoint's hash.
@@ -61,7 +64,7 @@ def write_samples(
         The contents of samples.json; None in every process but the first.
 
     Raises:
-        InputError: for settings that `sample` does not accept, or a folder that cannot be used.
+        InputError: for settings that `sample` does not accept, or a folder with samples of other settings.
     """
     if batch_size < 1:
         raise InputError(f"batch_size is at least 1, got {batch_size}")
@@ -76,7 +79,7 @@ def write_samples(
     if process.rank == 0:
         _describe(out, settings, complete=False)
     mine = [seed for seed in seeds[process.rank :: process.count] if not (out / _name(seed)).exists()]
-    made = batches(
+    results = batches(
         plan,
         mine,
         batch_size=batch_size,
@@ -86,7 +89,7 @@ def write_samples(
     bar = progress_bar(len(mine), "image", "sample", progress and process.rank == 0)
     undone = _removed_on_error(out, existed) if process.rank == 0 else nullcontext()
     with undone, bar, ThreadPoolExecutor(4) as writers:
-        for part, result in made:
+        for part, result in results:
             evaluations += result.nfe * len(part)
             _check_finite(part, result.images)
             pixels = to_uint8(result.images).cpu()
@@ -135,19 +138,32 @@ def _name(seed: int) -> str:
 
 
 def _check_same(out: Path, settings: Mapping[str, Any]) -> float | None:
-    """Raise for a folder whose images have other settings or an unknown origin; the NFE of the images there."""
+    """The NFE of the images in a folder; None without images.
+
+    Raises:
+        InputError: if the images have other settings or an unknown origin.
+    """
     if (out / ABOUT).is_file() and any(out.glob("*.png")):
         before = read_json(out / ABOUT)
         if not isinstance(before, dict):
-            raise InputError(f"{out / ABOUT} does not hold the settings of the images there: give another --out")
-        made = {key: value for key, value in before.items() if key not in RESULTS}
-        changed = sorted(key for key in made.keys() | settings.keys() if made.get(key) != settings.get(key))
+            raise InputError(f"{out / ABOUT} does not hold the settings of its images: give another --out")
+        earlier = _current({key: value for key, value in before.items() if key not in RESULTS})
+        changed = sorted(key for key in earlier.keys() | settings.keys() if earlier.get(key) != settings.get(key))
         if changed:
-            raise InputError(f"{out} holds samples made with another {', '.join(changed)}: give another --out")
+            raise InputError(f"{out} holds samples with other settings ({', '.join(changed)}): give another --out")
         return before.get("nfe")
     if any(out.glob("*.png")):
         raise InputError(f"{out} holds images but no {ABOUT}: give an empty folder as --out")
     return None
+
+
+def _current(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a samples.json with the options under their current names."""
+    name, options = settings.get("sampler"), settings.get("options")
+    if isinstance(name, str) and isinstance(options, dict):
+        with suppress(InputError):  # the name of a class, or of a sampler that is not installed
+            return {**settings, "options": current_options(name, options, warn=False)}
+    return settings
 
 
 def _describe(out: Path, settings: Mapping[str, Any], complete: bool, **results: Any) -> dict[str, Any]:

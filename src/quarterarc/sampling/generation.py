@@ -11,6 +11,7 @@ from torch import Tensor
 from ..common.errors import InputError
 from ..common.progress import progress_bar
 from ..common.streams import Purpose, normal, stream
+from ..common.text import counted
 from ..denoiser import Denoise, required_shape, traits
 from ..samplers import Sampler
 from .plans import GridLike, Plan, Sampling
@@ -25,13 +26,13 @@ def noise(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """The noise at which the trajectories of these seeds begin: standard normal, shape (len(seeds), *shape).
+    """The first noise of the trajectories of these seeds: standard normal, shape (len(seeds), *shape).
 
     Args:
-        seeds: whole numbers from 0, one per image; each image depends on its own seed alone.
+        seeds: whole numbers from 0, one per image; the noise of an image depends on its own seed alone.
         shape: (C, H, W).
-        device: where to put it; it is drawn on the CPU, so that it is the same on every device.
-        dtype: float64 is drawn in float64, everything else in float32 and cast.
+        device: device of the result; the noise is drawn on the CPU, so that it is the same on every device.
+        dtype: dtype of the result; float64 is drawn in float64, other dtypes in float32 and cast.
     """
     return normal([stream(seed, Purpose.NOISE) for seed in seeds], shape, dtype).to(device)
 
@@ -44,12 +45,12 @@ def batches(
     labels: Sequence[int] | None = None,
     shape: Sequence[int] | None = None,
 ) -> Iterator[tuple[Sequence[int], Result]]:
-    """Carry out a plan batch after batch, yielding the seeds and the result of each; arguments as for `generate`."""
+    """Sample by a plan in batches; yield the seeds and the result of each batch. Arguments as for `generate`."""
     shape = required_shape(plan.denoise, shape)
     if batch_size < 1:
         raise InputError(f"batch_size is at least 1, got {batch_size}")
     if labels is not None and len(labels) != len(seeds):
-        raise InputError(f"there are {len(seeds)} seeds but {len(labels)} labels: give one per seed")
+        raise InputError(f"got {counted(len(seeds), 'seed')} but {counted(len(labels), 'label')}: give one per seed")
     device = traits(plan.denoise).device or "cpu"
     for first in range(0, len(seeds), batch_size):
         part = seeds[first : first + batch_size]
@@ -60,7 +61,7 @@ def batches(
 def generate(
     denoise: Denoise,
     seeds: Sequence[int],
-    sampler: str | Sampler | None = None,
+    sampler: str | Sampler | Sampling | None = None,
     steps: int | None = None,
     grid: GridLike | None = None,
     *,
@@ -69,13 +70,13 @@ def generate(
     guidance: float | None = None,
     projection: str | None = None,
     shape: Sequence[int] | None = None,
-    progress: bool = False,
+    progress: bool = True,
     **options: Any,
 ) -> Tensor:
     """Images from seeds, in their order: shape (len(seeds), C, H, W), float32 on the CPU.
 
-    Every random draw of an image depends on its seed alone. The network's arithmetic can round differently in
-    batches of another size, by no more than a level of 8 bits in a few pixels.
+    Every random draw of an image depends on its seed alone. The network's arithmetic can round differently for another
+    batch size, by at most one 8-bit level in a few pixels.
 
     Args:
         denoise: a denoiser.
@@ -90,8 +91,8 @@ def generate(
         InputError: for an unknown shape, a batch size below 1, labels that are not one per seed, and as for `sample`.
     """
     if not len(seeds):
-        raise InputError("there are no seeds: give one per image")
-    request = Sampling(sampler, steps, grid, options, guidance, projection)
+        raise InputError("no seeds were given: give one per image")
+    request = Sampling.of(sampler, steps, grid, options, guidance, projection)
     plan = request.plan(denoise, required_shape(denoise, shape))
     parts = []
     with progress_bar(len(seeds), "image", "sample", progress) as bar:

@@ -1,6 +1,6 @@
-"""How images are sampled: what is asked for (`Sampling`), and what that means for one denoiser (`Plan`).
+"""How images are sampled: the request (`Sampling`), and its resolution for one denoiser (`Plan`).
 
-A plan is resolved once, then passed down: names are looked up, defaults filled in, and the grid is checked.
+A request is resolved once, then passed down: names are looked up, defaults filled in, and the grid is checked.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from .. import grids
 from ..arc import NOISE_END, ROUNDING
 from ..common.errors import InputError
 from ..common.streams import Purpose, normal, stream
+from ..common.text import counted
 from ..denoiser import Denoise, Evaluator, Guided, project, traits
-from ..samplers import Draw, Sampler, State
+from ..samplers import Draw, Sampler, State, current_options
 from ..samplers import sampler as named_sampler
 from .tuned_grids import tuned_grid
 
-__all__ = ["DEFAULT_SAMPLER", "DEFAULT_STEPS", "GridLike", "Plan", "Sampling", "check_labels", "plan", "resolve_grid"]
+__all__ = ["DEFAULT_SAMPLER", "DEFAULT_STEPS", "GridLike", "Plan", "Sampling", "check_labels", "resolve_grid"]
 
 logger = logging.getLogger("quarterarc")
 
@@ -39,15 +40,18 @@ GridLike: TypeAlias = str | Sequence[float] | np.ndarray
 class Sampling:
     """A request to sample: the arguments that `sample`, `generate`, `evaluate` and the command line have in common.
 
+    Every function that takes `sampler` also takes a `Sampling` in its place: `sample(denoise, noise, Sampling("ddim",
+    50))`.
+
     Attributes:
         sampler: a registered name of `quarterarc.samplers.SAMPLERS`, an import path, or a sampler; multistep if None.
         steps: number of steps; 10 if None, or the sampler's own default. The cost is `Result.nfe`.
-        grid: one of `quarterarc.grids.GRIDS`, from the denoiser's largest angle to 0; `tuned` for the grid that
+        grid: a name in `quarterarc.grids.GRIDS`, from the denoiser's largest angle to 0; `tuned` for the grid that
             `quarterarc tune` fitted to this network; or the angles themselves. The sampler's default grid if None.
-        options: the sampler's, such as `eta` for `ddim` or `variance` for `ddpm`.
+        options: options of the sampler, such as `eta` for `ddim` or `variance` for `ddpm`.
         guidance: scale of classifier-free guidance; None for none.
-        projection: what is kept where image and noise estimates disagree: `velocity`, `image`, `noise`, or `none` to
-            leave both as they are; None for the denoiser's own.
+        projection: the quantity kept where image and noise estimates disagree: `velocity`, `image`, `noise`, or `none`
+            to leave both unchanged; None for the denoiser's own.
     """
 
     sampler: str | Sampler | None = None
@@ -57,28 +61,76 @@ class Sampling:
     guidance: float | None = None
     projection: str | None = None
 
+    @classmethod
+    def of(cls, sampler: str | Sampler | Sampling | None, *rest: Any) -> Sampling:
+        """The request of these arguments, in the order of the fields; `sampler` may be the whole request.
+
+        Raises:
+            InputError: if `sampler` is a request and other arguments are given too.
+        """
+        if not isinstance(sampler, Sampling):
+            return cls(sampler, *rest)
+        if any(not (value is None or (isinstance(value, Mapping) and not value)) for value in rest):
+            raise InputError("a Sampling holds steps, grid and options: give them there, or a sampler's name")
+        return sampler
+
     def denoiser(self, denoise: Denoise) -> Denoise:
-        """The denoiser with the projection and the guidance that are asked for."""
+        """The denoiser with the projection and the guidance of this request."""
         if self.projection is not None:
             denoise = project(denoise, self.projection)
         return denoise if self.guidance is None else Guided(denoise, self.guidance)
 
     def plan(self, denoise: Denoise, shape: Sequence[int] | None = None) -> Plan:
-        """The plan for a denoiser; errors as for `plan`."""
-        return plan(self.denoiser(denoise), self.sampler, self.steps, self.grid, shape=shape, **self.options)
+        """Resolve the request for a denoiser.
+
+        Args:
+            denoise: a denoiser.
+            shape: (C, H, W) of the images, for the grid `octave`; the denoiser's own if None.
+
+        Raises:
+            InputError: for an unknown name or option, steps below 1 or in contradiction to the grid, or a grid outside
+                the denoiser's angles.
+        """
+        denoise = self.denoiser(denoise)
+        name, sampler, options = self._sampler()
+        grid, steps = self.grid, self.steps
+        if grid is None:
+            grid = sampler.default_grid
+            steps = sampler.default_steps if steps is None else steps
+        if isinstance(grid, str) and grid == "tuned":
+            if isinstance(self.sampler, Sampler):
+                raise InputError(f"a tuned grid needs a sampler's name: give 'multistep' instead of {name}")
+            tuned = tuned_grid(denoise, name, options, DEFAULT_STEPS if steps is None else steps)
+            sampler, angles = tuned.apply(sampler), np.array(tuned.angles)
+        else:
+            angles = resolve_grid(denoise, grid, steps, shape)
+        sampler.check(angles)
+        return Plan(denoise, sampler, name, options, grid if isinstance(grid, str) else "explicit", angles)
+
+    def _sampler(self) -> tuple[str, Sampler, dict[str, Any]]:
+        """Name, sampler and options, under their current names."""
+        if not isinstance(self.sampler, Sampler):
+            name = DEFAULT_SAMPLER if self.sampler is None else self.sampler
+            options = current_options(name, self.options)
+            return name, named_sampler(name, **options), options
+        if self.options:
+            raise InputError(
+                f"options ({', '.join(self.options)}) go with a sampler's name; give them to the sampler itself"
+            )
+        return type(self.sampler).__name__, self.sampler, {}
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """Sampling of one denoiser, resolved: a sampler and the angles of its steps.
+    """A request resolved for one denoiser: a sampler and the angles of its steps.
 
     Attributes:
         denoise: the denoiser.
         sampler: the sampler.
-        name: the sampler's name, or its class's.
-        options: the sampler's options.
-        grid: the grid's name, `tuned`, or `explicit`.
-        angles: float64, from the first angle to 0.
+        name: the sampler's name, or the name of its class.
+        options: options of the sampler.
+        grid: name of the grid, `tuned`, or `explicit`.
+        angles: float64, from the first angle to the last, usually 0.
     """
 
     denoise: Denoise
@@ -94,7 +146,7 @@ class Plan:
         return len(self.angles) - 1
 
     def describe(self) -> dict[str, Any]:
-        """The settings as JSON types, enough to repeat them."""
+        """The settings as JSON types, sufficient to repeat the sampling."""
         return {
             "sampler": self.name,
             "options": self.options,
@@ -106,15 +158,15 @@ class Plan:
     def states(
         self, noise: Tensor, labels: Tensor | None = None, seeds: Sequence[int] | None = None
     ) -> tuple[Evaluator, Iterator[State]]:
-        """The trajectory from noise, shape (B, C, H, W), and the evaluator that counts its evaluations.
+        """The states from noise, shape (B, C, H, W), and the evaluator that counts network evaluations.
 
         Raises:
-            InputError: before the first state, for noise that is not floating, or labels or seeds that are not one per
+            InputError: before the first state, if the noise is not floating point, or labels or seeds are not one per
                 image.
         """
         for name, values in (("labels", labels), ("seeds", seeds)):
             if values is not None and len(values) != len(noise):
-                raise InputError(f"there are {len(noise)} images but {len(values)} {name}: give one per image")
+                raise InputError(f"got {counted(len(noise), 'image')} but {len(values)} {name}: give one per image")
         if not noise.is_floating_point():
             raise InputError(f"noise is a floating point tensor, got {noise.dtype}")
         evaluator = Evaluator(self.denoise, labels)
@@ -135,43 +187,10 @@ def _draw(seeds: Sequence[int] | None) -> Draw:
     return lambda like: normal(streams, like.shape[1:], like.dtype).to(like.device)
 
 
-def plan(
-    denoise: Denoise,
-    sampler: str | Sampler | None = None,
-    steps: int | None = None,
-    grid: GridLike | None = None,
-    *,
-    shape: Sequence[int] | None = None,
-    **options: Any,
-) -> Plan:
-    """Resolve the arguments of `sample` for a denoiser; arguments and errors as for `Sampling` and `sample`.
-
-    Args:
-        shape: (C, H, W) of the images, for the grid `octave`; the denoiser's own, where it declares one.
-    """
-    sampler = DEFAULT_SAMPLER if sampler is None else sampler
-    if isinstance(sampler, str):
-        name, sampler = sampler, named_sampler(sampler, **options)
-    elif options:
-        raise InputError(f"options ({', '.join(options)}) go with a sampler's name; give them to the sampler itself")
-    else:
-        name = type(sampler).__name__
-    if grid is None:
-        grid = sampler.default_grid
-        steps = sampler.default_steps if steps is None else steps
-    if isinstance(grid, str) and grid == "tuned":
-        tuned = tuned_grid(denoise, name, options, DEFAULT_STEPS if steps is None else steps)
-        sampler, angles = tuned.apply(sampler), np.array(tuned.angles)
-    else:
-        angles = resolve_grid(denoise, grid, steps, shape)
-    sampler.check(angles)
-    return Plan(denoise, sampler, name, dict(options), grid if isinstance(grid, str) else "explicit", angles)
-
-
 def resolve_grid(
     denoise: Denoise, grid: GridLike, steps: int | None = None, shape: Sequence[int] | None = None
 ) -> np.ndarray:
-    """The angles of a grid for this denoiser, checked against the angles at which it is defined.
+    """The angles of a grid, checked against the range of the denoiser; arguments as for `Sampling.plan`.
 
     Raises:
         InputError: for an unknown grid, steps that contradict explicit angles, or angles outside the denoiser's range.
@@ -202,7 +221,7 @@ def resolve_grid(
 
 
 def check_labels(denoise: Denoise, labels: Sequence[int] | None) -> None:
-    """Raise an InputError for labels that a denoiser does not know, or that are missing where it needs them."""
+    """Raise an InputError for labels outside the denoiser's classes, or missing labels that it requires."""
     declared = traits(denoise)
     if labels is None:
         if declared.classes is not None and not declared.unlabelled:

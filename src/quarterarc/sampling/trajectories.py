@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from ..common.text import counted
 from ..data.pixels import to_uint8
 from ..denoiser import Denoise
 from ..samplers import Sampler, State
@@ -27,7 +28,7 @@ class Result:
 
     Attributes:
         images: shape (B, C, H, W), in the dtype and on the device of the noise. Images lie in [-1, 1]; a sampler may
-            overshoot, and nothing is clamped here (`quarterarc.to_uint8` does).
+            overshoot, and values are not clamped (`quarterarc.to_uint8` clamps).
         nfe: network evaluations per image; averaged over the batch where a sampler's steps differ between images.
         angles: the grid, float64, from the first angle to 0.
     """
@@ -60,15 +61,15 @@ class Result:
     def __repr__(self) -> str:
         count, *shape = self.images.shape
         return (
-            f"Result({count} images of shape {tuple(shape)}, {self.images.dtype} on {self.images.device}, "
-            f"{self.nfe:g} evaluations per image in {len(self.angles) - 1} steps)"
+            f"Result({counted(count, 'image')} of shape {tuple(shape)}, {self.images.dtype} on {self.images.device}, "
+            f"{self.nfe:.4g} evaluations per image in {counted(len(self.angles) - 1, 'step')})"
         )
 
 
 def sample(
     denoise: Denoise,
     noise: Tensor,
-    sampler: str | Sampler | None = None,
+    sampler: str | Sampler | Sampling | None = None,
     steps: int | None = None,
     grid: GridLike | None = None,
     *,
@@ -85,19 +86,19 @@ def sample(
         noise: standard normal noise, shape (B, C, H, W); dtype and device are kept.
         sampler, steps, grid, guidance, projection, options: as for `quarterarc.Sampling`.
         labels: classes, int64, shape (B,), for a denoiser with classes.
-        seeds: one per image: the noise that a stochastic sampler adds then comes from each image's own stream,
-            whatever the batch. Without them it comes from torch's global generator.
+        seeds: one per image. The noise that a stochastic sampler adds to an image is then drawn from the stream of its
+            seed, independent of the batch; if None, from torch's global generator.
 
     Raises:
         InputError: for an unknown name or option, steps below 1 or in contradiction to the grid, seeds or labels that
             are not one per image, or a grid outside the denoiser's angles.
     """
-    request = Sampling(sampler, steps, grid, options, guidance, projection)
+    request = Sampling.of(sampler, steps, grid, options, guidance, projection)
     return run(request.plan(denoise, noise.shape[1:]), noise, labels=labels, seeds=seeds)
 
 
 def run(plan: Plan, noise: Tensor, *, labels: Tensor | None = None, seeds: Sequence[int] | None = None) -> Result:
-    """Carry out a plan; arguments and errors as for `sample`."""
+    """Sample by a plan; arguments and errors as for `sample`."""
     evaluator, states = plan.states(noise, labels, seeds)
     x = noise
     for state in states:
@@ -108,7 +109,7 @@ def run(plan: Plan, noise: Tensor, *, labels: Tensor | None = None, seeds: Seque
 def trajectory(
     denoise: Denoise,
     noise: Tensor,
-    sampler: str | Sampler | None = None,
+    sampler: str | Sampler | Sampling | None = None,
     steps: int | None = None,
     grid: GridLike | None = None,
     *,
@@ -118,10 +119,10 @@ def trajectory(
     projection: str | None = None,
     **options: Any,
 ) -> Iterator[State]:
-    """The states on the way from noise to image, one per angle of the grid; arguments as for `sample`.
+    """The states from noise to image, one per angle of the grid; arguments as for `sample`.
 
-    Bad input raises here, before the first state.
+    Invalid arguments raise when this function is called, before the first state.
     """
-    request = Sampling(sampler, steps, grid, options, guidance, projection)
+    request = Sampling.of(sampler, steps, grid, options, guidance, projection)
     _, states = request.plan(denoise, noise.shape[1:]).states(noise, labels, seeds)
     return states

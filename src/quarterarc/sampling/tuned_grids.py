@@ -1,20 +1,22 @@
-"""Tuned grids: angles, and weights where they pay, that `quarterarc.tuning` fitted to one network.
+"""Tuned grids: angles, and weights of the steps, fitted to one network by `tuning`.
 
-They are kept beside its weights (`quarterarc.runs`), and worthless for any other network.
+They are stored beside the network's weights (`storage.runs`), and are valid for this network only.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..common.errors import InputError
+from ..common.text import counted
 from ..denoiser import Denoise, traits
 from ..grids import explicit
-from ..samplers import SAMPLERS, Multistep, Sampler
+from ..samplers import Multistep, Sampler, current_options
 from ..samplers.step_weights import StepWeights
 from ..storage.checkpoints import identity
 from ..storage.files import read_json, write_json
@@ -27,17 +29,17 @@ FILE = "tuned.json"
 
 @dataclass(frozen=True)
 class TunedGrid:
-    """What was found for one sampler and number of steps.
+    """A grid fitted for one sampler and number of steps.
 
     Attributes:
         sampler, options: the sampler by name, with its options.
         angles: the grid, from the first angle to 0.
-        offsets: what is added to the weights of each step of `multistep`; empty where only the angles were tuned.
-        errors: the median distance of held-out images to the network's own fine trajectories, root mean square a pixel,
-            of both candidates: `untuned`, and `weights` or, where only they were tuned, `angles`.
-        kept: which of the two this is.
-        nfe: evaluations an image.
-        width: the sampler's, which the weights were fitted with; None for the one that the options give it.
+        offsets: weights added to those of each step of `multistep`; empty if only the angles were tuned.
+        errors: median distance of held-out images to the network's own fine trajectories, root mean square per pixel,
+            of both candidates: `untuned`, and `weights` (or `angles`, if only the angles were tuned).
+        kept: name of the better candidate, which this grid is.
+        nfe: network evaluations per image.
+        width: the `width` of `multistep` with which the weights were fitted; None for the one in the options.
     """
 
     sampler: str
@@ -51,12 +53,12 @@ class TunedGrid:
 
     @property
     def steps(self) -> int:
-        """How many steps."""
+        """Number of steps."""
         return len(self.angles) - 1
 
     @property
     def key(self) -> str:
-        """What it is for: two grids with the same key replace each other."""
+        """Identifies the sampler, options and steps: a grid replaces an earlier one with the same key."""
         return repr((self.sampler, sorted(self.options.items()), self.steps))
 
     def apply(self, sampler: Sampler) -> Sampler:
@@ -69,7 +71,7 @@ class TunedGrid:
 
     def describe(self) -> dict[str, Any]:
         """As JSON types."""
-        weights = [{"x": one.x, "image": list(one.image), "noise": list(one.noise)} for one in self.offsets]
+        weights = [{"x": step.x, "image": list(step.image), "noise": list(step.noise)} for step in self.offsets]
         return {
             "sampler": self.sampler,
             "options": self.options,
@@ -87,27 +89,28 @@ class TunedGrid:
         """From `describe`'s JSON types.
 
         Raises:
-            KeyError, TypeError, ValueError: for what is no such grid.
+            KeyError, TypeError, ValueError: for a value that does not describe a tuned grid.
         """
         angles = explicit([float(angle) for angle in value["angles"]])
         if angles[-1] != 0.0:
-            raise ValueError(f"a grid that ends at {angles[-1]:.6g} and not at 0")
+            raise ValueError(f"the grid ends at {angles[-1]:.6g} instead of 0")
         offsets = tuple(
-            StepWeights(float(one["x"]), tuple(map(float, one["image"])), tuple(map(float, one["noise"])))
-            for one in value["offsets"]
+            StepWeights(float(step["x"]), tuple(map(float, step["image"])), tuple(map(float, step["noise"])))
+            for step in value["offsets"]
         )
         if offsets and len(offsets) != len(angles) - 1:
-            raise ValueError(f"weights for {len(offsets)} of {len(angles) - 1} steps")
-        for step, one in enumerate(offsets):
-            if not len(one.image) == len(one.noise) <= step + 1:
-                raise ValueError(f"weights of step {step} for {len(one.image)} images and {len(one.noise)} noises")
-            if not all(map(math.isfinite, (float(one.x), *one.image, *one.noise))):
-                raise ValueError(f"weights of step {step} that are no finite numbers")
+            raise ValueError(f"{len(offsets)} of {len(angles) - 1} steps have weights")
+        for k, step in enumerate(offsets):
+            if not len(step.image) == len(step.noise) <= k + 1:
+                raise ValueError(f"step {k} has weights for {len(step.image)} images and {len(step.noise)} noises")
+            if not all(map(math.isfinite, (float(step.x), *step.image, *step.noise))):
+                raise ValueError(f"step {k} has weights that are not finite")
         if not isinstance(value["nfe"], int):
-            raise ValueError(f"{value['nfe']} evaluations")
+            raise ValueError(f"the number of evaluations is {value['nfe']}")
+        name = str(value["sampler"])
         return cls(
-            str(value["sampler"]),
-            dict(value["options"]),
+            name,
+            _current(name, dict(value["options"])),
             tuple(map(float, angles)),
             offsets,
             dict(value["errors"]),
@@ -117,46 +120,51 @@ class TunedGrid:
         )
 
 
+def _current(sampler: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Stored options under their current names."""
+    with suppress(InputError):  # a sampler that is not installed: its grids are listed, but not used
+        return current_options(sampler, options, warn=False)
+    return options
+
+
 def find(grids: Sequence[TunedGrid], sampler: str, options: Mapping[str, Any], steps: int) -> TunedGrid:
     """The grid for a sampler with these options and steps.
 
     Raises:
-        InputError: if there is none; what there is, is listed.
+        InputError: if there is none; the existing ones are listed.
     """
-    for one in grids:
-        if (one.sampler, one.options, one.steps) == (sampler, dict(options), steps):
-            return one
-    there = ", ".join(
-        f"{one.sampler}{''.join(f' {k}={v}' for k, v in one.options.items())} {one.steps} steps" for one in grids
+    for grid in grids:
+        if (grid.sampler, grid.options, grid.steps) == (sampler, dict(options), steps):
+            return grid
+    tuned = ", ".join(
+        f"{grid.sampler}{''.join(f' {k}={v}' for k, v in grid.options.items())} {grid.steps} steps" for grid in grids
     )
-    wanted = f"{sampler} with {steps} steps{' and these options' if options else ''}"
-    raise InputError(f"no grid was tuned for {wanted}: there is {there or 'none'}; `quarterarc tune` makes more")
+    wanted = f"{sampler} with {counted(steps, 'step')}{' and these options' if options else ''}"
+    raise InputError(f"no grid was tuned for {wanted} (tuned: {tuned or 'none'}): run `quarterarc tune` for it")
 
 
 def tuned_grid(denoise: Denoise, sampler: str, options: Mapping[str, Any], steps: int) -> TunedGrid:
-    """The grid that was tuned for this denoiser's network, for a sampler with these options and steps.
+    """The grid tuned for this denoiser's network, for a sampler with these options and steps.
 
     Raises:
-        InputError: if the denoiser comes from no checkpoint, has another flow than the checkpoint's network, or no such
-            grid was tuned.
+        InputError: if the denoiser was not read from a checkpoint, its flow differs from that of the checkpoint, or no
+            such grid was tuned.
     """
-    if sampler not in SAMPLERS:
-        raise InputError(f"a tuned grid goes with a sampler's name and options: give 'multistep' instead of {sampler}")
     declared = traits(denoise)
     if declared.checkpoint is None:
         raise InputError("a tuned grid belongs to a trained network: load one with `quarterarc.load`, or name a grid")
     if declared.altered is not None:
         raise InputError(
-            f"tuned grids are for the network's own flow, and this one is {declared.altered}: name another grid"
+            f"tuned grids are valid for the network's own flow, and this one is {declared.altered}: name another grid"
         )
     return find(read_tuned(declared.checkpoint), sampler, options, steps)
 
 
 def read_tuned(checkpoint: Path) -> list[TunedGrid]:
-    """The grids that were tuned for a checkpoint.
+    """The grids tuned for a checkpoint.
 
     Raises:
-        InputError: if there are none, or they were made for another network or head.
+        InputError: if there are none, or they were tuned for another network or head.
     """
     path = checkpoint / FILE
     if not path.is_file():
@@ -165,19 +173,19 @@ def read_tuned(checkpoint: Path) -> list[TunedGrid]:
     try:
         if value["format"] != FORMAT:
             raise ValueError(f"format {value['format']}")
-        made_for, grids = value["network"], [TunedGrid.of(entry) for entry in value["grids"]]
+        network, grids = value["network"], [TunedGrid.of(entry) for entry in value["grids"]]
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} does not hold tuned grids of format {FORMAT} ({error}): tune again") from None
-    if made_for != identity(checkpoint):
-        raise InputError(f"{path} was made for another network or head: run `quarterarc tune` on {checkpoint}")
+    if network != identity(checkpoint):
+        raise InputError(f"{path} was tuned for another network or head: run `quarterarc tune` on {checkpoint}")
     return grids
 
 
 def write_tuned(checkpoint: Path, grids: Iterable[TunedGrid]) -> Path:
-    """Keep grids with the checkpoint they were tuned for, in place of those for the same sampler and steps."""
+    """Store grids beside the checkpoint they were tuned for; they replace those for the same sampler and steps."""
     try:
         before = read_tuned(checkpoint)
-    except InputError:  # none yet, or those of another network
+    except InputError:  # none yet, or grids of another network
         before = []
     merged = {grid.key: grid for grid in [*before, *grids]}
     value = {

@@ -50,7 +50,7 @@ COMPARED = (
     Solver("DDPM, large variance", "ddpm", {"variance": "large"}),
     Solver("DDIM", "ddim"),
     Solver("DDIM, projected", "ddim", through="projected"),
-    Solver("DDIM, churn 0.5", "ddim", {"churn": 0.5}),
+    Solver("DDIM, churn 0.5", "ddim", {"eta": 0.5}),
     Solver("Cold Diffusion", "cold"),
     Solver("rotation", "rotation"),
     Solver("Euler", "euler"),

@@ -1,0 +1,92 @@
+"""The options of a sampler, read from its class: name, type, default and documentation."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from .base import Sampler
+
+__all__ = ["Option", "options_of", "renames_of"]
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option of a sampler.
+
+    Attributes:
+        name: the keyword.
+        type: its annotation, as text: "float | None".
+        default: its default; `inspect.Parameter.empty` for a required option.
+        description: the first sentence of its documentation; empty for an undocumented option.
+    """
+
+    name: str
+    type: str
+    default: Any
+    description: str
+
+    @property
+    def required(self) -> bool:
+        """Whether the option has no default."""
+        return self.default is inspect.Parameter.empty
+
+
+def options_of(entry: Callable[..., Sampler]) -> tuple[Option, ...] | None:
+    """The options of a sampler class, or of a factory that returns a sampler, in the order of its signature.
+
+    Fields named in `Sampler.internal` are left out. Documentation comes from the section `Attributes:` or `Args:` of
+    the docstring.
+
+    Returns:
+        None for a factory with `**options`, which accepts any.
+    """
+    parameters = inspect.signature(entry).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    target = _unwrapped(entry)
+    described = _descriptions(target)
+    internal = getattr(target, "internal", ())
+    return tuple(
+        Option(parameter.name, _annotation(parameter), parameter.default, described.get(parameter.name, ""))
+        for parameter in parameters
+        if parameter.name not in internal
+    )
+
+
+def renames_of(entry: Callable[..., Sampler]) -> Mapping[str, str]:
+    """The new name of each renamed option of a sampler class; empty for other factories."""
+    target = _unwrapped(entry)
+    return target.renamed if isinstance(target, type) and issubclass(target, Sampler) else {}
+
+
+def _unwrapped(entry: Callable[..., Sampler]) -> Callable[..., Sampler]:
+    return _unwrapped(entry.func) if isinstance(entry, partial) else entry
+
+
+def _annotation(parameter: inspect.Parameter) -> str:
+    if parameter.annotation is inspect.Parameter.empty:
+        return ""
+    return (
+        parameter.annotation
+        if isinstance(parameter.annotation, str)
+        else inspect.formatannotation(parameter.annotation)
+    )
+
+
+def _descriptions(target: Callable[..., Sampler]) -> dict[str, str]:
+    """The first sentence of each entry in the section `Attributes:` or `Args:` of a docstring, by name."""
+    section = re.search(
+        r"^(?:Attributes|Args):\n(.*?)(?:\n\S|\Z)", inspect.getdoc(target) or "", re.DOTALL | re.MULTILINE
+    )
+    if section is None:
+        return {}
+    described = {}
+    for names, text in re.findall(r"^ {4}(\w+(?:, \w+)*): (.*(?:\n {8}.*)*)", section[1], re.MULTILINE):
+        sentence = re.split(r"(?<=[.;])\s", " ".join(text.split()), maxsplit=1)[0].rstrip(".;")
+        described.update(dict.fromkeys(names.split(", "), sentence))
+    return described
