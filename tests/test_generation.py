@@ -56,7 +56,7 @@ def test_a_bare_function_generates_when_told_the_shape():
         qa.generate(bare, range(5))
     with pytest.raises(InputError, match="batch_size"):
         qa.generate(world, range(5), batch_size=0)
-    with pytest.raises(InputError, match="labels"):
+    with pytest.raises(InputError, match="got 5 seeds but 1 label"):
         qa.generate(world, range(5), labels=[1])
 
 
