@@ -1,9 +1,9 @@
-"""A diffusers pipeline folder on the arc: fewer evaluations from the same checkpoint.
+"""Sample from a diffusers pipeline folder in fewer evaluations, and save it as a pipeline again.
 
     python examples/adapt_pipeline.py [FOLDER]
 
-Without a folder a small untrained pipeline is made on the spot, so that it runs anywhere; any unconditional checkpoint
-takes its place, once it is downloaded: `hf download google/ddpm-cifar10-32 --local-dir FOLDER`.
+FOLDER is any unconditional checkpoint, for example from `hf download google/ddpm-cifar10-32 --local-dir FOLDER`.
+Without it the example makes a small untrained pipeline.
 """
 
 import sys
@@ -17,7 +17,7 @@ from quarterarc.interop import load_pipeline, pipeline_grid, save_pipeline
 
 
 def untrained(folder: Path) -> Path:
-    """A pipeline of random weights."""
+    """Write a pipeline with random weights."""
     from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
     torch.manual_seed(0)
@@ -38,12 +38,12 @@ def main(folder: Path | None = None) -> None:
         denoise = load_pipeline(folder)
         print(f"images of {denoise.shape}, head '{denoise.head.name}', {denoise.schedule.steps} training steps")
 
-        # as diffusers' DDIM would, 50 of the training steps; and one sampler of ours with any number of evaluations
+        # the same 50 training steps as diffusers' DDIM; and a sampler of quarterarc in 10 steps
         for name, steps, grid in (("ddim", 50, pipeline_grid(folder, 50)), ("heun", 10, "angle")):
             images = qa.generate(denoise, seeds=range(4), sampler=name, steps=steps, grid=grid)
             print(f"{name:5s} {steps} steps: mean {float(images.mean()):+.3f}, deviation {float(images.std()):.3f}")
 
-        print("written back to", save_pipeline(denoise, Path(scratch) / "again").name)
+        print("saved as the pipeline", save_pipeline(denoise, Path(scratch) / "again").name)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The library in ten lines: an exact denoiser over real digits, three samplers, and how far each is from the truth."""
+"""The library in ten lines: an exact denoiser of handwritten digits, and the error of five samplers."""
 
 import torch
 
@@ -6,7 +6,7 @@ import quarterarc as qa
 from quarterarc.data import DataSpec, open_data
 
 digits = qa.to_float(open_data(DataSpec(source="digits", size=8, channels=1)).batch(range(500)).images).double()
-denoise = qa.MixtureData(digits, h=0.15)  # the best possible network, in closed form
+denoise = qa.MixtureData(digits, h=0.15)  # the optimal network, in closed form
 
 noise = torch.randn(16, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 truth = qa.sample(denoise, noise, "rk4", steps=400).images

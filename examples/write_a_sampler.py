@@ -1,4 +1,4 @@
-"""A sampler of one's own: four weights a step. This one is DDIM seen as a linear rule, and equals the library's."""
+"""Write a sampler: each step is a weighted sum of state and estimates. This one is DDIM, and equals the library's."""
 
 import math
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ class Mine(LinearSampler):
     """x_a = cos a image + sin a noise."""
 
     def weights(self, b: float, a: float) -> Weights:
+        """Weights of the step from angle b to the smaller angle a."""
         return Weights(x=0.0, image=math.cos(a), noise=math.sin(a))
 
 
