@@ -1,17 +1,17 @@
 """Images in the columns of tables: parquet files, saved Hugging Face datasets, datasets of the hub, `Dataset` objects.
 
-The library `datasets` reads all of them into memory-mapped Arrow tables; parquet files are converted once, below the
-cache folder. Three things of it are not used, on purpose:
+The library `datasets` gives all of them as memory-mapped Arrow tables; parquet files are converted once, below the
+cache folder. Four things of it are not used, on purpose:
 
 - Its `Image` feature, which would open the paths in image cells: images are read as bytes, and only by `encoded`.
-- Its error messages and split detection for parquet files: columns are chosen and checked from the footers of the files
-  before anything is converted, so that the error names the file and its columns.
+- Its parquet reader, whose memory grows with the row groups (see `_convert`).
+- Its split detection and errors for parquet files: columns are chosen and checked from the footers of the files before
+  anything is converted, so that the error names the file and its columns.
 - Its fingerprints, which differ from machine to machine.
 """
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import logging
@@ -36,7 +36,7 @@ from .spec import DataSpec
 __all__ = ["Columns", "TableSource", "dataset_source", "encoded", "hub_source", "parquet_source", "saved_source"]
 
 _SPLITS = {"train", "test", "valid", "validation", "val", "dev", "eval"}
-_ROWS = 256  # rows per batch of the conversion of parquet files, which bounds its memory
+_ROWS = 64  # rows per record batch of the conversion of parquet files, which bound its memory
 
 
 @dataclass(frozen=True)
@@ -186,13 +186,18 @@ class TableSource:
         folder: Path | None = None,
         limit: int | None = None,
     ) -> None:
-        table = dataset.select_columns([name for name in (columns.image, columns.label) if name])
-        table = table.with_format("arrow")[:limit]  # in Arrow format, no feature decodes and no row is copied
-        if table.num_rows == 0:
+        if limit is not None and limit < len(dataset):
+            dataset = dataset.select(range(limit))
+        if len(dataset) == 0:
             raise InputError(f"{what} has no rows")
-        self.what, self.count, self._folder = what, table.num_rows, folder
-        self.labels = _read_labels(table.column(columns.label), columns, what) if columns.label else None
-        self._images = table.column(columns.image)
+        self.what, self.count, self._folder = what, len(dataset), folder
+        dataset = dataset.with_format("arrow")  # in which features decode nothing and transforms do not apply
+        self.labels: Labels | None = None
+        if columns.label:
+            self.labels = _read_labels(dataset.select_columns([columns.label])[:].column(0), columns, what)
+        images = dataset.select_columns([columns.image])
+        # Row by row where rows are shuffled or selected, because slicing would copy all images into memory.
+        self._images = images[:].column(0) if images._indices is None else _Rows(images)
         self.fingerprint, self.identity = fingerprint, identity
 
     def name(self, number: int) -> str:
@@ -206,6 +211,14 @@ class TableSource:
     def read(self, number: int) -> Encoded:
         """The image of a row, as it is stored."""
         return encoded(self._images[number].as_py(), self.name(number), self.folder_of(number))
+
+
+class _Rows:
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, number: int) -> Any:
+        return self._dataset[number].column(0)[0]
 
 
 def dataset_source(spec: DataSpec, dataset: Any) -> TableSource:
@@ -272,9 +285,9 @@ class ParquetSource(TableSource):
             raise InputError(f"{what} has no rows")
         fingerprint = digest([(file.name, file.stat().st_size) for file in files], columns)
         times = [(str(file.resolve()), file.stat().st_mtime_ns) for file in files]
-        used = files[: int(np.searchsorted(self._firsts, count))]
-        dataset = _from_parquet(used, schemas[0], columns, what, cache_dir, progress)
-        super().__init__(dataset, columns, what, fingerprint, digest(fingerprint, times, count), limit=spec.limit)
+        identity = digest(fingerprint, times, count)
+        dataset = _convert(files, schemas[0], columns, count, identity, what, cache_dir, progress)
+        super().__init__(dataset, columns, what, fingerprint, identity)
 
     def name(self, number: int) -> str:
         """The file, and the row in it."""
@@ -299,44 +312,76 @@ def parquet_source(
 
 def _footer(file: Path) -> tuple[Any, int]:
     """The Arrow schema and the number of rows of a parquet file."""
+    with _opened(file) as parquet:
+        return parquet.schema_arrow, parquet.metadata.num_rows
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
     import pyarrow as arrow
     import pyarrow.parquet
 
     try:
-        with arrow.parquet.ParquetFile(file) as parquet:
-            return parquet.schema_arrow, parquet.metadata.num_rows
+        with arrow.parquet.ParquetFile(file, memory_map=True) as parquet:
+            yield parquet
     except (OSError, arrow.ArrowException) as error:
         raise InputError(f"cannot read {file} as parquet: {one_line(error)}; is it complete?") from error
 
 
-def _from_parquet(
-    files: Sequence[Path], schema: Any, columns: Columns, what: str, cache_dir: Path, progress: bool
+def _convert(
+    files: Sequence[Path],
+    schema: Any,
+    columns: Columns,
+    count: int,
+    identity: str,
+    what: str,
+    cache_dir: Path,
+    progress: bool,
 ) -> Any:
-    """The two columns of parquet files as a `datasets.Dataset`, converted once per content of the files."""
+    """The first `count` rows of parquet files as a `datasets.Dataset`, converted once per `identity`.
+
+    `datasets` finds, writes, locks and maps the Arrow table. Its own parquet reader is not used: its peak memory is
+    2.7 times a row group, and a file written by pandas is a single row group; by record batches it is a few megabytes.
+    """
     import pyarrow as arrow
 
     datasets = need("datasets", "datasets", "reading parquet files")
     names = [name for name in (columns.image, columns.label) if name]
-    # Without the metadata, images are plain bytes and paths, of which `datasets` opens none.
+    # Without the metadata of the schema, images are plain bytes and paths, of which `datasets` opens none.
     features = datasets.Features.from_arrow_schema(arrow.schema([schema.field(name) for name in names]))
+
+    Builder: Any = datasets.ArrowBasedBuilder
+
+    class Parquet(Builder):  # type: ignore[misc]
+        def _info(self) -> Any:
+            return datasets.DatasetInfo(features=features)
+
+        def _split_generators(self, manager: Any) -> list[Any]:
+            return [datasets.SplitGenerator("train")]
+
+        def _generate_tables(self) -> Iterator[tuple[int, Any]]:
+            first = 0
+            for file in files:
+                with _opened(file) as parquet:
+                    for batch in parquet.iter_batches(batch_size=_ROWS, columns=names):
+                        table = arrow.Table.from_batches([batch]).slice(0, count - first).select(names)
+                        if table.num_rows:
+                            yield first, table.cast(features.arrow_schema)
+                        first += table.num_rows
+
     target = cache_dir / "tables"
     try:
         with _quiet(datasets, progress):
-            return datasets.load_dataset(
-                "parquet",
-                data_files=[glob.escape(str(file.resolve())) for file in files],
-                split="train",
-                columns=names,
-                features=features,
-                batch_size=_ROWS,
-                cache_dir=str(target),
-                keep_in_memory=False,
-            )
+            builder = Parquet(cache_dir=str(target), dataset_name="parquet", hash=identity)
+            builder.download_and_prepare()
+            return builder.as_dataset("train", in_memory=False)
     except Exception as error:  # of `datasets`, pyarrow and the file system
+        if isinstance(error.__cause__, InputError):
+            raise error.__cause__ from None
         reason = one_line(error.__cause__ or error)[:300]
         raise InputError(
-            f"cannot convert {what} to an Arrow table below {target}: {reason}; check the files, make room there, or "
-            "choose another cache folder (XDG_CACHE_HOME)"
+            f"cannot convert {what} to an Arrow table below {target}: {reason}; make room there, or choose another "
+            "cache folder (XDG_CACHE_HOME)"
         ) from error
 
 
