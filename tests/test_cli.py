@@ -31,6 +31,8 @@ from quarterarc.cli.model import (
     sampling_request,
 )
 from quarterarc.common.errors import InputError
+from quarterarc.grids import GRIDS
+from quarterarc.samplers import SAMPLERS, sampler_options
 from quarterarc.sampling.plans import Sampling
 from quarterarc.storage.runs import checkpoints
 
@@ -110,6 +112,18 @@ def test_every_argument_has_a_help_text_in_plain_form(command: str) -> None:
 def arguments_of(parser: argparse.ArgumentParser, command: str) -> list[argparse.Action]:
     (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     return list(commands.choices[command]._actions)
+
+
+@pytest.mark.parametrize("command", ["sample", "tune"])
+def test_help_lists_samplers_their_options_and_grids(command: str, help_of: Callable[..., str]) -> None:
+    text = help_of(command)
+    for name in SAMPLERS:
+        assert re.search(rf"^  {name}\s", text, re.MULTILINE), name
+        for option in sampler_options(name):
+            assert re.search(rf"^    {option.name}\s", text, re.MULTILINE), option.name
+    for name in (*GRIDS, "tuned"):
+        assert re.search(rf"^  {name}\s", text, re.MULTILINE), name
+    assert max(map(len, text.splitlines())) <= 120
 
 
 def test_the_arguments_of_sampling_are_the_fields_of_the_request() -> None:
@@ -241,6 +255,7 @@ def test_sampling_options_that_do_not_exist_get_one_line(tmp_path: Path, fails: 
     sample = ["sample", tiny_run, "--out", tmp_path / "made"]
     assert "did you mean 'heun'" in fails(*sample, "--sampler", "huen")
     assert "ddim" in fails(*sample, "--sampler", "none-such")
+    assert "cannot import the sampler 'no_such:Sampler'" in fails(*sample, "--sampler", "no_such:Sampler")
     assert "at least 1" in fails(*sample, "--steps", 0)
     assert "has 1000" in fails(*sample, "--grid", "time", "--steps", 1001)
     assert "known" in fails(*sample, "--grid", "anglee")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..common.errors import InputError
 from ..storage.files import check_writable
 from ..storage.runs import is_run
+from .listing import grid_listing, sampler_listing
 from .model import add_device_argument, add_sampling_arguments, load_model, parse_seeds
 from .parser import Parser
 
@@ -64,6 +65,7 @@ def add_arguments(parser: Parser) -> None:
     settings.add_argument("--variance", metavar="NAME", help=variance)
     terms = "terms of the bound per image for bits-per-dim, drawn at random (default: all)"
     settings.add_argument("--terms", type=int, metavar="N", help=terms)
+    parser.listing = lambda: f"{sampler_listing()}\n\n{grid_listing()}"
 
 
 def run(args: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..common.text import counted
+from .listing import grid_listing, sampler_listing
 from .model import add_device_argument, add_sampling_arguments, load_model, parse_seeds
 from .parser import Parser
 
@@ -21,6 +22,7 @@ def add_arguments(parser: Parser) -> None:
         "--batch-size", type=int, default=64, metavar="N", help="images per batch (default: %(default)s)"
     )
     add_device_argument(parser)
+    parser.listing = lambda: f"{sampler_listing()}\n\n{grid_listing()}"
 
 
 def run(args: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ..common.text import counted
+from .listing import grid_listing, sampler_listing
 from .model import add_device_argument, add_sampler_arguments, parse_numbers, parse_options
 from .parser import Parser
 
@@ -19,6 +20,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--images", type=int, default=128, metavar="N", help=images)
     parser.add_argument("--no-weights", action="store_true", help="tune the angles only, not the weights of the steps")
     add_device_argument(parser)
+    parser.listing = lambda: f"{sampler_listing()}\n\n{grid_listing()}"
 
 
 def run(args: argparse.Namespace) -> int:

@@ -69,6 +69,7 @@ class LikelihoodMetric:
 
 
 def _bound(denoise: Denoise, images: Tensor, numbers: range, settings: LikelihoodSettings, batch_size: int) -> Bound:
+    """The variational bound in bits per dimension (Ho et al. 2020, Eq. 5)."""
     return bits_per_dim(
         denoise,
         images,
@@ -84,6 +85,7 @@ def _bound(denoise: Denoise, images: Tensor, numbers: range, settings: Likelihoo
 def _flow(
     denoise: Denoise, images: Tensor, numbers: range, settings: LikelihoodSettings, batch_size: int
 ) -> FlowLikelihood:
+    """The exact likelihood of the probability flow in bits per dimension (Song et al. 2021b, section 4.3)."""
     return flow_bits_per_dim(
         denoise,
         images,

@@ -24,16 +24,18 @@ def mse(error: Tensor) -> Tensor:
 
 
 def _l2(error: Tensor) -> Tensor:
-    # the norm as the paper prints it, divided by the root of the number of pixels; the smallest normal number keeps the
-    # gradient of the root finite at 0
+    """The root mean square per image, shape (B,): the paper's norm over the root of the number of pixels."""
+    # the smallest normal number keeps the gradient of the root finite at 0
     return (mse(error) + torch.finfo(error.dtype).tiny).sqrt()
 
 
 def _l1(error: Tensor) -> Tensor:
+    """The mean absolute value per image, shape (B,)."""
     return error.abs().flatten(1).mean(1)
 
 
 def _huber(error: Tensor) -> Tensor:
+    """The mean of Huber's loss with threshold 1 per image, shape (B,)."""
     return F.huber_loss(error, torch.zeros_like(error), reduction="none").flatten(1).mean(1)
 
 

@@ -65,27 +65,48 @@ class WeightedErrors:
 
 
 def noise(norm: str = "mse") -> WeightedErrors:
-    """The error of the noise estimate."""
+    """The error of the noise estimate (Ho et al. 2020, Eq. 14).
+
+    Args:
+        norm: one of `NORMS`.
+    """
     return WeightedErrors(noise=1.0, norm=norm)
 
 
 def image(norm: str = "mse") -> WeightedErrors:
-    """The error of the image estimate."""
+    """The error of the image estimate (Zhang et al. 2023, Eq. 7).
+
+    Args:
+        norm: one of `NORMS`.
+    """
     return WeightedErrors(image=1.0, norm=norm)
 
 
 def velocity(norm: str = "mse") -> WeightedErrors:
-    """The error of the velocity estimate."""
+    """The error of the velocity estimate (Salimans & Ho 2022).
+
+    Args:
+        norm: one of `NORMS`.
+    """
     return WeightedErrors(velocity=1.0, norm=norm)
 
 
 def both(norm: str = "mse") -> WeightedErrors:
-    """The errors of image and noise estimates."""
+    """The errors of image and noise estimates (Zhang et al. 2023, section 3.2).
+
+    Args:
+        norm: one of `NORMS`.
+    """
     return WeightedErrors(image=1.0, noise=1.0, norm=norm)
 
 
 def both_and_gradient(gamma: float = 1.0, norm: str = "mse") -> WeightedErrors:
-    """Eq. 12: the errors of image and noise estimates, and gamma times the error of the velocity."""
+    """The errors of image and noise estimates, and gamma times that of the velocity (Zhang et al. 2023, Eq. 12).
+
+    Args:
+        gamma: weight of the error of the velocity, at least 0.
+        norm: one of `NORMS`.
+    """
     if not gamma >= 0.0:
         raise InputError(f"gamma is at least 0, got {gamma!r}")
     return WeightedErrors(1.0, 1.0, gamma, norm)

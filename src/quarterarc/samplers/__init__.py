@@ -60,6 +60,12 @@ def _check(entry: Any, name: str) -> None:
         raise InputError(f"the sampler '{name}' is not a subclass of quarterarc.samplers.Sampler")
 
 
+def _gradient(tableau: Tableau, summary: str) -> Callable[..., Sampler]:
+    factory = partial(Gradient, tableau)
+    factory.__doc__ = summary
+    return factory
+
+
 SAMPLERS: Registry[Callable[..., Sampler]] = Registry(
     "sampler",
     {
@@ -68,10 +74,18 @@ SAMPLERS: Registry[Callable[..., Sampler]] = Registry(
         "cold": Cold,
         "cold-naive": ColdNaive,
         "cold-improved": ColdImproved,
-        "euler": partial(Gradient, EULER),
-        "midpoint": partial(Gradient, MIDPOINT),
-        "heun": partial(Gradient, HEUN),
-        "rk4": partial(Gradient, RK4),
+        "euler": _gradient(
+            EULER, "Euler's method on the probability flow, the gradient update of Zhang et al. (2023, Eq. 13)."
+        ),
+        "midpoint": _gradient(
+            MIDPOINT, "The midpoint method on the probability flow: order 2, 2 evaluations per step."
+        ),
+        "heun": _gradient(
+            HEUN, "Heun's method on the probability flow: order 2, 2 evaluations per step (Karras et al. 2022)."
+        ),
+        "rk4": _gradient(
+            RK4, "The classical Runge-Kutta method on the probability flow: order 4, 4 evaluations per step."
+        ),
         "rotation": Rotation,
         "multistep": Multistep,
         "adaptive": Adaptive,
