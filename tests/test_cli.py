@@ -274,6 +274,16 @@ def test_sampling_options_that_do_not_exist_get_one_line(tmp_path: Path, fails: 
     assert not (tmp_path / "made").exists()
 
 
+def test_the_old_name_of_an_option_is_accepted_with_one_warning_that_has_the_new_name(
+    tmp_path: Path, tiny_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sample = ["sample", str(tiny_run), "--seeds", "0-1", "--steps", "2", "--sampler", "ddim"]
+    assert main([*sample, "--out", str(tmp_path / "old"), "--option", "churn=0.5"]) == 0
+    assert capsys.readouterr().err.count("'eta'") == 1
+    assert main([*sample, "--out", str(tmp_path / "new"), "--option", "eta=0.5"]) == 0
+    assert (tmp_path / "old" / "000001.png").read_bytes() == (tmp_path / "new" / "000001.png").read_bytes()
+
+
 def test_an_output_folder_that_cannot_be_written_gets_one_line(
     tmp_path: Path, fails: Fails, tiny_run: Path, tiny: tuple[str, ...]
 ) -> None:
