@@ -1,4 +1,4 @@
-"""Writes src/quarterarc/data/digits.npz from scikit-learn's copy of the handwritten digits (see data/DIGITS.md)."""
+"""Write src/quarterarc/data/digits.npz from scikit-learn's copy of the handwritten digits (see data/DIGITS.md)."""
 
 from __future__ import annotations
 

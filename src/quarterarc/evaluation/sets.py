@@ -147,8 +147,8 @@ class SampledSet:
             "labels": None if labels is None else list(labels),
             "seeds": _in_short(seeds),
         }
-        # without the hash of a checkpoint nothing tells one network from another
-        known = bool(about and about.get("checkpoint_sha256"))
+        # a network is identified by the hash of its checkpoint or of the recipe that it was trained by
+        known = bool(about and (about.get("checkpoint_sha256") or about.get("recipe_hash")))
         self.fingerprint = self.identity = digest(self.sampling, list(seeds)) if known else None
 
     def batches(self, size: int, wanted: Wanted) -> Iterator[tuple[int, Tensor]]:

@@ -1,10 +1,12 @@
-"""The papers' tables and figures, each as one command: what is compared, what it costs, what was found, what holds.
+"""The papers' tables and figures: one command each, from training to a report with verdicts on the papers' claims.
 
-experiment.py   what an experiment is         arms.py       the networks that it compares
-scales.py       data, network, counts         cells.py      the measurements that it makes
-plan.py, run.py the work                      measures.py   what can be measured
-lab.py          where arms and cells are kept  claims.py     when a claim holds
-zhang2023/, ho2020/   the experiments themselves
+base.py         the class Experiment          arms.py        the networks that it compares
+scales.py       data, network, counts         cells.py       its measurements
+plan.py, run.py cost estimate, execution      measures.py    what a measurement computes
+lab.py          trains and caches arms        measuring.py   measures and caches cells
+tables.py       tables and charts of cells    claims.py      the rule for verdicts on claims
+findings.py     the content of a report       writing.py     files of a report
+zhang2023/, ho2020/   the experiments
 """
 
 from __future__ import annotations
@@ -36,11 +38,11 @@ EXPERIMENTS: dict[str, str] = {
     "progressive": "ho2020.progressive:PROGRESSIVE",
     "interpolation": "ho2020.interpolation:INTERPOLATION",
 }
-"""Where each experiment is, by name."""
+"""Module and attribute of each experiment, by name."""
 
 
 def experiment(name: str) -> Experiment:
-    """An experiment by name.
+    """The experiment of this name.
 
     Raises:
         InputError: for an unknown name.
@@ -48,5 +50,5 @@ def experiment(name: str) -> Experiment:
     if name not in EXPERIMENTS:
         raise unknown_name("experiment", name, EXPERIMENTS)
     module, _, attribute = EXPERIMENTS[name].partition(":")
-    found: Experiment = getattr(import_module(f".{module}", __name__), attribute)
-    return found
+    entry: Experiment = getattr(import_module(f".{module}", __name__), attribute)
+    return entry

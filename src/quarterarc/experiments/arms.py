@@ -1,17 +1,16 @@
-"""Arms: networks that differ in one stated point. An arm is a few fields on top of the scale's recipe.
+"""Arms: networks that differ in one stated point. An arm is a few recipe fields on top of the scale's recipe.
 
-An arm is trained once: its folder is named by the hash of its resolved recipe, seed included, so that experiments share
-it and a changed recipe is another arm.
+An arm is trained once per seed. Its folder is named by the hash of its resolved recipe, so that experiments share it
+and a changed recipe is another arm.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..common.hashes import short_hash
 from ..heads import head as named_head
 from ..schedules import schedule as named_schedule
 from ..storage.runs import checkpoints
@@ -19,17 +18,17 @@ from ..training.recipe import Recipe, read_recipe
 from ..training.trainer import MAY_CHANGE
 from .scales import Scale
 
-__all__ = ["Arm", "arm", "decisive", "digest"]
+__all__ = ["Arm", "arm", "decisive"]
 
 
 @dataclass(frozen=True)
 class Arm:
-    """What sets a network apart from the others of its scale.
+    """A network of an experiment.
 
     Attributes:
-        name: in words.
+        name: a description in words: "both, arc".
         fields: overrides of the scale's recipe, `section.field=value`.
-        share: of the scale's training steps.
+        share: the fraction of the scale's training steps.
     """
 
     name: str
@@ -43,17 +42,17 @@ class Arm:
         return read_recipe(scale.recipe.model_dump(mode="json"), fields)
 
     def hash(self, scale: Scale, seed: int) -> str:
-        """Names the arm's folder: 16 hexadecimal digits of everything that decides its weights."""
-        return digest(decisive(self.recipe(scale, seed)))
+        """The name of the arm's folder: 16 hexadecimal digits of everything that decides its weights."""
+        return short_hash(decisive(self.recipe(scale, seed)))
 
     def folder(self, scale: Scale, seed: int, cache: Path) -> Path:
-        """Its run folder."""
+        """The run folder."""
         return cache / "arms" / self.hash(scale, seed)
 
     def steps_done(self, scale: Scale, seed: int, cache: Path) -> int:
-        """How many optimiser steps its newest checkpoint has seen."""
-        found = checkpoints(self.folder(scale, seed, cache))
-        return int(found[-1].name.removeprefix("step-")) if found else 0
+        """The number of optimiser steps of the newest checkpoint; 0 without a checkpoint."""
+        saved = checkpoints(self.folder(scale, seed, cache))
+        return int(saved[-1].name.removeprefix("step-")) if saved else 0
 
 
 def arm(
@@ -65,15 +64,15 @@ def arm(
     variance: str | None = None,
     share: float = 1.0,
 ) -> Arm:
-    """An arm by what the papers vary.
+    """An arm from the choices that the papers vary.
 
     Args:
-        head: what the network estimates.
-        schedule: at which angles it is trained.
-        objective: by what loss; the head's own squared error if not given, Eq. 12 if `gamma` is.
+        head: the head of the network.
+        schedule: the schedule of training and sampling.
+        objective: the objective; by default Eq. 12 if `gamma` is given, else the head's own squared error.
         gamma: the weight of the gradient loss in Eq. 12.
-        variance: of the bound's steps.
-        share: of the scale's training steps.
+        variance: the variance of the reverse steps in the variational bound.
+        share: the fraction of the scale's training steps.
     """
     own = named_head(head, named_schedule(schedule)).objective
     objective = objective or ("both+gradient" if gamma is not None else own)
@@ -81,19 +80,19 @@ def arm(
     words = [head, schedule]
     if gamma is not None:
         fields.append(f"objective.gamma={gamma}")
-        words.append(f"gradient loss {gamma:g}")
+        words.append(f"gradient loss γ = {gamma:g}")
     elif objective != own or head.endswith("+variance"):
-        words.append({"vlb": "bound"}.get(objective, objective))
+        words.append({"vlb": "variational bound"}.get(objective, f"objective {objective}"))
     if variance is not None:
         fields.append(f"objective.variance={variance}")
         words.append(f"{variance} variance")
     if share != 1.0:
-        words.append(f"{share:g} of the steps")
+        words.append(f"{share:g} of the training steps")
     return Arm(", ".join(words), tuple(fields), share)
 
 
 def decisive(recipe: Recipe) -> dict[str, Any]:
-    """A recipe without what says only how often a run writes, as JSON types."""
+    """The fields of a recipe that decide the weights, as JSON types: without intervals of logging and checkpoints."""
     fields = recipe.model_dump(mode="json")
     for name in MAY_CHANGE:
         section, _, field = name.partition(".")
@@ -102,9 +101,3 @@ def decisive(recipe: Recipe) -> dict[str, Any]:
     if not fields["objective"]["options"]:
         del fields["objective"]["options"]  # new in version 0.2: arms of 0.1 keep their hash
     return fields
-
-
-def digest(value: Any) -> str:
-    """16 hexadecimal digits of JSON types."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""What an experiment is: which cells it needs, and what it says of them."""
+"""The definition of an experiment: the cells that it needs, and the findings that it draws from them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from ..evaluation.statistics import Statistics
 from .cells import Cell
 from .findings import Findings
 from .lab import Lab
+from .measuring import cell_folder, measure
 from .scales import Scale
 
-__all__ = ["Experiment", "Measured"]
+__all__ = ["Experiment", "Measurements"]
 
 
-class Measured:
-    """What the cells of a plan found.
+class Measurements:
+    """The values of the cells of an experiment.
 
     Args:
-        lab: where they are kept; every cell that is asked for has been measured.
-        seeds: those of the plan.
+        lab: the lab that measures; a cell that has been measured is read from its cache.
+        seeds: the seeds of the experiment.
     """
 
     def __init__(self, lab: Lab, seeds: Sequence[int]) -> None:
@@ -33,24 +34,29 @@ class Measured:
 
     @property
     def scale(self) -> Scale:
-        """The scale."""
+        """The scale of the experiment."""
         return self.lab.scale
 
     def __getitem__(self, cell: Cell) -> dict[str, Any]:
-        return self.lab.measured(cell)
+        return measure(self.lab, cell)
 
     def by_seed(self, cell: Callable[[int], Cell], name: str) -> list[float]:
-        """One value of the cells of all seeds; not a number where an arm was unstable."""
-        found = [self[cell(seed)].get(name) for seed in self.seeds]
-        return [math.nan if value is None else float(value) for value in found]
+        """One value per seed, by name; NaN where the arm was unstable.
+
+        Args:
+            cell: seed -> cell.
+            name: the name of the value: "fid".
+        """
+        values = [self[cell(seed)].get(name) for seed in self.seeds]
+        return [math.nan if value is None else float(value) for value in values]
 
     @cached_property
     def floor(self) -> float | None:
-        """The Frechet distance of as many training images, chosen at random, from all of them.
+        """The Frechet distance between a random subset of the training images and all of them.
 
-        None where so many are most of them, or too few for their features.
-
-        What a perfect model of the training images would score, and no model has to beat.
+        The subset has as many images as one measurement. A perfect model of the training images would score this
+        distance. None if the subset would be more than half of the training images, or too small for a covariance of
+        full rank.
         """
         features = self.lab.reference.features["pool"]
         count, dimensions = features.shape
@@ -60,8 +66,8 @@ class Measured:
         return frechet_distance(self.lab.reference.moments["pool"], Statistics.of(features[rows]))
 
     def picture(self, cell: Cell) -> Path:
-        """The picture that a cell made."""
-        return self.lab.folder(cell) / str(self[cell]["picture"])
+        """The path of the PNG that a cell wrote."""
+        return cell_folder(self.lab, cell) / str(self[cell]["picture"])
 
 
 @dataclass(frozen=True)
@@ -69,15 +75,15 @@ class Experiment:
     """A table or figure of a paper.
 
     Attributes:
-        name: what the command line calls it.
-        title: what it asks, in a few words.
-        source: where the paper has it.
-        cells: (scale, seeds) -> everything that it measures.
-        report: what it says of that.
+        name: the name on the command line.
+        title: the question that the experiment answers.
+        source: the paper, with its table, figure or section.
+        cells: (scale, seeds) -> all cells that the experiment measures.
+        report: measurements -> findings.
     """
 
     name: str
     title: str
     source: str
     cells: Callable[[Scale, Sequence[int]], list[Cell]]
-    report: Callable[[Measured], Findings]
+    report: Callable[[Measurements], Findings]

@@ -1,7 +1,7 @@
-"""Cells: the smallest things that are measured, each kept on disk as soon as it is done.
+"""Cells: the smallest units of measurement, each kept on disk as soon as it is measured.
 
-A cell is an arm, a seed, and a measure with its settings. What it found lies in a folder named by the hash of
-everything that decides it, so that a run that was killed goes on with the next cell, and experiments share them.
+A cell is an arm, a seed, and a measure with its settings. Its values lie in a folder named by the hash of everything
+that decides them, so that an interrupted run continues with the next cell and experiments share cells.
 """
 
 from __future__ import annotations
@@ -10,10 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .arms import Arm, digest
+from ..common.hashes import short_hash
+from .arms import Arm
 from .scales import Scale
 
-__all__ = ["Cell", "quality"]
+__all__ = ["Cell", "hashed_settings", "quality"]
+
+_HASHED_NAMES = {"eta": "churn"}
+"""Options of samplers that had another name in version 0.1: its name is hashed, so that existing caches stay valid."""
 
 
 @dataclass(frozen=True)
@@ -22,9 +26,9 @@ class Cell:
 
     Attributes:
         arm: the network.
-        seed: of its training, and of the noise that its images begin with.
-        measure: one of `measures.MEASURES`.
-        settings: the measure's, name and value in pairs, JSON types.
+        seed: the seed of its training and of the initial noise of its images.
+        measure: a name in `measures.MEASURES`.
+        settings: the settings of the measure, pairs of name and value of JSON types.
     """
 
     arm: Arm
@@ -41,12 +45,24 @@ class Cell:
         return dict(self.settings)[name]
 
     def get(self, name: str) -> Any:
-        """A setting, None if the cell has none of this name."""
+        """The value of a setting; None if the cell does not have it."""
         return dict(self.settings).get(name)
 
     def key(self, scale: Scale, identity: Mapping[str, Any]) -> str:
-        """The hash of the arm, the measure and all settings, and of what else the measure says decides it."""
-        return digest([self.arm.hash(scale, self.seed), self.seed, self.measure, dict(self.settings), identity])
+        """The hash that names the cell's folder.
+
+        Args:
+            scale: the scale, which decides the arm's recipe.
+            identity: what else decides the values: `Measure.identity`.
+        """
+        arm = self.arm.hash(scale, self.seed)
+        return short_hash([arm, self.seed, self.measure, hashed_settings(dict(self.settings)), identity])
+
+
+def hashed_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as they are hashed: options of samplers have the name that they had in version 0.1."""
+    options = [[_HASHED_NAMES.get(name, name), value] for name, value in settings.get("options", ())]
+    return {**settings, **({"options": options} if "options" in settings else {})}
 
 
 def quality(
@@ -63,26 +79,26 @@ def quality(
     images: int | None = None,
     **options: Any,
 ) -> Cell:
-    """How good the images of a sampler are: metrics of features against the training images.
+    """The quality of the images of a sampler: metrics of their features against the training images.
 
-    All arms and samplers begin with the same noise, that of the seed and `draw`. Where a trajectory takes more than
-    half of the schedule's steps, `scale.few` images are made instead of `scale.images`.
+    All arms and samplers start from the same noise, which `seed` and `draw` decide. A trajectory of more than half of
+    the schedule's steps is measured on `scale.few` images instead of `scale.images`.
 
     Args:
         scale: the scale.
         arm: the network.
-        seed: of its training and of the noise.
+        seed: the seed of its training and of the noise.
         sampler: the sampler's name.
-        steps: how many steps.
-        grid: a name of `quarterarc.grids`, or `leading`, see `measures.leading`.
-        through: a name of `measures.WRAPPERS`, which changes what the network says.
-        draw: another draw of noise for the same seed.
-        metrics: the scale's, if not given.
-        images: how many.
-        options: the sampler's.
+        steps: the number of steps.
+        grid: a name of `quarterarc.grids`, or `leading` for `measures.leading`.
+        through: a wrapper of the denoiser, a name of `measures.WRAPPERS`.
+        draw: the number of the draw of noise for the same seed.
+        metrics: the metrics (default: the scale's).
+        images: the number of images (default: the scale's).
+        options: options of the sampler.
     """
     few = steps > 0.5 * scale.all_steps
-    more = {} if through is None else {"through": through}
+    wrapper = {} if through is None else {"through": through}
     return Cell.of(
         arm,
         seed,
@@ -94,5 +110,5 @@ def quality(
         images=images or (scale.few if few else scale.images),
         metrics=tuple(metrics or scale.metrics),
         options=tuple(sorted(options.items())),
-        **more,
+        **wrapper,
     )

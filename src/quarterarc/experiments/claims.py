@@ -1,14 +1,14 @@
-"""Claims of the papers, and whether they hold in what was measured.
+"""Claims of the papers, and verdicts on them by one rule.
 
-The rule, for all claims alike. A claim is one or several comparisons, each of two values seed by seed. With d the
-differences in the claim's favour, a comparison is
+A claim consists of one or several comparisons of two values, paired by seed. With d the differences in the claim's
+favour, a comparison is
 
     held        if every d > 0 and their mean is more than two standard errors above 0
     not held    if every d < 0 and their mean is more than two standard errors below 0
-    undecided   otherwise, and always for a single seed, whose spread is not known
+    undecided   otherwise, and always for a single seed, which has no spread
 
-A claim is held if all its comparisons are, not held if one is not, else undecided. What depends on no random number is
-held or not by its value alone.
+A claim is held if all its comparisons are held, not held if at least one is not held, and undecided otherwise. A
+comparison of values without any randomness is held or not held by its sign alone.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ Verdict = Literal["held", "not held", "undecided"]
 
 RULE = (
     "A comparison is held if the difference has the claimed sign for every seed and its mean is more than two standard "
-    "errors from zero, not held if the same is true of the opposite sign, and undecided otherwise; one seed decides "
-    "nothing, unless no random number is in it. A claim is held if all its comparisons are, and not held if one of "
-    "them is not."
+    "errors away from zero. It is not held if the same is true with the opposite sign, and undecided otherwise; a "
+    "single seed is always undecided, except where the values involve no randomness. A claim is held if all its "
+    "comparisons are held, and not held if at least one of them is not held."
 )
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One value against another, seed by seed.
+    """A comparison of two values, paired by seed.
 
     Attributes:
-        label: where: "10 steps".
-        claimed: the values that the claim says are better.
-        other: the values that it says are worse, of the same seeds.
-        lower: whether lower is better.
-        exact: whether the values depend on no random number.
+        label: the condition of the comparison: "10 steps".
+        claimed: the values that are better according to the claim, one per seed.
+        other: the values that they are compared with, of the same seeds.
+        lower: whether lower values are better.
+        exact: whether the values involve no randomness.
     """
 
     label: str
@@ -51,7 +51,7 @@ class Comparison:
 
     @property
     def verdict(self) -> Verdict:
-        """By the rule above."""
+        """The verdict by the rule of this module."""
         sign = 1.0 if self.lower else -1.0
         pairs = zip(self.claimed, self.other, strict=True)
         return judge([sign * (other - claimed) for claimed, other in pairs], self.exact)
@@ -61,8 +61,13 @@ class Comparison:
 
 
 def judge(differences: Sequence[float], exact: bool = False) -> Verdict:
-    """The verdict on differences in a claim's favour, one a seed."""
-    if not differences or not all(math.isfinite(each) for each in differences):
+    """The verdict on differences in a claim's favour.
+
+    Args:
+        differences: one per seed.
+        exact: whether the values involve no randomness, so that the sign of one difference decides.
+    """
+    if not differences or not all(map(math.isfinite, differences)):
         return "undecided"
     if exact:
         return "held" if min(differences) > 0 else "not held"
@@ -78,13 +83,13 @@ def judge(differences: Sequence[float], exact: bool = False) -> Verdict:
 
 @dataclass(frozen=True)
 class Claim:
-    """What a paper says, and what was found.
+    """A claim of a paper with the comparisons that test it.
 
     Attributes:
-        text: the claim, in one sentence.
-        source: where it is made.
-        comparisons: what it rests on here.
-        note: what else a reader should know.
+        text: the claim, one sentence.
+        source: the paper and section that make it.
+        comparisons: the comparisons that test it.
+        note: a remark on the evidence.
     """
 
     text: str
@@ -94,19 +99,19 @@ class Claim:
 
     @property
     def verdict(self) -> Verdict:
-        """Held if all comparisons are, not held if one is not, else undecided."""
-        verdicts = {each.verdict for each in self.comparisons}
+        """Held if all comparisons are held, not held if at least one is not held, else undecided."""
+        verdicts = {comparison.verdict for comparison in self.comparisons}
         if verdicts == {"held"}:
             return "held"
         return "not held" if "not held" in verdicts else "undecided"
 
     @property
     def evidence(self) -> str:
-        """The numbers, with their spread over seeds."""
+        """The compared values, with their spread over seeds."""
         return "; ".join([*map(str, self.comparisons), *([self.note] if self.note else [])])
 
     def describe(self) -> dict[str, Any]:
-        """As JSON types."""
+        """The claim with its verdict as JSON types."""
         return {
             "claim": self.text,
             "source": self.source,
@@ -114,23 +119,23 @@ class Claim:
             "evidence": self.evidence,
             "comparisons": [
                 {
-                    "label": each.label,
-                    "claimed": list(each.claimed),
-                    "other": list(each.other),
-                    "lower_is_better": each.lower,
-                    "verdict": each.verdict,
+                    "label": comparison.label,
+                    "claimed": list(comparison.claimed),
+                    "other": list(comparison.other),
+                    "lower_is_better": comparison.lower,
+                    "verdict": comparison.verdict,
                 }
-                for each in self.comparisons
+                for comparison in self.comparisons
             ],
         }
 
 
 def spread(values: Sequence[float], digits: int = 3) -> str:
-    """Mean and, over several seeds, standard deviation: "9.50 ± 0.10"."""
+    """The mean to this many significant digits and, for several values, the standard deviation: "9.50 ± 0.10"."""
     if not values:
         return ""
     mean = fmean(values)
-    if 0.0 < abs(mean) < 1e-4:  # as good as nothing: its size is enough
+    if 0.0 < abs(mean) < 1e-4:  # so close to 0 that the order of magnitude is enough
         return f"{mean:.0e}"
     places = max(0, digits - 1 - (math.floor(math.log10(abs(mean))) if math.isfinite(mean) and mean else 0))
     text = f"{mean:.{places}f}"

@@ -1,4 +1,4 @@
-"""Findings: what an experiment reports, as plain objects that can be written as Markdown and as HTML."""
+"""The content of a report: tables, charts, pictures and claims, independent of Markdown and HTML."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ __all__ = ["Chart", "Findings", "Picture", "Section", "Table"]
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text below a header.
+    """A table of text.
 
     Attributes:
-        name: of its file and heading.
-        header: one cell a column.
-        rows: as many cells each.
-        note: what a reader needs to know to read it.
-        words: the columns that hold words, which stand to the left; all others hold numbers.
+        name: the heading.
+        header: one cell per column.
+        rows: one sequence of cells per row.
+        note: an explanation below the table.
+        words: the columns that contain words and are aligned to the left; all others contain numbers.
     """
 
     name: str
@@ -36,9 +36,9 @@ class Chart:
     """A line chart.
 
     Attributes:
-        name: of its file.
-        svg: the chart.
-        caption: what it shows.
+        name: the file name without its ending.
+        svg: the chart, an `<svg>` element.
+        caption: a description.
     """
 
     name: str
@@ -48,12 +48,12 @@ class Chart:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of images.
+    """A contact sheet of images.
 
     Attributes:
-        name: of its file.
-        path: where it is now, a PNG.
-        caption: what it shows.
+        name: the file name in the report, without its ending.
+        path: the PNG file to copy from.
+        caption: a description.
     """
 
     name: str
@@ -66,7 +66,7 @@ Part: TypeAlias = Table | Chart | Picture
 
 @dataclass(frozen=True)
 class Section:
-    """Some text and what belongs to it."""
+    """A section of a report: a title, text, and tables, charts or pictures."""
 
     title: str
     text: str = ""
@@ -75,7 +75,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Findings:
-    """All that an experiment reports: sections, and the claims that it tests."""
+    """The content of an experiment's report: its sections, and the claims with their verdicts."""
 
     sections: Sequence[Section]
     claims: Sequence[Claim] = field(default_factory=tuple)

@@ -1,14 +1,15 @@
-"""What an experiment will do and cost, before it does it."""
+"""The plan of an experiment: jobs, and an estimate of their time on this machine."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from ..common.text import counted, duration
 from ..denoiser import Denoiser
 from ..heads import head as named_head
 from ..schedules import schedule as named_schedule
@@ -17,21 +18,22 @@ from .arms import Arm
 from .cells import Cell
 from .lab import Lab
 from .measures import MEASURES
+from .measuring import is_measured
 
 __all__ = ["Job", "Speed", "describe_plan", "jobs_of", "probe"]
 
 
-LARGEST, ENOUGH = 64, 3.0
-"""Pixels a side of the images that the probe looks at, and the seconds that it takes for each of two questions."""
+LARGEST_SIDE, PROBE_SECONDS = 64, 3.0
+"""The largest side of the probe's images in pixels, and the seconds spent on each of its two timings."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One arm of one seed, and what is to be measured of it: the unit that is given to a process.
+    """An arm of one seed with its cells: the unit of work that is given to a process.
 
     Attributes:
         arm, seed: the network.
-        cells: its cells.
+        cells: the cells to measure.
     """
 
     arm: Arm
@@ -40,25 +42,26 @@ class Job:
 
 
 def jobs_of(cells: Sequence[Cell]) -> list[Job]:
-    """Cells by arm and seed, in order of appearance, each once."""
+    """Cells grouped by arm and seed in order of first appearance, without duplicates."""
     by_arm: dict[tuple[Arm, int], dict[Cell, None]] = {}
     for cell in cells:
         by_arm.setdefault((cell.arm, cell.seed), {})[cell] = None
-    return [Job(arm, seed, tuple(some)) for (arm, seed), some in by_arm.items()]
+    return [Job(arm, seed, tuple(grouped)) for (arm, seed), grouped in by_arm.items()]
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds an image takes to train on once, and to be seen once in sampling."""
+    """Seconds per image of a training step and of a network evaluation."""
 
     training: float
     evaluation: float
 
 
 def probe(lab: Lab) -> Speed:
-    """Measure this machine for a few seconds, on the scale's own network with fresh weights and pure noise.
+    """The speed of the scale's network on this machine, timed for a few seconds with fresh weights and pure noise.
 
-    Large images are cut to 64 pixels a side, and their time scaled by the pixels: attention is a small part of it.
+    Images larger than 64 pixels are cropped and their time is scaled by the number of pixels, which neglects that the
+    cost of attention grows faster.
     """
     recipe = lab.scale.recipe
     shape = (recipe.data.channels, recipe.data.height, recipe.data.width)
@@ -69,25 +72,24 @@ def probe(lab: Lab) -> Speed:
     denoise = Denoiser(network, table, head, shape, None, precision)
     pixels = 2**24 if lab.device.type == "cuda" else 2**13
     batch = min(recipe.training.batch, max(1, pixels // (shape[1] * shape[2])))
-    seen = tuple(min(side, LARGEST) for side in shape[1:])
-    share = math.prod(seen) / math.prod(shape[1:])
-    x = torch.randn(batch, shape[0], *seen, device=lab.device)
+    cropped = tuple(min(side, LARGEST_SIDE) for side in shape[1:])
+    share = math.prod(cropped) / math.prod(shape[1:])
+    x = torch.randn(batch, shape[0], *cropped, device=lab.device)
 
     def train() -> None:
         denoise(x, 1.0).image.square().mean().backward()
 
-    def ask() -> None:
+    def evaluate() -> None:
         with torch.no_grad():
             denoise(x, 1.0)
 
-    return Speed(_seconds(train, lab.device) / batch / share, _seconds(ask, lab.device) / batch / share)
+    return Speed(_seconds(train, lab.device) / batch / share, _seconds(evaluate, lab.device) / batch / share)
 
 
-def _seconds(work: object, device: torch.device) -> float:
-    """The shortest of a few runs, the first of which counts only if it alone took long."""
-    assert callable(work)
+def _seconds(work: Callable[[], None], device: torch.device) -> float:
+    """The shortest time of a few runs; the first run, which warms up, counts only if there is no other."""
     times: list[float] = []
-    while len(times) < 6 and sum(times) < ENOUGH:
+    while len(times) < 6 and sum(times) < PROBE_SECONDS:
         started = time.perf_counter()
         work()
         if device.type == "cuda":
@@ -97,31 +99,26 @@ def _seconds(work: object, device: torch.device) -> float:
 
 
 def describe_plan(lab: Lab, jobs: Sequence[Job], processes: int, speed: Speed) -> str:
-    """The plan in words: arms, images trained, NFE, and an estimate of time on this machine."""
+    """The plan as text: one line per arm, the totals, and the estimated time on this machine."""
     scale, lines = lab.scale, []
-    trained = asked = 0
+    images_left = evaluations_left = 0
     for job in jobs:
         images = lab.images_left(job.arm, job.seed)
         complete = images == 0
-        missing = [cell for cell in job.cells if not (complete and lab.kept(cell))]
+        missing = [cell for cell in job.cells if not (complete and is_measured(lab, cell))]
         evaluations = sum(MEASURES[cell.measure].evaluations(cell) for cell in missing)
-        trained, asked = trained + images, asked + evaluations
-        state = "trained" if complete else f"{images:,} images to train on"
+        images_left, evaluations_left = images_left + images, evaluations_left + evaluations
+        state = "trained" if complete else f"{counted(images, 'image')} to train on"
         lines.append(
-            f"  {job.arm.hash(scale, job.seed)}  {job.arm.name}, seed {job.seed}: {state}; "
-            f"{len(missing)} of {len(job.cells)} measurements to make, {evaluations:,} evaluations"
+            f"  {job.arm.hash(scale, job.seed)}  {job.arm.name}, seed {job.seed}: {state}; {len(missing)} of "
+            f"{counted(len(job.cells), 'measurement')} missing, {counted(evaluations, 'network evaluation')}"
         )
-    seconds = trained * speed.training + asked * speed.evaluation
+    seconds = images_left * speed.training + evaluations_left * speed.evaluation
     lines.append(
-        f"{len(jobs)} arms, {sum(len(job.cells) for job in jobs)} measurements; {trained:,} images to train on "
-        f"({speed.training * 1e3:.3g} ms each), {asked:,} network evaluations of one image "
-        f"({speed.evaluation * 1e3:.3g} ms each)"
+        f"{counted(len(jobs), 'arm')}, {counted(sum(len(job.cells) for job in jobs), 'measurement')}; "
+        f"{counted(images_left, 'image')} to train on ({duration(speed.training)} per image), "
+        f"{counted(evaluations_left, 'network evaluation')} ({duration(speed.evaluation)} per image)"
     )
-    lines.append(f"about {_duration(seconds / processes)} on this machine ({lab.device}, {processes} at once)")
+    at_once = counted(processes, "process", "processes")
+    lines.append(f"about {duration(seconds / processes)} on this machine ({lab.device}, {at_once})")
     return "\n".join(lines)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 5400:
-        return f"{max(1, round(seconds / 60))} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:,.0f} days"

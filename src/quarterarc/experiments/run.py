@@ -1,32 +1,35 @@
-"""Running an experiment: train what is missing, measure what is missing, write what was found."""
+"""Running an experiment: trains the missing arms, measures the missing cells, and writes the results."""
 
 from __future__ import annotations
 
 import logging
 import platform
 import subprocess
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from .. import __version__
 from ..common.devices import processes
 from ..common.errors import InputError
+from ..common.hashes import short_hash
+from ..common.progress import progress_bar
+from ..common.text import counted
 from ..storage.files import make_folder, read_json, write_json
 from ..training.trainer import Interrupted
-from .arms import decisive, digest
-from .base import Experiment, Measured
+from .arms import decisive
+from .base import Experiment, Measurements
 from .lab import Lab
+from .measuring import is_measured, measure
 from .plan import Job, describe_plan, jobs_of, probe
 from .scales import Scale
 from .writing import write_results
 
-__all__ = ["plan_experiment", "run_experiment"]
+__all__ = ["describe_setting", "plan_experiment", "run_experiment"]
 
 logger = logging.getLogger("quarterarc")
 
@@ -34,39 +37,39 @@ ABOUT = "experiment.json"
 
 
 def plan_experiment(experiment: Experiment, lab: Lab, seeds: Sequence[int], jobs: int = 1) -> str:
-    """What `run_experiment` would do, and about how long it would take here."""
-    wanted = jobs_of(experiment.cells(lab.scale, seeds))
-    return f"{experiment.name}: {experiment.title}\n{describe_plan(lab, wanted, jobs, probe(lab))}"
+    """The work of `run_experiment` as text, with an estimate of its time on this machine."""
+    work = jobs_of(experiment.cells(lab.scale, seeds))
+    return f"{experiment.name}: {experiment.title}\n{describe_plan(lab, work, jobs, probe(lab))}"
 
 
 def run_experiment(
     experiment: Experiment, lab: Lab, seeds: Sequence[int], out: Path, *, jobs: int = 1, command: str = ""
 ) -> Path | None:
-    """Train the arms that are missing, measure the cells that are missing, and write the results.
+    """Train the missing arms, measure the missing cells, and write the results.
 
     Args:
-        experiment: which.
-        lab: where arms and cells are kept.
-        seeds: of training and of noise; the spread of results is over them.
-        out: the folder of the results; it goes on if it holds the same experiment.
-        jobs: how many processes arms are spread over.
-        command: what makes these results again.
+        experiment: the experiment.
+        lab: the lab, whose cache holds arms and cells.
+        seeds: the seeds of training and noise; results have a spread over them.
+        out: the folder of the results: new, empty, or with earlier results of the same experiment and scale.
+        jobs: the number of processes among which arms are divided.
+        command: the command that reproduces the results, for the report.
 
     Returns:
-        The report; None in every process but the first.
+        The path of the report; None in all processes of a distributed run but the first.
 
     Raises:
-        InputError: for an output folder that holds something else, and what training and measuring refuse.
-        Interrupted: if a signal asked to stop; the same call goes on.
+        InputError: if the output folder holds something else, or if training or measuring raises it.
+        Interrupted: if a signal stopped the run; the same call continues it.
     """
     first = not processes().rank
     if first:
-        _claim_folder(out, experiment, lab.scale)
-    wanted = jobs_of(experiment.cells(lab.scale, seeds))
-    if any(cell.measure == "quality" for job in wanted for cell in job.cells):
-        _ = lab.extractor, lab.reference  # what is missing should be missed before hours of training
-    _run_all(lab, wanted, jobs)
-    findings = experiment.report(Measured(lab, seeds))
+        _reserve_folder(out, experiment, lab.scale)
+    work = jobs_of(experiment.cells(lab.scale, seeds))
+    if any(cell.measure == "quality" for job in work for cell in job.cells):
+        _ = lab.extractor, lab.reference  # missing weights or data raise before hours of training
+    _run_all(lab, work, jobs)
+    findings = experiment.report(Measurements(lab, seeds))
     if not first:
         return None
     cells = [
@@ -75,27 +78,31 @@ def run_experiment(
             "seed": job.seed,
             "measure": cell.measure,
             "settings": dict(cell.settings),
-            "values": lab.measured(cell),
+            "values": measure(lab, cell),
         }
-        for job in wanted
+        for job in work
         for cell in job.cells
     ]
-    write_results(out, _about(experiment, lab, seeds, wanted, command), cells, findings)
+    write_results(out, _about(experiment, lab, seeds, work, command), cells, findings)
     write_json(out / ABOUT, {**_identity(experiment, lab.scale), "complete": True})
     return out / "report.html"
 
 
-def _claim_folder(out: Path, experiment: Experiment, scale: Scale) -> None:
-    """Make the folder this experiment's, or see that it is already."""
+def _reserve_folder(out: Path, experiment: Experiment, scale: Scale) -> None:
+    """Create the folder and record the experiment in it.
+
+    Raises:
+        InputError: if the folder holds another experiment or other files.
+    """
     identity = _identity(experiment, scale)
     if (out / ABOUT).is_file():
-        there = read_json(out / ABOUT)
-        if not isinstance(there, dict) or any(there.get(name) != value for name, value in identity.items()):
-            there = there if isinstance(there, dict) else {}
-            other = next(name for name, value in identity.items() if there.get(name) != value)
+        recorded = read_json(out / ABOUT)
+        recorded = recorded if isinstance(recorded, dict) else {}
+        different = next((name for name, value in identity.items() if recorded.get(name) != value), None)
+        if different is not None:
             raise InputError(
-                f"{out} holds another experiment, of {other} '{there.get(other)}' where this has '{identity[other]}': "
-                "give another --out"
+                f"{out} holds another experiment: its {different} is '{recorded.get(different)}', expected "
+                f"'{identity[different]}': give another --out"
             )
     elif out.is_dir() and any(out.iterdir()):
         raise InputError(f"{out} holds other files and no {ABOUT}: give an empty folder as --out")
@@ -104,62 +111,63 @@ def _claim_folder(out: Path, experiment: Experiment, scale: Scale) -> None:
 
 
 def _identity(experiment: Experiment, scale: Scale) -> dict[str, Any]:
-    return {"experiment": experiment.name, "scale": scale.name, "recipe": digest(decisive(scale.recipe))}
+    return {"experiment": experiment.name, "scale": scale.name, "recipe": short_hash(decisive(scale.recipe))}
 
 
 # --- the work -------------------------------------------------------------------------------------------------------
 
 
-def _run_all(lab: Lab, wanted: Sequence[Job], jobs: int) -> None:
-    """Train and measure; with several jobs, arms are spread over as many processes."""
-    missing = [job for job in wanted if not _done(lab, job)]
+def _run_all(lab: Lab, work: Sequence[Job], jobs: int) -> None:
+    """Train and measure what is missing; with several jobs, arms are divided among as many processes."""
+    missing = [job for job in work if not _is_done(lab, job)]
     total = sum(len(job.cells) for job in missing)
-    done: Iterable[int]
-    with tqdm(total=total, unit="cell", desc="measure", disable=None if lab.progress else True) as bar:
-        done = _in_processes(lab, missing, jobs) if jobs > 1 and len(missing) > 1 else _in_turn(lab, missing)
-        for count in done:
-            bar.update(count)
+    with progress_bar(total, "cell", "measure", lab.progress) as bar:
+        for cells in _in_processes(lab, missing, jobs) if jobs > 1 and len(missing) > 1 else _in_turn(lab, missing):
+            bar.update(cells)
 
 
-def _done(lab: Lab, job: Job) -> bool:
-    return lab.images_left(job.arm, job.seed) == 0 and all(lab.kept(cell) for cell in job.cells)
+def _is_done(lab: Lab, job: Job) -> bool:
+    return lab.images_left(job.arm, job.seed) == 0 and all(is_measured(lab, cell) for cell in job.cells)
 
 
 def _in_turn(lab: Lab, missing: Sequence[Job]) -> Iterator[int]:
+    """The number of cells measured since the last item."""
     for job in missing:
-        lab.trained(job.arm, job.seed)
+        lab.denoiser(job.arm, job.seed)
         for cell in job.cells:
-            lab.measured(cell)
+            measure(lab, cell)
             yield 1
 
 
 def _in_processes(lab: Lab, missing: Sequence[Job], jobs: int) -> Iterator[int]:
     pool = ProcessPoolExecutor(
-        jobs, mp_context=get_context("spawn"), initializer=_quiet, initargs=(max(1, torch.get_num_threads() // jobs),)
+        jobs,
+        mp_context=get_context("spawn"),
+        initializer=torch.set_num_threads,
+        initargs=(max(1, torch.get_num_threads() // jobs),),
     )
     with pool:
         running = [pool.submit(_one_job, lab.scale, lab.cache, str(lab.device), job) for job in missing]
         try:
-            for future in running:
+            for job, future in zip(missing, running, strict=True):
                 stopped, error = future.result()
                 if stopped:
                     raise Interrupted(stopped, lab.cache)
                 if error:
                     raise InputError(error)
-                yield 1
+                yield len(job.cells)
         except BaseException:
             for future in running:
                 future.cancel()
             raise
 
 
-def _quiet(threads: int) -> None:
-    """A worker's share of the processor."""
-    torch.set_num_threads(threads)
-
-
 def _one_job(scale: Scale, cache: Path, device: str, job: Job) -> tuple[int, str]:
-    """In a process of its own: the signal that stopped it, and what was wrong; neither, if all went well."""
+    """Train and measure one job in a process of its own.
+
+    Returns:
+        The number of the signal that stopped it, or 0, and the message of an `InputError`, or "".
+    """
     lab = Lab(scale, cache, device, progress=False)
     try:
         for _ in _in_turn(lab, [job]):
@@ -171,12 +179,10 @@ def _one_job(scale: Scale, cache: Path, device: str, job: Job) -> tuple[int, str
     return 0, ""
 
 
-# --- what is said of it ---------------------------------------------------------------------------------------------
+# --- the description of the results ---------------------------------------------------------------------------------
 
 
-def _about(
-    experiment: Experiment, lab: Lab, seeds: Sequence[int], wanted: Sequence[Job], command: str
-) -> dict[str, Any]:
+def _about(experiment: Experiment, lab: Lab, seeds: Sequence[int], work: Sequence[Job], command: str) -> dict[str, Any]:
     scale = lab.scale
     return {
         "experiment": experiment.name,
@@ -184,7 +190,7 @@ def _about(
         "source": experiment.source,
         "scale": scale.name,
         "seeds": list(seeds),
-        "setting": _setting(scale),
+        "setting": describe_setting(scale),
         "command": command,
         "commit": _commit(),
         "quarterarc": __version__,
@@ -200,40 +206,40 @@ def _about(
                 "fields": job.arm.fields,
                 "images": job.arm.recipe(scale, job.seed).training.steps * scale.recipe.training.batch,
             }
-            for job in wanted
+            for job in work
         ],
-        "cells": sum(len(job.cells) for job in wanted),
+        "cells": sum(len(job.cells) for job in work),
     }
 
 
-def _setting(scale: Scale) -> str:
+def describe_setting(scale: Scale) -> str:
     """What all arms share, in words."""
     recipe = scale.recipe
     data, network, training = recipe.data, recipe.network, recipe.training
+    limit = f", the first {data.limit:,} images" if data.limit else ""
     return (
-        f"All arms share the network (a U-Net of {network.channels} channels, multipliers "
-        f"{', '.join(map(str, network.multipliers))}, {_many(network.blocks, 'block')} a level), the optimiser, the "
-        f"data ({Path(data.source).name}, {data.height}x{data.width} pixels, {_many(data.channels, 'channel')}"
-        f"{f', the first {data.limit:,} images' if data.limit else ''}), the number of images seen "
-        f"({training.steps * training.batch:,} in {training.steps:,} steps of {training.batch}, unless an arm's name "
-        f"says otherwise), T = {scale.all_steps} and the evaluation: {scale.images:,} images a measurement "
-        f"({scale.few:,} for every method alike where a trajectory takes more than half of the schedule's steps), from "
-        f"the same noise, on '{scale.features}' features against the training images. Unless a row "
-        "says otherwise the grid is uniform in the schedule's time from pure noise, and estimates are used as the "
-        "network gives them: neither clipped nor made to agree."
+        f"All arms share the network (a U-Net with {network.channels} base channels, channel multipliers "
+        f"{', '.join(map(str, network.multipliers))} and {counted(network.blocks, 'residual block')} per level), the "
+        f"optimiser, the training images ({Path(data.source).name}, {data.height}x{data.width} pixels, "
+        f"{counted(data.channels, 'channel')}{limit}), the length of training ({training.steps:,} steps with "
+        f"{counted(training.batch, 'image')} per batch, unless the arm's name states a fraction of it), T = "
+        f"{scale.all_steps}, and the evaluation. Each measurement samples {scale.images:,} images from the same "
+        "initial "
+        f"noise ({scale.few:,} images, for all methods alike, where a trajectory has more than half of T steps) and "
+        f"compares them with the training images in '{scale.features}' features. Unless a row states otherwise, the "
+        "sampling grid is uniform in the schedule's time and starts from pure noise, and the network's estimates are "
+        "neither clipped nor projected onto image · cos + noise · sin = x. 'ours' is the full method of Zhang et al.: "
+        "both "
+        "estimates, schedule of the arc, gradient loss with γ = 1 and gradient sampler."
     )
 
 
-def _many(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
-
-
 def _commit() -> str:
-    """The commit of the working tree that this package runs from; "unknown" for an installed one."""
-    here = Path(__file__).resolve().parent
+    """The commit of the working tree that contains this package; "unknown" for an installed package."""
+    package = Path(__file__).resolve().parent
     try:
-        found = subprocess.run(
-            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=10"],
+        described = subprocess.run(
+            ["git", "-C", str(package), "describe", "--always", "--dirty", "--abbrev=10"],
             capture_output=True,
             text=True,
             check=True,
@@ -241,4 +247,4 @@ def _commit() -> str:
         )
     except (OSError, subprocess.SubprocessError):
         return "unknown"
-    return found.stdout.strip() or "unknown"
+    return described.stdout.strip() or "unknown"

@@ -1,6 +1,6 @@
-"""Scales: on which images an experiment runs, with which network, and how much it measures.
+"""Scales: the images, network and counts of an experiment.
 
-Everything that arms share is decided here, once: data, network, optimiser, images seen, and evaluation.
+A scale fixes everything that arms share: data, network, optimiser, number of training images, and evaluation.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from ..training.recipe import Recipe, read_recipe
 __all__ = ["CLASSIFIER", "SCALES", "Scale", "scale"]
 
 CLASSIFIER = "classifier"
-"""Features of a small network that is trained on the scale's own labelled images, see `experiments.classifier`."""
+"""The features of `evaluation.extractors.classifier`, trained on the scale's own labelled images."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """What all arms of an experiment share, and how much is measured.
+    """What all arms of an experiment share, and the size of its measurements.
 
     Attributes:
-        name: how results call it.
-        recipe: what an arm changes in its own point only.
+        name: the name in results.
+        recipe: the recipe that all arms start from.
         features: an extractor's name, or `CLASSIFIER`.
-        metrics: of `quarterarc.evaluation`, that the features can give.
-        images: how many images are made for each measurement.
-        few: how many where a trajectory takes every step of the schedule.
-        steps: the numbers of steps that tables have, those below the schedule's own.
-        likelihood_images: how many images bits a dimension are of, of training and of test images each.
-        terms: how many terms of the bound an image draws; None for all.
-        shown: how many images a picture holds.
-        batch: images at once.
-        data_hint: what to download and where to put it, for when it is not there.
+        metrics: metrics of `quarterarc.evaluation` that these features allow.
+        images: the number of images per measurement.
+        few: the number of images where a trajectory has more than half of the schedule's steps.
+        steps: the numbers of steps in tables; those of at least T are left out.
+        likelihood_images: the number of training and of test images for bits per dimension.
+        terms: the number of terms of the variational bound that are drawn per image; None for all terms.
+        shown: the number of images in a contact sheet.
+        batch: the batch size of sampling.
+        data_hint: where to get the images, for error messages.
     """
 
     name: str
@@ -56,26 +56,26 @@ class Scale:
         return self.recipe.schedule.steps
 
     def at(self, *steps: int) -> tuple[int, ...]:
-        """Those numbers of steps that lie below T; half of T if none does."""
-        return tuple(each for each in steps if each < self.all_steps) or (max(1, self.all_steps // 2),)
+        """The numbers of steps that lie below T; T/2 if there are none."""
+        return tuple(count for count in steps if count < self.all_steps) or (max(1, self.all_steps // 2),)
 
     @property
     def table_steps(self) -> tuple[int, ...]:
-        """The numbers of steps that tables have."""
+        """The numbers of steps in tables."""
         return self.at(*self.steps)
 
     def training_data(self) -> ImageData:
-        """The images that arms are trained on.
+        """The training images of all arms.
 
         Raises:
-            InputError: if they are not there, saying what to download and where to put it.
+            InputError: if they are missing; the message names where to get them.
         """
         return self._open(self.recipe.data)
 
     def test_images(self) -> tuple[ImageData, range] | None:
-        """Images that no arm has seen, and their numbers: what `data.limit` leaves out, or a hub dataset's test split.
+        """Images that no arm is trained on, and their numbers; None if there are none.
 
-        None where there are none.
+        They are the images that `data.limit` leaves out, or the test split of a hub dataset.
         """
         spec = self.recipe.data
         if spec.limit is not None:
@@ -91,7 +91,7 @@ class Scale:
         try:
             return open_data(spec, progress=False)
         except InputError as error:
-            raise InputError(f"the scale '{self.name}' has no images to work on ({error}): {self.data_hint}") from None
+            raise InputError(f"cannot open the images of the scale '{self.name}' ({error}): {self.data_hint}") from None
 
 
 def _digits() -> Scale:
@@ -100,7 +100,7 @@ def _digits() -> Scale:
         "network.channels=16",
         "network.blocks=1",
         "network.attention=[]",
-        "optimizer.decay=constant",  # so that fewer steps are the beginning of more
+        "optimizer.decay=constant",  # so that a shorter training is the beginning of a longer one
         "optimizer.learning_rate=2.0e-3",
         "ema.decay=0.99",
         "training.steps=900",
@@ -155,7 +155,7 @@ def _celeba64() -> Scale:
 
 
 def _church256() -> Scale:
-    hint = "download LSUN's church_outdoor_train_lmdb and give --data PATH, the folder that it is unpacked to"
+    hint = "download LSUN's church_outdoor_train_lmdb, unpack it and give the folder as --data PATH"
     return Scale(
         "church256", read_recipe("church256"), likelihood_images=200, terms=100, shown=12, batch=32, data_hint=hint
     )
@@ -172,47 +172,51 @@ SCALES = {
 
 
 def scale(name: str, data: str | None = None, images: int | None = None, features: str | None = None) -> Scale:
-    """A scale by name, or of one's own recipe.
+    """The scale of this name, or a scale from your own recipe.
 
     Args:
-        name: one of `SCALES`, a recipe that ships, or the path of a recipe's YAML file.
-        data: replaces the source of the images.
-        images: how many images each measurement makes.
+        name: a name in `SCALES`, or the path of a recipe's YAML file.
+        data: another source of the images.
+        images: another number of images per measurement.
         features: an extractor's name, or "classifier".
 
     Raises:
-        InputError: for an unknown scale, a recipe that cannot be read, or fewer than 8 images.
+        InputError: for an unknown scale, an unreadable recipe, or fewer than 8 images.
     """
     if name in SCALES:
-        found = SCALES[name]()
+        chosen = SCALES[name]()
     elif name.endswith((".yaml", ".yml")) or "/" in name:
-        found = _of_recipe(read_recipe(name))
+        chosen = _from_recipe(read_recipe(name))
     else:
         raise unknown_name("scale", name, [*SCALES, "RECIPE.yaml"])
     if data is not None:
-        found = replace(found, recipe=found.recipe.model_copy(update={"data": _moved(found.recipe.data, data)}))
+        spec = _with_source(chosen.recipe.data, data)
+        chosen = replace(chosen, recipe=chosen.recipe.model_copy(update={"data": spec}))
     if images is not None:
         if images < 8:
-            raise InputError(f"--images is at least 8, for a distance needs some: got {images}")
-        fewer = {name: min(getattr(found, name), images) for name in ("few", "likelihood_images", "shown")}
-        found = replace(found, images=images, **fewer)
-    return found if features is None else _with_features(found, features)
+            raise InputError(f"--images must be at least 8, which a Frechet distance needs: got {images}")
+        fewer = {field: min(getattr(chosen, field), images) for field in ("few", "likelihood_images", "shown")}
+        chosen = replace(chosen, images=images, **fewer)
+    return chosen if features is None else _with_features(chosen, features)
 
 
-def _of_recipe(recipe: Recipe) -> Scale:
-    """One's own images: measured as digits where they are small and gray, else by Inception's features."""
+def _from_recipe(recipe: Recipe) -> Scale:
+    """A scale for your own images: `digits` features for small gray images, Inception's for all others."""
     small = recipe.data.channels == 1 and 8 <= recipe.data.height <= 32
-    made = Scale(recipe.name, recipe, images=10_000, few=2000)
-    return _with_features(made, "digits") if small else made
+    chosen = Scale(recipe.name, recipe, images=10_000, few=2000)
+    return _with_features(chosen, "digits") if small else chosen
 
 
-def _with_features(found: Scale, features: str) -> Scale:
+def _with_features(chosen: Scale, features: str) -> Scale:
     spatial = ("sfid",) if features in ("inception", CLASSIFIER) else ()
     score = ("is",) if features == "digits" else ()
-    return replace(found, features=features, metrics=("fid", *spatial, "precision", "recall", *score))
+    return replace(chosen, features=features, metrics=("fid", *spatial, "precision", "recall", *score))
 
 
-def _moved(spec: DataSpec, source: str) -> DataSpec:
+def _with_source(spec: DataSpec, source: str) -> DataSpec:
     if not Path(source).exists() and not source.startswith("hub:"):
-        raise InputError(f"no data at {source}: --data takes what `quarterarc train` takes as data.source")
+        raise InputError(
+            f"there are no images at {source}: --data accepts what a recipe accepts as data.source, such as a folder "
+            "of images, a parquet file or hub:OWNER/NAME"
+        )
     return spec.model_copy(update={"source": source})

@@ -1,4 +1,4 @@
-"""Writing what an experiment found: results.json, results.csv, results.md with its figures, and report.html."""
+"""The files of an experiment's results: results.json, results.csv, results.md with its figures, and report.html."""
 
 from __future__ import annotations
 
@@ -16,35 +16,20 @@ from ..storage.files import make_folder, read_json, replace_file, write_json
 from .claims import RULE
 from .findings import Chart, Findings, Part, Picture, Section, Table
 
-__all__ = ["write_index", "write_results"]
+__all__ = ["write_index", "write_markdown", "write_results"]
 
 
 def write_results(out: Path, about: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], findings: Findings) -> None:
-    """Write the four files and the figures; each appears under its name when it is whole.
+    """Write all files of the results, each atomically.
 
     Args:
         out: the experiment's folder.
-        about: name, title, source, scale, seeds, command, commit, versions, arms.
-        cells: every cell with its settings and values.
-        findings: what the experiment says of them.
+        about: experiment, title, source, scale, seeds, setting, command, commit, versions and arms.
+        cells: arm, seed, measure, settings and values of every cell.
+        findings: the content of the report.
     """
-    figures = make_folder(out / "figures")
-    for section in findings.sections:
-        for part in section.parts:
-            _write_figure(figures, part)
-    tables = [part for section in findings.sections for part in section.parts if isinstance(part, Table)]
-    write_json(
-        out / "results.json",
-        {
-            **about,
-            "tables": [{"name": t.name, "header": list(t.header), "rows": [list(r) for r in t.rows]} for t in tables],
-            "rule": RULE,
-            "claims": [claim.describe() for claim in findings.claims],
-            "cells": list(cells),
-        },
-    )
+    write_markdown(out, about, cells, findings)
     _write_text(out / "results.csv", _csv(cells))
-    _write_text(out / "results.md", "\n".join(_markdown(about, findings)) + "\n")
     write_page(
         out / "report.html",
         "experiment.html",
@@ -56,27 +41,50 @@ def write_results(out: Path, about: Mapping[str, Any], cells: Sequence[Mapping[s
     )
 
 
+def write_markdown(out: Path, about: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], findings: Findings) -> None:
+    """Write results.json, the figures and results.md, which shows them; arguments as for `write_results`."""
+    figures = make_folder(out / "figures")
+    parts = [part for section in findings.sections for part in section.parts]
+    for part in parts:
+        _write_figure(figures, part)
+    if not any(figures.iterdir()):
+        figures.rmdir()
+    tables = [part for part in parts if isinstance(part, Table)]
+    write_json(
+        out / "results.json",
+        {
+            **about,
+            "tables": [{"name": t.name, "header": list(t.header), "rows": [list(r) for r in t.rows]} for t in tables],
+            "rule": RULE,
+            "claims": [claim.describe() for claim in findings.claims],
+            "cells": list(cells),
+        },
+    )
+    _write_text(out / "results.md", "\n".join(_markdown(about, findings)) + "\n")
+
+
 def write_index(out: Path) -> Path | None:
-    """Write README.md in a folder of several experiments' folders: what each asks, and how its claims fared.
+    """Write README.md for a folder of several experiments: their questions, and the verdicts on the papers' claims.
 
     Returns:
-        The file; None if there are no results in the folder.
+        The file; None if the folder has no results.
     """
-    found = [read_json(path) for path in sorted(out.glob("*/results.json"))]
-    if not found:
+    results = [read_json(path) for path in sorted(out.glob("*/results.json"))]
+    if not results:
         return None
+    verdicts = ("held", "not held", "undecided")
     rows = []
-    for result in found:
-        verdicts = [claim["verdict"] for claim in result["claims"]]
-        counts = [str(verdicts.count(each)) if verdicts else "" for each in ("held", "not held", "undecided")]
+    for result in results:
+        given = [claim["verdict"] for claim in result["claims"]]
+        counts = [str(given.count(verdict)) if given else "" for verdict in verdicts]
         link = f"[{result['experiment']}]({result['experiment']}/results.md)"
         rows.append([link, result["title"], result["source"], ", ".join(map(str, result["seeds"])), *counts])
-    header = ["experiment", "question", "source", "seeds", "held", "not held", "undecided"]
+    header = ["experiment", "question", "source", "seeds", *verdicts]
     lines = [
-        f"# Experiments at the scale of {found[0]['scale']}\n",
-        f"{found[0]['setting']}\n",
+        f"# Experiments at the scale `{results[0]['scale']}`\n",
+        f"{results[0]['setting']}\n",
         *_rows(header, rows, range(4)),
-        f"\nThe last three columns count claims of the papers. {RULE}",
+        f"\nThe last three columns count the verdicts on the papers' claims. {RULE}",
     ]
     _write_text(out / "README.md", "\n".join(lines) + "\n")
     return out / "README.md"
@@ -89,7 +97,7 @@ def _write_text(path: Path, text: str) -> None:
 
 def _write_figure(folder: Path, part: Part) -> None:
     if isinstance(part, Chart):
-        # on its own a chart has no page whose background it could take
+        # outside a page a chart needs a background of its own
         _write_text(
             folder / f"{part.name}.svg",
             part.svg.replace("<title>", '<rect width="100%" height="100%" fill="white"/><title>', 1),
@@ -103,7 +111,7 @@ def _write_figure(folder: Path, part: Part) -> None:
 
 
 def _csv(cells: Sequence[Mapping[str, Any]]) -> str:
-    """One row a cell: settings and those values that are one number or text."""
+    """One row per cell: its settings, and the values that are a number or text."""
     rows = [
         {
             "arm": cell["arm"],
@@ -124,7 +132,7 @@ def _csv(cells: Sequence[Mapping[str, Any]]) -> str:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
-        return " ".join("=".join(map(str, each)) if isinstance(each, list | tuple) else str(each) for each in value)
+        return " ".join("=".join(map(str, item)) if isinstance(item, list | tuple) else str(item) for item in value)
     return value
 
 
@@ -147,7 +155,7 @@ def _markdown(about: Mapping[str, Any], findings: Findings) -> Iterable[str]:
         yield f"\n## Claims\n\n{RULE}\n"
         rows = [[claim.text, claim.source, f"**{claim.verdict}**", claim.evidence] for claim in findings.claims]
         yield from _rows(["claim", "source", "verdict", "evidence"], rows, range(4))
-    yield f"\nMade by quarterarc {about['quarterarc']}, commit {about['commit']}."
+    yield f"\nMeasured with quarterarc {about['quarterarc']}, commit {about['commit']}."
 
 
 def _part(part: Part) -> Iterable[str]:

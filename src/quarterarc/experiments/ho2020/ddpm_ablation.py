@@ -1,4 +1,4 @@
-"""Table 2: predicting the posterior's mean against the noise, the bound against the simple loss, learned variance."""
+"""Table 2: posterior mean or noise as the target, bound or simple loss, learned or fixed variance."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..arms import Arm, arm
-from ..base import Experiment, Measured
+from ..base import Experiment, Measurements
 from ..cells import Cell, quality
 from ..claims import Claim, Comparison, spread
 from ..findings import Findings, Section, Table
@@ -20,9 +20,9 @@ class Row:
     """A row of the table.
 
     Attributes:
-        label: as in the paper.
+        label: the label in the paper.
         arm: the network.
-        variance: of a step, in sampling and in the bound.
+        variance: the variance of the reverse steps, in sampling and in the bound.
     """
 
     label: str
@@ -39,7 +39,7 @@ ROWS = (
     Row("ε prediction, L, fixed isotropic Σ", arm("noise", "linear", objective="vlb", variance="large")),
     SIMPLE,
 )
-"""The six rows of Table 2. Fixed variances are β, the larger of the paper's two choices."""
+"""The six rows of Table 2. A fixed variance is β, the larger of the paper's two choices."""
 
 
 def bits(
@@ -51,7 +51,7 @@ def bits(
     name: str = "bits-per-dim",
     through: str | None = None,
 ) -> Cell:
-    """Bits a dimension of training or test images."""
+    """Bits per dimension of training or test images."""
     count = scale.likelihood_images if name == "bits-per-dim" else max(1, min(64, scale.likelihood_images // 4))
     terms = None if scale.terms is None else min(scale.terms, scale.all_steps - 1)
     more = {} if through is None else {"through": through}
@@ -75,19 +75,19 @@ def _cells(scale: Scale, seeds: Sequence[int]) -> list[Cell]:
     ]
 
 
-def _values(measured: Measured, row: Row, name: str) -> list[float]:
+def _values(measured: Measurements, row: Row, name: str) -> list[float]:
     if name.startswith("bits"):
         split = name.partition(" ")[2]
         return measured.by_seed(lambda seed: bits(measured.scale, row.arm, seed, split, row.variance), "bits_per_dim")
     return measured.by_seed(lambda seed: _sampled(measured.scale, row, seed), name)
 
 
-def _why_unstable(measured: Measured, row: Row) -> str:
-    found = [measured[_sampled(measured.scale, row, seed)].get("unstable", "") for seed in measured.seeds]
-    return next((str(why) for why in found if why), "")
+def _why_unstable(measured: Measurements, row: Row) -> str:
+    reasons = [measured[_sampled(measured.scale, row, seed)].get("unstable", "") for seed in measured.seeds]
+    return next((str(reason) for reason in reasons if reason), "")
 
 
-def _report(measured: Measured) -> Findings:
+def _report(measured: Measurements) -> Findings:
     columns = {"IS": "is", "FID": "fid", "bits/dim, test": "bits test", "bits/dim, train": "bits train"}
     rows, notes = [], []
     for row in ROWS:
@@ -104,46 +104,58 @@ def _report(measured: Measured) -> Findings:
         "Table 2",
         ["objective", *columns],
         rows,
-        "IS: inception score, higher is better; FID: Frechet distance, lower is better; both by this scale's features. "
-        + " ".join(notes),
+        "IS: inception score, higher is better. FID: Frechet distance, lower is better. Both use "
+        f"'{measured.scale.features}' "
+        "features. bits/dim: the variational bound, lower is better. " + " ".join(notes),
     )
     text = (
-        f"The schedule is linear, the sampler DDPM's with all {measured.scale.all_steps} steps and the row's variance, "
-        "without clipping. An arm whose loss or whose images left the finite numbers is called unstable; one that the "
-        "paper calls so may well train at another scale."
+        f"The schedule is linear. The sampler is DDPM's with {measured.scale.all_steps} steps and the row's variance, "
+        "without clipping. An arm is unstable if its loss or its images become NaN or infinite; rows that are unstable "
+        "in the paper can be stable at this scale, and vice versa."
     )
-    return Findings([Section("Parameterisation and objective", text, [table])], _claims(measured))
+    return Findings([Section("Prediction target and objective", text, [table])], _claims(measured))
 
 
-def _claims(measured: Measured) -> list[Claim]:
+def _claims(measured: Measurements) -> list[Claim]:
     mean_learned, mean_fixed, mean_simple, noise_learned, noise_fixed, simple = ROWS
     source = "Ho et al., Table 2 and section 4.2"
 
-    def better(text: str, name: str, one: Row, others: Sequence[Row], where: str = source) -> Claim:
+    def better(text: str, name: str, claimed: Row, others: Sequence[Row], paper: str = source) -> Claim:
         lower = name != "is"
         return Claim(
             text,
-            where,
+            paper,
             [
                 Comparison(
-                    f"against '{other.label}'", _values(measured, one, name), _values(measured, other, name), lower
+                    f"against '{other.label}'", _values(measured, claimed, name), _values(measured, other, name), lower
                 )
                 for other in others
             ],
         )
 
     return [
-        better("The simple loss gives the best FID of all.", "fid", simple, ROWS[:-1]),
-        better("The simple loss gives the best inception score of all.", "is", simple, ROWS[:-1]),
+        better("The simple loss with ε prediction has the lowest FID.", "fid", simple, ROWS[:-1]),
+        better("The simple loss with ε prediction has the highest inception score.", "is", simple, ROWS[:-1]),
         better(
-            "Predicting μ̃ with its unweighted square does worse than with the bound.", "fid", mean_fixed, [mean_simple]
+            "With μ̃ prediction, the unweighted squared error has a higher FID than the bound.",
+            "fid",
+            mean_fixed,
+            [mean_simple],
         ),
-        better("With μ̃, learning the variance gives worse samples than fixing it.", "fid", mean_fixed, [mean_learned]),
         better(
-            "With ε, learning the variance gives worse samples than fixing it.", "fid", noise_fixed, [noise_learned]
+            "With μ̃ prediction, a learned variance has a higher FID than a fixed one.",
+            "fid",
+            mean_fixed,
+            [mean_learned],
         ),
         better(
-            "The bound as the loss gives better bits/dim than the simple loss.",
+            "With ε prediction, a learned variance has a higher FID than a fixed one.",
+            "fid",
+            noise_fixed,
+            [noise_learned],
+        ),
+        better(
+            "Training by the bound gives fewer bits/dim than training by the simple loss.",
             "bits test",
             noise_fixed,
             [simple],
@@ -154,7 +166,7 @@ def _claims(measured: Measured) -> list[Claim]:
 
 DDPM_ABLATION = Experiment(
     "ddpm-ablation",
-    "What should the network predict, and by which loss?",
+    "Which prediction target, loss and variance are best?",
     "Ho, Jain & Abbeel 2020, Table 2",
     _cells,
     _report,

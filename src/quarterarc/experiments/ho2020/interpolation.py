@@ -1,4 +1,4 @@
-"""Figure 8: between two images, mixed at x_t and decoded; and along the flow, which the arc makes invertible."""
+"""Figure 8: interpolation between two images, of their latents x_t and of their noises under the flow."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from statistics import fmean
 
-from ..base import Experiment, Measured
+from ..base import Experiment, Measurements
 from ..cells import Cell
 from ..claims import Claim, Comparison, spread
 from ..findings import Findings, Picture, Section, Table
@@ -18,7 +18,7 @@ __all__ = ["INTERPOLATION"]
 
 METHODS = (Row("DDPM", SIMPLE.arm), OURS)
 SHARES = (0.125, 0.25, 0.5, 0.75, 1.0)
-"""Of T, at which images are mixed."""
+"""Fractions of T at which the latents are mixed."""
 PAIRS, WEIGHTS = 2, 9
 
 
@@ -30,11 +30,11 @@ def _cells(scale: Scale, seeds: Sequence[int]) -> list[Cell]:
     return [_cell(scale, row, seed) for row in METHODS for seed in seeds]
 
 
-def _missed(measured: Measured, row: Row, where: str) -> list[float]:
-    return [fmean(measured[_cell(measured.scale, row, seed)]["missed"][where]) for seed in measured.seeds]
+def _error(measured: Measurements, row: Row, method: str) -> list[float]:
+    return [fmean(measured[_cell(measured.scale, row, seed)]["missed"][method]) for seed in measured.seeds]
 
 
-def _report(measured: Measured) -> Findings:
+def _report(measured: Measurements) -> Findings:
     scale, seed = measured.scale, measured.seeds[0]
     stable = [row for row in METHODS if "picture" in measured[_cell(scale, row, seed)]]
     shares = ", ".join(f"{share:g} T" for share in SHARES)
@@ -42,36 +42,39 @@ def _report(measured: Measured) -> Findings:
         Picture(
             f"interpolation-{row.label.lower()}",
             measured.picture(_cell(scale, row, seed)),
-            f"{row.label}. Outer columns: the two images. Rows, for each pair: mixed at t = {shares} and decoded by "
-            "DDPM's sampler; then the two images' own noises, interpolated on the sphere and decoded by the flow.",
+            f"{row.label}. The outer columns are the two images. Rows of each pair: mixtures of their x_t at t = "
+            f"{shares}, "
+            "decoded by DDPM; in the last row spherical interpolations of the noises that the flow assigns to them, "
+            "decoded by the flow.",
         )
         for row in stable
     ]
     rows = [
         [
             row.label,
-            *(spread(_missed(measured, row, str(share))) for share in SHARES),
-            spread(_missed(measured, row, "flow")),
+            *(spread(_error(measured, row, str(share))) for share in SHARES),
+            spread(_error(measured, row, "flow")),
         ]
         for row in stable
     ]
     table = Table(
-        "How far the decoded first image is from the image itself",
+        "Difference of the decoded first image from the image",
         ["", *(f"t = {s:g} T" for s in SHARES), "flow"],
         rows,
-        f"Root mean square difference on the scale -1..1, mean of {PAIRS} pairs. The flow is inverted to "
-        "a tolerance of 1e-4.",
+        f"Root mean square difference of pixels in [-1, 1], mean over {PAIRS} pairs of images. The error tolerance of "
+        "the "
+        "flow's inversion is 1e-4.",
     )
     return Findings([Section("Figure 8", "", [*pictures, table])], _claims(measured, stable))
 
 
-def _claims(measured: Measured, stable: Sequence[Row]) -> list[Claim]:
+def _claims(measured: Measurements, stable: Sequence[Row]) -> list[Claim]:
     claims = []
     for row in stable:
-        values = {str(share): _missed(measured, row, str(share)) for share in SHARES}
+        values = {str(share): _error(measured, row, str(share)) for share in SHARES}
         claims.append(
             Claim(
-                f"{row.label}: the larger t, the coarser and the more varied what is kept of the images.",
+                f"{row.label}: the larger t, the less of the images is preserved.",
                 "Ho et al., section 4.4 and Figures 8 and 9",
                 [
                     Comparison(f"t = {fewer:g} T against {more:g} T", values[str(fewer)], values[str(more)])
@@ -81,10 +84,11 @@ def _claims(measured: Measured, stable: Sequence[Row]) -> list[Claim]:
         )
         claims.append(
             Claim(
-                f"{row.label}: the deterministic inversion gives the image back better than any mixing at x_t.",
-                "the flow of the arc is invertible",
+                f"{row.label}: the flow, which is inverted exactly, reconstructs the image better than mixing at any "
+                "x_t.",
+                "a property of the probability flow",
                 [
-                    Comparison(f"against t = {share:g} T", _missed(measured, row, "flow"), values[str(share)])
+                    Comparison(f"against t = {share:g} T", _error(measured, row, "flow"), values[str(share)])
                     for share in SHARES
                 ],
             )
@@ -94,7 +98,7 @@ def _claims(measured: Measured, stable: Sequence[Row]) -> list[Claim]:
 
 INTERPOLATION = Experiment(
     "interpolation",
-    "What lies between two images?",
+    "What does interpolation between two images look like?",
     "Ho, Jain & Abbeel 2020, Figure 8",
     _cells,
     _report,

@@ -1,4 +1,4 @@
-"""Bits a dimension by terms, of training and test images (Table 1), and rate against distortion (Figure 5)."""
+"""Bits per dimension by terms of the bound (Table 1), and rate against distortion (Figure 5)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from ...report import Series, line_chart
 from ..arms import Arm, arm
-from ..base import Experiment, Measured
+from ..base import Experiment, Measurements
 from ..cells import Cell
 from ..claims import Claim, Comparison, spread
 from ..findings import Chart, Findings, Section, Table
@@ -22,13 +22,13 @@ __all__ = ["LIKELIHOOD", "RATE_DISTORTION"]
 
 @dataclass(frozen=True)
 class Model:
-    """A network, and what stands between it and the bound, if anything."""
+    """A network, and the name of a wrapper between it and the bound."""
 
     arm: Arm
     through: str | None = None
 
     def bits(self, scale: Scale, seed: int, split: str, variance: str | None, name: str = "bits-per-dim") -> Cell:
-        """Bits a dimension of training or test images."""
+        """Bits per dimension of training or test images."""
         return bits(scale, self.arm, seed, split, variance, name, self.through)
 
 
@@ -38,11 +38,11 @@ MODELS: dict[str, Model] = {
     "ours": Model(OURS.arm),
     "ours, projected": Model(OURS.arm, "projected"),
 }
-"""The bound takes the image estimate at its word, however little noise is left: an error that x itself does not have
-costs many bits, unless the estimates are made to agree with x."""
+"""The bound uses the image estimate alone, at all noise levels. Where x is almost the image, an error of the estimate
+costs many bits, unless the estimates are projected to agree with x."""
 
 RAW = MODELS["ours"]
-"""Its rate is so far off that no chart could hold it beside the others."""
+"""Its rate is outside the range of the charts."""
 SPLITS = ("train", "test")
 VARIANCES = ("small", "large")
 
@@ -59,20 +59,20 @@ def _cells(scale: Scale, seeds: Sequence[int]) -> list[Cell]:
     ]
 
 
-def _part(measured: Measured, model: Model, split: str, variance: str, part: str) -> list[float]:
-    """A part of the bound, mean over images, by seed."""
+def _part(measured: Measurements, model: Model, split: str, variance: str, part: str) -> list[float]:
+    """A part of the bound, averaged over images, one value per seed."""
     values = []
     for seed in measured.seeds:
-        found = measured[model.bits(measured.scale, seed, split, variance)]
-        values.append(float(found[part]["mean"]) if part in found else float("nan"))
+        bound = measured[model.bits(measured.scale, seed, split, variance)]
+        values.append(float(bound[part]["mean"]) if part in bound else float("nan"))
     return values
 
 
-def _total(measured: Measured, model: Model, split: str, variance: str) -> list[float]:
+def _total(measured: Measurements, model: Model, split: str, variance: str) -> list[float]:
     return measured.by_seed(lambda seed: model.bits(measured.scale, seed, split, variance), "bits_per_dim")
 
 
-def _flow(measured: Measured, model: Model) -> list[float]:
+def _flow(measured: Measurements, model: Model) -> list[float]:
     return measured.by_seed(
         lambda seed: model.bits(measured.scale, seed, "test", None, "flow-bits-per-dim"), "bits_per_dim"
     )
@@ -82,7 +82,7 @@ def _shown(values: Sequence[float]) -> str:
     return spread(values) if all(value == value for value in values) else "none"
 
 
-def _report(measured: Measured) -> Findings:
+def _report(measured: Measurements) -> Findings:
     rows = [
         [
             f"{label}, {variance} variance",
@@ -95,18 +95,20 @@ def _report(measured: Measured) -> Findings:
         for variance in VARIANCES
     ]
     scale = measured.scale
-    terms = "all terms" if scale.terms is None else f"{min(scale.terms, scale.all_steps - 1)} terms drawn an image"
+    terms = "all terms" if scale.terms is None else f"{min(scale.terms, scale.all_steps - 1)} random terms per image"
     table = Table(
-        "Bits a dimension",
+        "Bits per dimension",
         ["", "test", "train", "prior L_T", "middle L_1..T-1", "decoder L_0", "flow, test"],
         rows,
-        f"Lower is better. {scale.likelihood_images:,} images, {terms}; terms are of test images. The flow's is a "
-        "density of its own, of up to 64 images, not a bound of the same model.",
+        f"Lower is better. The bound is measured on {scale.likelihood_images:,} images with {terms}; its three parts "
+        "are "
+        "those of the test images. The flow's value is the likelihood of another model, the deterministic flow, on up "
+        "to 64 images; it is not comparable with the bound.",
     )
-    return Findings([Section("The bound by terms", "", [table])], _claims(measured))
+    return Findings([Section("Terms of the variational bound", "", [table])], _claims(measured))
 
 
-def _claims(measured: Measured) -> list[Claim]:
+def _claims(measured: Measurements) -> list[Claim]:
     def total(label: str, split: str = "test", variance: str = "large") -> list[float]:
         return _total(measured, MODELS[label], split, variance)
 
@@ -115,16 +117,16 @@ def _claims(measured: Measured) -> list[Claim]:
     half = [value / 2 for value in total("DDPM, L simple")]
     return [
         Claim(
-            "The bound as the loss gives better bits/dim than the simple loss.",
+            "Training by the bound gives fewer bits/dim than training by the simple loss.",
             "Ho et al., Table 1",
             [Comparison("test images", total("DDPM, bound"), total("DDPM, L simple"))],
         ),
         Claim(
-            "The gap between training and test images is at most 0.03 bits/dim: no overfitting.",
+            "Test images need at most 0.03 bits/dim more than training images: the model does not overfit.",
             "Ho et al., section 4.1",
             [
                 Comparison(
-                    f"{label}: test against train + 0.03",
+                    f"{label}: test against training + 0.03",
                     total(label),
                     [value + 0.03 for value in total(label, "train")],
                 )
@@ -132,16 +134,16 @@ def _claims(measured: Measured) -> list[Claim]:
             ],
         ),
         Claim(
-            "More than half of the codelength describes imperceptible distortions: the decoder's term.",
+            "More than half of the code length is the decoder's term L_0, which describes imperceptible distortions.",
             "Ho et al., section 4.3: 1.97 of 3.75 bits/dim",
-            [Comparison("half the total against L_0", half, decoder)],
+            [Comparison("half of the total against L_0", half, decoder)],
         ),
     ]
 
 
 LIKELIHOOD = Experiment(
     "likelihood",
-    "How many bits does a pixel take, and where do they go?",
+    "How many bits per dimension does an image take, and in which terms of the bound?",
     "Ho, Jain & Abbeel 2020, Table 1 and section 4.3",
     _cells,
     _report,
@@ -155,16 +157,16 @@ def _rate_cells(scale: Scale, seeds: Sequence[int]) -> list[Cell]:
     return [model.bits(scale, seed, "test", "small") for model in MODELS.values() for seed in seeds]
 
 
-def _curve(measured: Measured, model: Model, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Times, rate and distortion, by rising time."""
-    found = measured[model.bits(measured.scale, seed, "test", "small")].get("by_time")
-    if found is None:
+def _curve(measured: Measurements, model: Model, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Times, rate and distortion, in ascending order of time; None without them."""
+    by_time = measured[model.bits(measured.scale, seed, "test", "small")].get("by_time")
+    if by_time is None:
         return None
-    middle = (np.array(found["low"]) + np.array(found["high"])) / 2
-    return middle, np.array(found["rate"]), np.array(found["distortion"])
+    middle = (np.array(by_time["low"]) + np.array(by_time["high"])) / 2
+    return middle, np.array(by_time["rate"]), np.array(by_time["distortion"])
 
 
-def _rate_report(measured: Measured) -> Findings:
+def _rate_report(measured: Measurements) -> Findings:
     curves = {label: _curve(measured, model, measured.seeds[0]) for label, model in MODELS.items()}
     known = {label: curve for label, curve in curves.items() if curve is not None}
 
@@ -176,7 +178,7 @@ def _rate_report(measured: Measured) -> Findings:
         ]
         return Chart(name, line_chart(series, title, x, y), caption)
 
-    by_time = "Distortion is the root mean square error of the image estimate on the scale 0..255."
+    by_time = "Distortion is the root mean squared error of the image estimate for pixels in 0..255."
     rows = [
         [label, *(f"{value:.3g}" for value in (rate[0], distortion[0], _at_rate(rate, distortion, 0.5 * rate[0])))]
         for label, (_, rate, distortion) in known.items()
@@ -187,7 +189,9 @@ def _rate_report(measured: Measured) -> Findings:
     sections = [
         Section(
             "Figure 5",
-            "Test images, small variance, the first seed. Ours unprojected is in the table alone: no chart holds it.",
+            "Test images, small variance, first seed. 'ours' without projection is outside the range of the charts and "
+            "only in "
+            "the table.",
             [
                 chart("distortion-time", "Distortion by t", "t", "RMSE (0..255)", (0, 2), by_time),
                 chart(
@@ -196,7 +200,7 @@ def _rate_report(measured: Measured) -> Findings:
                     "t",
                     "bits/dim",
                     (0, 1),
-                    "What a receiver has been told once it knows x_t.",
+                    "The bits per dimension that have been transmitted when the receiver has x_t.",
                 ),
                 chart("rate-distortion", "Distortion against rate", "rate (bits/dim)", "RMSE (0..255)", (1, 2), ""),
                 table,
@@ -207,12 +211,12 @@ def _rate_report(measured: Measured) -> Findings:
 
 
 def _at_rate(rate: np.ndarray, distortion: np.ndarray, wanted: float) -> float:
-    """The distortion at a rate; the rate falls with t."""
+    """The distortion at a rate, by linear interpolation; the rate decreases with t."""
     return float(np.interp(wanted, rate[::-1], distortion[::-1]))
 
 
-def _steep(measured: Measured) -> Claim:
-    """Most of the distortion goes in the first fifth of the rate."""
+def _steep(measured: Measurements) -> Claim:
+    """The claim that the first fifth of the rate removes most of the distortion."""
     early, late = [], []
     for seed in measured.seeds:
         curve = _curve(measured, MODELS["DDPM, L simple"], seed)
@@ -223,9 +227,9 @@ def _steep(measured: Measured) -> Claim:
         early.append(float(distortion[-1] - fifth))
         late.append(float(fifth - distortion[0]))
     return Claim(
-        "Distortion falls steeply where the rate is low: most bits describe what cannot be seen.",
+        "Distortion decreases steeply at low rates: most bits describe imperceptible detail.",
         "Ho et al., section 4.3 and Figure 5",
-        [Comparison("fall over the first fifth of the rate against the rest", early, late, lower=False)]
+        [Comparison("decrease over the first fifth of the rate against the rest", early, late, lower=False)]
         if early
         else (),
     )
@@ -233,7 +237,7 @@ def _steep(measured: Measured) -> Claim:
 
 RATE_DISTORTION = Experiment(
     "rate-distortion",
-    "How does progressive compression fare?",
+    "How does distortion depend on rate in progressive compression?",
     "Ho, Jain & Abbeel 2020, Figure 5",
     _rate_cells,
     _rate_report,

@@ -1,11 +1,11 @@
-"""Progressive generation: estimates over time (Figures 6 and 10), and images that share a latent (Figure 7)."""
+"""Progressive generation: image estimates over time (Figures 6 and 10), and images that share a latent (Figure 7)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from ...report import Series, line_chart
-from ..base import Experiment, Measured
+from ..base import Experiment, Measurements
 from ..cells import Cell
 from ..claims import Claim, Comparison, spread
 from ..findings import Chart, Findings, Picture, Section, Table
@@ -17,9 +17,9 @@ __all__ = ["PROGRESSIVE"]
 
 METHODS = (Row("DDPM", SIMPLE.arm, "ddpm"), Row("ours, DDPM sampler", OURS.arm, "ddpm"), OURS)
 SHARES = (0.0, 0.25, 0.5, 0.625, 0.75, 0.875, 1.0)
-"""Of the steps, at which the estimates are measured."""
+"""Fractions of the steps after which the estimates are measured."""
 SHARED_AT = (1.0, 0.75, 0.5, 0.25)
-"""Shares of T at which images share their x_t."""
+"""Fractions of T at which images share their x_t."""
 
 
 def _shown(scale: Scale, row: Row, seed: int) -> Cell:
@@ -38,7 +38,7 @@ def _shown(scale: Scale, row: Row, seed: int) -> Cell:
     )
 
 
-def _measured_on_the_way(scale: Scale, row: Row, seed: int) -> Cell:
+def _estimates(scale: Scale, row: Row, seed: int) -> Cell:
     return Cell.of(
         row.arm,
         seed,
@@ -63,34 +63,34 @@ def _cells(scale: Scale, seeds: Sequence[int]) -> list[Cell]:
         for seed in seeds
         for cell in (
             _shown(scale, row, seed),
-            _measured_on_the_way(scale, row, seed),
+            _estimates(scale, row, seed),
             *([_shared(scale, row, seed)] if row.sampler == "ddpm" else []),
         )
     ]
 
 
-def _report(measured: Measured) -> Findings:
+def _report(measured: Measurements) -> Findings:
     scale, seed = measured.scale, measured.seeds[0]
     stable = [row for row in METHODS if "picture" in measured[_shown(scale, row, seed)]]
     pictures = [
         Picture(
             f"estimates-{place}",
             measured.picture(_shown(scale, row, seed)),
-            f"{row.label}: image estimates, from noise on the left to the image on the right",
+            f"{row.label}: image estimates along the trajectory, from the first step (left) to the final image (right)",
         )
         for place, row in enumerate(stable)
     ]
     series = []
     for row in stable:
-        found = measured[_measured_on_the_way(scale, row, seed)]
-        series.append(Series(row.label, found["steps"], found["fid"]))
+        values = measured[_estimates(scale, row, seed)]
+        series.append(Series(row.label, values["steps"], values["fid"]))
     chart = line_chart(series, "Frechet distance of the image estimates", "steps", "Frechet distance", log_y=True)
     noisy = [row for row in stable if row.sampler == "ddpm"]
     latents = [
         Picture(
             f"shared-{place}",
             measured.picture(_shared(scale, row, seed)),
-            f"{row.label}: rows share x_t at t = {', '.join(f'{share:g} T' for share in SHARED_AT)}",
+            f"{row.label}: the images of a row share x_t, at t = {', '.join(f'{share:g} T' for share in SHARED_AT)}",
         )
         for place, row in enumerate(noisy)
     ]
@@ -105,48 +105,52 @@ def _report(measured: Measured) -> Findings:
         for row in noisy
     ]
     table = Table(
-        "How far images that share x_t are apart",
+        "Difference of images that share x_t",
         ["", *(f"t = {share:g} T" for share in SHARED_AT)],
         rows,
-        "Mean root mean square difference of pairs, on the scale -1..1.",
+        "Root mean square difference of pixels in [-1, 1], mean over pairs of images.",
     )
     return Findings(
         [
-            Section("Estimates over time", "", [*pictures, Chart("estimates", chart, f"{scale.few} images.")]),
+            Section(
+                "Image estimates over time",
+                "",
+                [*pictures, Chart("estimates", chart, f"Measurements on {scale.few} images per point.")],
+            ),
             Section("Images that share a latent", "", [*latents, table]),
         ],
         _claims(measured, noisy),
     )
 
 
-def _claims(measured: Measured, noisy: Sequence[Row]) -> list[Claim]:
+def _claims(measured: Measurements, noisy: Sequence[Row]) -> list[Claim]:
     claims = []
     for row in noisy[:1]:
         apart = [measured[_shared(measured.scale, row, seed)]["apart"] for seed in measured.seeds]
         claims.append(
             Claim(
-                "The less noise x_t has, the more do images that share it have in common.",
+                "The smaller t, the more similar are images that share x_t.",
                 "Ho et al., section 4.3 and Figure 7",
                 [
                     Comparison(
                         f"t = {SHARED_AT[place + 1]:g} T against {SHARED_AT[place]:g} T",
-                        [each[place + 1] for each in apart],
-                        [each[place] for each in apart],
+                        [differences[place + 1] for differences in apart],
+                        [differences[place] for differences in apart],
                     )
                     for place in range(len(SHARED_AT) - 1)
                 ],
             )
         )
-        found = [measured[_measured_on_the_way(measured.scale, row, seed)]["fid"] for seed in measured.seeds]
+        distances = [measured[_estimates(measured.scale, row, seed)]["fid"] for seed in measured.seeds]
         claims.append(
             Claim(
-                "The estimates become better over the whole of the reverse process.",
+                "The image estimates improve throughout the reverse process.",
                 "Ho et al., Figure 10",
                 [
                     Comparison(
                         f"after {SHARES[place + 1]:g} of the steps against {SHARES[place]:g}",
-                        [each[place + 1] for each in found],
-                        [each[place] for each in found],
+                        [values[place + 1] for values in distances],
+                        [values[place] for values in distances],
                     )
                     for place in range(len(SHARES) - 1)
                 ],
@@ -157,7 +161,7 @@ def _claims(measured: Measured, noisy: Sequence[Row]) -> list[Claim]:
 
 PROGRESSIVE = Experiment(
     "progressive",
-    "What is decided when?",
+    "Which features of an image are decided at which time?",
     "Ho, Jain & Abbeel 2020, Figures 6, 7 and 10",
     _cells,
     _report,

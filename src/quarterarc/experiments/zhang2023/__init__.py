@@ -1,1 +1,1 @@
-"""Zhang, Ehinger & Drummond (2023): the arc, both estimates, the gradient loss and the gradient sampler."""
+"""Zhang, Ehinger & Drummond (2023): schedule, heads, loss and sampler on the quarter arc."""

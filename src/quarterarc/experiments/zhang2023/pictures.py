@@ -1,4 +1,4 @@
-"""Figures 6 to 10: images from the same noise by method and steps, and image estimates along the way."""
+"""Figures 6 to 10: images from the same noise by method and steps, and image estimates along the trajectory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import fmean, median
 
 from ...report import Series, line_chart
-from ..base import Experiment, Measured
+from ..base import Experiment, Measurements
 from ..cells import Cell
 from ..claims import Claim, Comparison, spread
 from ..findings import Chart, Findings, Picture, Section, Table
@@ -20,7 +20,7 @@ THREE = METHODS[:3]
 """DDPM, DDIM, ours."""
 
 
-def _grid(scale: Scale, row: Row, steps: int, seed: int) -> Cell:
+def _sheet(scale: Scale, row: Row, steps: int, seed: int) -> Cell:
     return Cell.of(
         row.arm, seed, "pictures", sampler=row.sampler, steps=steps, grid="time", images=scale.shown, options=()
     )
@@ -31,30 +31,30 @@ def _shown_steps(scale: Scale) -> tuple[int, ...]:
 
 
 def _sample_cells(scale: Scale, seeds: Sequence[int]) -> list[Cell]:
-    return [_grid(scale, row, steps, seeds[0]) for row in THREE for steps in _shown_steps(scale)]
+    return [_sheet(scale, row, steps, seeds[0]) for row in THREE for steps in _shown_steps(scale)]
 
 
-def _sample_report(measured: Measured) -> Findings:
+def _sample_report(measured: Measurements) -> Findings:
     scale, seed = measured.scale, measured.seeds[0]
     sections = []
     for steps in _shown_steps(scale):
         pictures = []
         for row in THREE:
-            cell = _grid(scale, row, steps, seed)
+            cell = _sheet(scale, row, steps, seed)
             if "picture" in measured[cell]:
                 name = f"{row.label.lower()}-{steps}"
                 pictures.append(Picture(name, measured.picture(cell), f"{row.label}, {steps} steps"))
         sections.append(Section(f"{steps} steps", "", pictures))
     text = (
-        f"The first {scale.shown} images of seed {seed}; nothing is picked out. All begin with the same noise, "
-        "image by image, so that images in the same place can be compared."
+        f"The first {scale.shown} images of seed {seed}, without selection. Images at the same position start from the "
+        "same noise in all sheets."
     )
-    return Findings([Section("What is shown", text), *sections])
+    return Findings([Section("The contact sheets", text), *sections])
 
 
 SAMPLES = Experiment(
     "samples",
-    "What do the images look like, by method and steps?",
+    "What do the images look like, by method and number of steps?",
     "Zhang, Ehinger & Drummond 2023, Figures 6, 7, 8 and 10",
     _sample_cells,
     _sample_report,
@@ -64,10 +64,10 @@ SAMPLES = Experiment(
 # --- Figure 9 -------------------------------------------------------------------------------------------------------
 
 CLOSE = (0.4, 0.2, 0.1)
-"""Root mean square differences on the scale -1..1."""
+"""Root mean square differences of pixels in [-1, 1]."""
 
 
-def _way(scale: Scale, row: Row, seed: int) -> Cell:
+def _trajectory(scale: Scale, row: Row, seed: int) -> Cell:
     return Cell.of(
         row.arm,
         seed,
@@ -84,30 +84,38 @@ def _way(scale: Scale, row: Row, seed: int) -> Cell:
 
 
 def _progress_cells(scale: Scale, seeds: Sequence[int]) -> list[Cell]:
-    return [_way(scale, row, seed) for row in THREE for seed in seeds]
+    return [_trajectory(scale, row, seed) for row in THREE for seed in seeds]
 
 
-def _first_close(measured: Measured, row: Row, seed: int, within: float) -> list[int]:
-    return [int(step) for step in measured[_way(measured.scale, row, seed)]["close"][str(within)]]
+def _first_close(measured: Measurements, row: Row, seed: int, within: float) -> list[int]:
+    return [int(step) for step in measured[_trajectory(measured.scale, row, seed)]["close"][str(within)]]
 
 
-def _progress_report(measured: Measured) -> Findings:
+def _progress_report(measured: Measurements) -> Findings:
     scale, first = measured.scale, measured.seeds[0]
-    stable = [row for row in THREE if all("picture" in measured[_way(scale, row, seed)] for seed in measured.seeds)]
+    stable = [
+        row for row in THREE if all("picture" in measured[_trajectory(scale, row, seed)] for seed in measured.seeds)
+    ]
     pictures = [
         Picture(
             f"progress-{row.label.lower()}",
-            measured.picture(_way(scale, row, first)),
+            measured.picture(_trajectory(scale, row, first)),
             f"{row.label}: image "
-            f"estimates after {', '.join(map(str, measured[_way(scale, row, first)]['columns']))} steps",
+            f"estimates after {', '.join(map(str, measured[_trajectory(scale, row, first)]['columns']))} steps",
         )
         for row in stable
     ]
     series = [
-        Series(row.label, measured[_way(scale, row, first)]["columns"], measured[_way(scale, row, first)]["distance"])
+        Series(
+            row.label,
+            measured[_trajectory(scale, row, first)]["columns"],
+            measured[_trajectory(scale, row, first)]["distance"],
+        )
         for row in stable
     ]
-    chart = line_chart(series, "How far the image estimate is from the end", "steps", "root mean square difference")
+    chart = line_chart(
+        series, "Difference of the image estimate from the final image", "steps", "root mean square difference"
+    )
     rows = [
         [
             row.label,
@@ -119,26 +127,34 @@ def _progress_report(measured: Measured) -> Findings:
         for row in stable
     ]
     table = Table(
-        "The step from which the image estimate stays close to the trajectory's own end",
-        ["median over images", *(f"within {within:g}" for within in CLOSE)],
+        "The step from which the image estimate stays close to the final image",
+        ["median over images", *(f"difference ≤ {within:g}" for within in CLOSE)],
         rows,
-        f"Of {scale.all_steps} steps. Within: the root mean square difference a pixel on the scale -1..1.",
+        f"Each trajectory has {scale.all_steps} steps. The difference is the root mean square over the pixels of an "
+        "image, "
+        "with values in [-1, 1], from the last image of the same trajectory.",
     )
     return Findings(
         [
             Section(
                 "Figure 9",
-                "Each row is one image; all three begin with the same noise. From left to right the "
-                "estimate of the finished image; the last column is the image.",
+                "Each row shows one trajectory; rows at the same position start from the same noise in all three "
+                "sheets. "
+                "Columns show the estimate of the final image after the given numbers of steps; the last column is the "
+                "final image.",
                 pictures,
             ),
-            Section("When it is decided", "", [Chart("distance", chart, "Mean over images."), table]),
+            Section(
+                "When the image is decided",
+                "",
+                [Chart("distance", chart, "Mean over the images of the first seed."), table],
+            ),
         ],
         _progress_claims(measured, stable),
     )
 
 
-def _progress_claims(measured: Measured, stable: Sequence[Row]) -> list[Claim]:
+def _progress_claims(measured: Measurements, stable: Sequence[Row]) -> list[Claim]:
     if len(stable) < len(THREE):
         return []
     *others, ours = stable
@@ -149,25 +165,28 @@ def _progress_claims(measured: Measured, stable: Sequence[Row]) -> list[Claim]:
             return [times * fmean(_first_close(measured, row, seed, within)) for seed in measured.seeds]
 
         comparisons = [
-            Comparison(f"within {within:g}, against {row.label}", steps(ours, within, factor), steps(row, within))
+            Comparison(f"difference ≤ {within:g}, against {row.label}", steps(ours, within, factor), steps(row, within))
             for row in others
             for within in CLOSE
         ]
         return Claim(text, source, comparisons, note)
 
     return [
-        faster("The image estimate of ours is close to its end after fewer steps.", 1.0),
         faster(
-            "Three times faster than DDPM and DDIM: three times the steps of ours are fewer.",
+            "The image estimate of 'ours' is close to its final image after fewer steps than that of DDPM and DDIM.",
+            1.0,
+        ),
+        faster(
+            "'ours' is three times as fast: three times its number of steps is lower than that of DDPM and DDIM.",
             3.0,
-            "steps count on each method's own schedule: on the linear one many are spent near pure noise",
+            "steps are those of each method's own schedule; the linear schedule spends many near pure noise",
         ),
     ]
 
 
 PROGRESS = Experiment(
     "progress",
-    "When is an image decided?",
+    "At which step is the image decided?",
     "Zhang, Ehinger & Drummond 2023, Figure 9",
     _progress_cells,
     _progress_report,

@@ -1,4 +1,4 @@
-"""Figure 4: the errors of the image and of the noise by time, for networks that estimate one of them, or both."""
+"""Figure 4: errors of the image and noise estimates by time, for networks that estimate one of them or both."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from ...report import Series, line_chart
 from ..arms import arm
-from ..base import Experiment, Measured
+from ..base import Experiment, Measurements
 from ..cells import Cell
 from ..claims import Claim, Comparison, spread
 from ..findings import Chart, Findings, Section, Table
@@ -35,31 +35,31 @@ def _cells(scale: Scale, seeds: Sequence[int]) -> list[Cell]:
     return [_cell(scale, label, seed) for label in ARMS for seed in seeds]
 
 
-def _curve(measured: Measured, label: str, seed: int, what: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Times as a share of T, and mean and standard deviation over images of the mean square error."""
-    found = measured[_cell(measured.scale, label, seed)]
+def _curve(measured: Measurements, label: str, seed: int, what: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Times as fractions of T, and the mean and standard deviation over images of the mean squared error."""
+    values = measured[_cell(measured.scale, label, seed)]
     return (
-        np.array(found["times"]) / measured.scale.all_steps,
-        np.array(found[what]["mean"]),
-        np.array(found[what]["std"]),
+        np.array(values["times"]) / measured.scale.all_steps,
+        np.array(values[what]["mean"]),
+        np.array(values[what]["std"]),
     )
 
 
-def _stretch(measured: Measured, label: str, seed: int, what: str, low: float, high: float) -> float:
-    """The mean error over the times from `low` T to `high` T."""
+def _interval_error(measured: Measurements, label: str, seed: int, what: str, low: float, high: float) -> float:
+    """The mean error over times t with low T < t <= high T."""
     times, mean, _ = _curve(measured, label, seed, what)
-    here = mean[(times > low) & (times <= high)]
-    return float(here.mean()) if len(here) else float("nan")
+    inside = mean[(times > low) & (times <= high)]
+    return float(inside.mean()) if len(inside) else float("nan")
 
 
 PARTS = {
-    "last third of sampling (t below T/3)": (0.0, 1 / 3),
-    "middle third": (1 / 3, 2 / 3),
-    "first third of sampling (t above 2T/3)": (2 / 3, 1.0),
+    "t ≤ T/3 (last third of sampling)": (0.0, 1 / 3),
+    "T/3 < t ≤ 2T/3": (1 / 3, 2 / 3),
+    "t > 2T/3 (first third of sampling)": (2 / 3, 1.0),
 }
 
 
-def _report(measured: Measured) -> Findings:
+def _report(measured: Measurements) -> Findings:
     sections = []
     for what in WHAT:
         series = []
@@ -69,58 +69,71 @@ def _report(measured: Measured) -> Findings:
             series.append(
                 Series(label, (curves[0][0] * measured.scale.all_steps).tolist(), mean.tolist(), std.tolist())
             )
-        chart = line_chart(series, f"Mean square error of the {what} by t", "t", "mean square error", log_y=True)
+        chart = line_chart(series, f"Mean squared error of the {what} by t", "t", "mean squared error", log_y=True)
         rows = [
             [
                 label,
                 *(
-                    spread([_stretch(measured, label, seed, what, *part) for seed in measured.seeds])
+                    spread([_interval_error(measured, label, seed, what, *part) for seed in measured.seeds])
                     for part in PARTS.values()
                 ),
             ]
             for label in ARMS
         ]
-        caption = "Lines are means over images, bands one standard deviation over images, as in the paper."
+        caption = "Lines are means over images; bands are one standard deviation over images, as in the paper."
         sections.append(
             Section(
-                f"The {what}", "", [Chart(f"error-{what}", chart, caption), Table(f"{what} error", ["", *PARTS], rows)]
+                f"Error of the {what}",
+                "",
+                [
+                    Chart(f"error-{what}", chart, caption),
+                    Table(f"Mean squared error of the {what}, mean over times", ["", *PARTS], rows),
+                ],
             )
         )
     text = (
-        "x is a training image mixed with noise at each t, the same for all arms, so that the true image and noise are "
-        "known; the papers do not say what they took. An estimate that a network does not make itself is derived from "
-        "x and the other, which divides by cos or sin: that is where one estimate alone goes wrong."
+        "x is a training image mixed with noise at time t, equal for all arms, so that the true image and noise are "
+        "known. The paper does not state which x it uses. A network that estimates only the image or only the noise "
+        "gets the other estimate from x by a division by cos or sin, which amplifies its error where they are small."
     )
     return Findings([Section("How it is measured", text), *sections], _claims(measured))
 
 
-def _claims(measured: Measured) -> list[Claim]:
+def _claims(measured: Measurements) -> list[Claim]:
     source = "Zhang et al., section 3.2 and Figure 4"
 
     def better(text: str, what: str, claimed: str, others: Sequence[str], part: str) -> Claim:
         def values(label: str) -> list[float]:
-            return [_stretch(measured, label, seed, what, *PARTS[part]) for seed in measured.seeds]
+            return [_interval_error(measured, label, seed, what, *PARTS[part]) for seed in measured.seeds]
 
-        return Claim(text, source, [Comparison(f"against '{each}'", values(claimed), values(each)) for each in others])
+        return Claim(
+            text, source, [Comparison(f"against '{other}'", values(claimed), values(other)) for other in others]
+        )
 
     last, _, first = PARTS
     return [
         better(
-            "In the first steps of sampling, both estimates have a lower image error than the noise alone.",
+            "In the first third of sampling, a network with both estimates has a lower image error than one with the "
+            "noise "
+            "estimate alone.",
             "image",
             "both",
             ["noise only"],
             first,
         ),
         better(
-            "In the last steps of sampling, both estimates have a lower image error than either alone.",
+            "In the last third of sampling, a network with both estimates has a lower image error than one with a "
+            "single "
+            "estimate.",
             "image",
             "both",
             ["image only", "noise only"],
             last,
         ),
         better(
-            "In the last steps of sampling, both estimates have a lower noise error than either alone.",
+            "In the last third of sampling, a network with both estimates has a lower noise error than one with a "
+            "single "
+            "estimate.",
             "noise",
             "both",
             ["image only", "noise only"],
@@ -131,7 +144,7 @@ def _claims(measured: Measured) -> list[Claim]:
 
 RECONSTRUCTION = Experiment(
     "reconstruction",
-    "How wrong are the estimates, by time?",
+    "How large are the errors of the estimates, by time?",
     "Zhang, Ehinger & Drummond 2023, Figure 4",
     _cells,
     _report,

@@ -1,4 +1,4 @@
-"""Figures 2 and 3, and the singularities of section 3.1: the schedules themselves. Nothing is trained."""
+"""Figures 2 and 3, and the singularities of section 3.1: properties of the schedules, without training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ...report import Series, line_chart
 from ...schedules import SCHEDULES as NAMES
 from ...schedules import Schedule
 from ...schedules import schedule as named_schedule
-from ..base import Experiment, Measured
+from ..base import Experiment, Measurements
 from ..cells import Cell
 from ..claims import Claim, Comparison
 from ..findings import Chart, Findings, Section, Table
@@ -26,9 +26,10 @@ def _no_cells(scale: Scale, seeds: Sequence[int]) -> list[Cell]:
 
 
 def speed_by_alpha_bar(schedule: Schedule, t: np.ndarray, images: float = 1.0) -> np.ndarray:
-    """Root mean square of dx/d alpha_bar a pixel: |image/(2 cos) - noise/(2 sin)| for independent image and noise.
+    """Root mean square of dx/d alpha_bar per pixel, image / (2 cos) - noise / (2 sin), at the times `t`.
 
-    `images` is the mean square of a pixel; that of the noise is 1. Without bound at both ends (section 3.1).
+    Image and noise are independent. The noise has variance 1 and the pixels of the image the mean square `images`. The
+    result grows without bound at both ends of the arc (section 3.1).
     """
     angle = schedule.angles[t]
     with np.errstate(divide="ignore"):
@@ -36,12 +37,12 @@ def speed_by_alpha_bar(schedule: Schedule, t: np.ndarray, images: float = 1.0) -
 
 
 def speed_by_angle(schedule: Schedule, t: np.ndarray, images: float = 1.0) -> np.ndarray:
-    """Root mean square of dx/d angle a pixel, |cos noise - sin image|: between that of image and noise."""
+    """Root mean square of dx/d angle per pixel, noise cos - image sin, at the times `t`."""
     angle = schedule.angles[t]
     return np.asarray(np.sqrt(images * np.sin(angle) ** 2 + np.cos(angle) ** 2))
 
 
-def _report(measured: Measured) -> Findings:
+def _report(measured: Measurements) -> Findings:
     steps = measured.scale.all_steps
     tables = {name: named_schedule(name, steps) for name in NAMES}
     shown = np.unique(np.linspace(1, steps, POINTS).round().astype(int))
@@ -55,7 +56,7 @@ def _report(measured: Measured) -> Findings:
         "β by t",
         "β",
         {name: table.beta[shown] for name, table in tables.items()},
-        "Figure 2, on a logarithmic axis so that all schedules can be told apart.",
+        "Figure 2, with a logarithmic axis that separates all schedules.",
         log_y=True,
     )
     alpha_bar = chart(
@@ -63,7 +64,9 @@ def _report(measured: Measured) -> Findings:
         "ᾱ by t",
         "ᾱ",
         {n: table.alpha_bar[shown] for n, table in tables.items()},
-        "Figure 3. linear and sigmoid keep ᾱ near 0 for the last third; jsd is a straight line, arc half a cosine.",
+        "Figure 3. ᾱ of linear and sigmoid is near 0 for about the last third of t; ᾱ of jsd is a straight line, that "
+        "of "
+        "arc half a period of a cosine.",
     )
     arc = tables["arc"]
     inner = shown[shown < steps]
@@ -71,15 +74,15 @@ def _report(measured: Measured) -> Findings:
         "speeds",
         line_chart(
             [
-                Series("by ᾱ", inner.tolist(), speed_by_alpha_bar(arc, inner).tolist()),
-                Series("by angle", inner.tolist(), speed_by_angle(arc, inner).tolist()),
+                Series("|dx/dᾱ|", inner.tolist(), speed_by_alpha_bar(arc, inner).tolist()),
+                Series("|dx/dη|", inner.tolist(), speed_by_angle(arc, inner).tolist()),
             ],
-            "How fast x moves (root mean square a pixel)",
+            "Speed of x (root mean square per pixel)",
             "t of the schedule arc",
-            "|dx/dᾱ|, |dx/dη|",
+            "speed",
             log_y=True,
         ),
-        "Image and noise of unit variance. By ᾱ the motion has no bound at either end, by angle it is 1 everywhere.",
+        "Image and noise of unit variance. The speed by ᾱ grows without bound at both ends; the speed by angle is 1.",
     )
     rows = [
         [
@@ -94,14 +97,20 @@ def _report(measured: Measured) -> Findings:
     ]
     table = Table(
         "The schedules",
-        ["", "β at t = 1", "β at T", "ᾱ at T", "times with ᾱ < 0.01", "largest step in angle, of the mean of arc"],
+        ["", "β at t = 1", "β at T", "ᾱ at T", "times with ᾱ < 0.01", "largest step in angle (1 = uniform)"],
         rows,
-        f"T = {steps}. A time with ᾱ < 0.01 is spent on images that are all but noise.",
+        f"T = {steps}. At times with ᾱ < 0.01 images are almost pure noise. A step in angle of 1 is (π/2)/T, the step "
+        "of a "
+        "schedule with uniform angles.",
     )
     return Findings(
         [
             Section("Figures 2 and 3", "", [beta, alpha_bar, table]),
-            Section("The singularities", "dx/dᾱ = x0/(2√ᾱ) − ε/(2√(1−ᾱ)) and dx/dη = −sin η x0 + cos η ε.", [speeds]),
+            Section(
+                "Singularities",
+                "η is the angle; dx/dᾱ = x0/(2√ᾱ) − ε/(2√(1−ᾱ)) and dx/dη = −sin η x0 + cos η ε.",
+                [speeds],
+            ),
         ],
         _claims(tables, steps),
     )
@@ -117,20 +126,22 @@ def _claims(tables: dict[str, Schedule], steps: int) -> list[Claim]:
     drops = [float(np.abs(np.diff(table.alpha_bar)).max()) for table in (arc, linear, jsd)]
     return [
         Claim(
-            "By ᾱ the motion of x has a singularity at either end.",
-            source,
-            [
-                Comparison(f"|dx/dᾱ| at t = {t} is more than in the middle", [middle], [float(value)], exact=True)
-                for t, value in zip(ends, by_alpha_bar, strict=True)
-            ],
-            "it grows as 1/sin and 1/cos, without bound as T grows",
-        ),
-        Claim(
-            "By angle it has none.",
+            "As a function of ᾱ, the velocity of x is singular at both ends.",
             source,
             [
                 Comparison(
-                    "the largest |dx/dη| is at most 1 + 1e-12, for images of unit variance",
+                    f"|dx/dᾱ| in the middle against t = {t}, where it is larger", [middle], [float(value)], exact=True
+                )
+                for t, value in zip(ends, by_alpha_bar, strict=True)
+            ],
+            "it grows as 1/sin and 1/cos towards the ends, without bound as T grows",
+        ),
+        Claim(
+            "As a function of the angle, the velocity of x has no singularity.",
+            source,
+            [
+                Comparison(
+                    "largest |dx/dη| against 1 + 1e-12, for images of unit variance",
                     [float(by_angle.max())],
                     [1.0 + 1e-12],
                     exact=True,
@@ -138,22 +149,22 @@ def _claims(tables: dict[str, Schedule], steps: int) -> list[Claim]:
             ],
         ),
         Claim(
-            "linear has most of its ᾱ near 0.",
+            "The linear schedule has more values of ᾱ near 0 than the arc.",
             "Zhang et al., section 2.1",
-            [Comparison("share of times with ᾱ < 0.01, arc against linear", [wasted[0]], [wasted[1]], exact=True)],
+            [Comparison("fraction of times with ᾱ < 0.01, arc against linear", [wasted[0]], [wasted[1]], exact=True)],
         ),
         Claim(
-            "arc is smoother than linear: it loses less information in any one step.",
+            "The arc is smoother than the linear schedule: its largest loss of information in one step is smaller.",
             source,
-            [Comparison("largest drop of ᾱ in a step, arc against linear", [drops[0]], [drops[1]], exact=True)],
-            f"jsd, a straight line, drops by {drops[2]:.3g}, the least that any schedule can have at its worst",
+            [Comparison("largest decrease of ᾱ in one step, arc against linear", [drops[0]], [drops[1]], exact=True)],
+            f"jsd, whose ᾱ is a straight line, has {drops[2]:.3g}, the smallest possible value",
         ),
     ]
 
 
 SCHEDULES = Experiment(
     "schedules",
-    "How do the schedules walk along the arc?",
+    "How do the schedules move along the arc?",
     "Zhang, Ehinger & Drummond 2023, Figures 2 and 3, section 3.1",
     _no_cells,
     _report,

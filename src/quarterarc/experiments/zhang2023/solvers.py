@@ -1,4 +1,4 @@
-"""Every solver on the same network: quality against evaluations, and against the clock."""
+"""All solvers with the same network: quality against network evaluations and against time."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from functools import partial
 from statistics import fmean
 from typing import Any
 
+from ...common.text import duration
 from ...report import Series, line_chart
 from ...samplers import sampler as named_sampler
-from ..base import Experiment, Measured
+from ..base import Experiment, Measurements
 from ..cells import Cell, quality
 from ..claims import Claim, spread
 from ..findings import Chart, Findings, Section, Table
-from ..reading import CellAt, compare, grid_table, order_table, quality_chart, values_at
 from ..scales import Scale
+from ..tables import CellAt, compare, grid_table, order_table, quality_chart, values_at
 from .ablation import OURS
 
 __all__ = ["SOLVERS", "Solver"]
@@ -23,14 +24,14 @@ __all__ = ["SOLVERS", "Solver"]
 
 @dataclass(frozen=True)
 class Solver:
-    """A sampler as the table calls it.
+    """A row of the table: a sampler with options.
 
     Attributes:
-        label: in the table.
-        sampler: its name.
+        label: the label in the table.
+        sampler: the sampler's name.
         options: its options.
-        grid: the grid that it walks.
-        through: what stands between network and sampler, if anything.
+        grid: the name of the grid.
+        through: a wrapper of the denoiser, a name of `measures.WRAPPERS`.
     """
 
     label: str
@@ -40,7 +41,7 @@ class Solver:
     through: str | None = None
 
     def cell(self, scale: Scale, evaluations: int, seed: int) -> Cell:
-        """As many steps as make so many evaluations, or the next fewer."""
+        """The quality at `evaluations` network evaluations per image, or at the next lower number that is possible."""
         steps = max(1, evaluations // named_sampler(self.sampler, **self.options).evaluations)
         return quality(scale, OURS.arm, seed, self.sampler, steps, grid=self.grid, through=self.through, **self.options)
 
@@ -50,7 +51,7 @@ COMPARED = (
     Solver("DDPM, large variance", "ddpm", {"variance": "large"}),
     Solver("DDIM", "ddim"),
     Solver("DDIM, projected", "ddim", through="projected"),
-    Solver("DDIM, churn 0.5", "ddim", {"eta": 0.5}),
+    Solver("DDIM, η = 0.5", "ddim", {"eta": 0.5}),
     Solver("Cold Diffusion", "cold"),
     Solver("rotation", "rotation"),
     Solver("Euler", "euler"),
@@ -62,13 +63,13 @@ COMPARED = (
     Solver("rotation, octave grid", "rotation", grid="octave"),
     Solver("multistep, octave grid", "multistep", grid="octave"),
 )
-"""One line a solver; the grid is uniform in time unless the label says otherwise."""
+"""The rows of the tables; the grid is uniform in time unless the label states another one."""
 
 TOLERANCES = (1e-1, 1e-2, 1e-3)
 
 
 def _to_tolerance(scale: Scale, tolerance: float, seed: int) -> Cell:
-    """The flow of ours to a tolerance, each image in steps of its own."""
+    """The adaptive solver at a tolerance, with steps chosen per image."""
     return quality(scale, OURS.arm, seed, "adaptive", 1, tolerance=tolerance)
 
 
@@ -77,27 +78,27 @@ def _evaluations(scale: Scale) -> tuple[int, ...]:
 
 
 def _cells(scale: Scale, seeds: Sequence[int]) -> list[Cell]:
-    at_once = [solver.cell(scale, n, seed) for solver in COMPARED for seed in seeds for n in _evaluations(scale)]
-    return at_once + [_to_tolerance(scale, tolerance, seed) for tolerance in TOLERANCES for seed in seeds]
+    fixed = [solver.cell(scale, n, seed) for solver in COMPARED for seed in seeds for n in _evaluations(scale)]
+    return fixed + [_to_tolerance(scale, tolerance, seed) for tolerance in TOLERANCES for seed in seeds]
 
 
-def _report(measured: Measured) -> Findings:
+def _report(measured: Measurements) -> Findings:
     scale, counts = measured.scale, _evaluations(measured.scale)
     at: dict[str, CellAt] = {solver.label: partial(solver.cell, scale) for solver in COMPARED}
     rows = [
         [
             solver.label,
             str(named_sampler(solver.sampler, **solver.options).evaluations),
-            *(f"{_milliseconds(measured, at[solver.label], n):.3g}" for n in counts),
+            *(duration(_seconds(measured, at[solver.label], n)) for n in counts),
         ]
         for solver in COMPARED
     ]
-    clock = Table(
-        "Wall-clock",
-        ["milliseconds an image", "evaluations a step", *(f"{n} evaluations" for n in counts)],
+    times = Table(
+        "Time per image",
+        ["", "network evaluations per step", *(f"{n} evaluations" for n in counts)],
         rows,
-        f"On {measured.lab.device}, {scale.batch} images at once, features not counted. Other work on the machine is "
-        "in these numbers.",
+        f"Wall-clock time of sampling on {measured.lab.device} with {scale.batch} images per batch, without the "
+        "computation of features. Other work on the machine may have slowed it down.",
     )
     stable = {
         label: cell
@@ -108,13 +109,13 @@ def _report(measured: Measured) -> Findings:
         [
             Series(
                 label,
-                [_milliseconds(measured, cell, n) for n in counts],
+                [1e3 * _seconds(measured, cell, n) for n in counts],
                 [fmean(values_at(measured, cell, n)) for n in counts],
             )
             for label, cell in stable.items()
         ],
-        "Frechet distance against time",
-        "milliseconds an image",
+        "Frechet distance against time per image",
+        "milliseconds per image",
         "Frechet distance",
         log_x=True,
         log_y=True,
@@ -122,44 +123,45 @@ def _report(measured: Measured) -> Findings:
     return Findings(
         [
             Section(
-                "By evaluations",
-                "The network is ours, the grid uniform in time.",
+                "At equal numbers of network evaluations",
+                "The network is that of 'ours'. The grid is uniform in time unless a row states another one.",
                 [
                     grid_table(measured, "Solvers", at, counts, unit="evaluations"),
                     quality_chart(measured, "solvers", at, counts, "fid"),
                 ],
             ),
             Section(
-                "To a tolerance",
-                "The adaptive solver says where the flow itself leads; what it costs depends on the image.",
+                "Adaptive steps",
+                "The adaptive solver follows the flow to a given error tolerance; the number of its network "
+                "evaluations "
+                "depends on the image.",
                 [_tolerance_table(measured)],
             ),
-            Section("By the clock", "", [clock, Chart("clock", chart)]),
-            Section("How sure the orders are", "", [order_table(measured, stable, counts, unit="evaluations")]),
+            Section("Time", "", [times, Chart("clock", chart)]),
+            Section("Ranking", "", [order_table(measured, stable, counts, unit="evaluations")]),
         ],
         _claims(measured, at, counts),
     )
 
 
-def _tolerance_table(measured: Measured) -> Table:
+def _tolerance_table(measured: Measurements) -> Table:
     rows = []
     for tolerance in TOLERANCES:
-        found = [measured.by_seed(partial(_to_tolerance, measured.scale, tolerance), n) for n in ("fid", "nfe")]
-        rows.append([f"{tolerance:g}", *map(spread, found)])
-    return Table("Adaptive", ["tolerance", "Frechet distance", "evaluations, mean"], rows)
+        columns = [measured.by_seed(partial(_to_tolerance, measured.scale, tolerance), n) for n in ("fid", "nfe")]
+        rows.append([f"{tolerance:g}", *map(spread, columns)])
+    return Table("Adaptive solver", ["tolerance", "Frechet distance", "network evaluations per image, mean"], rows)
 
 
-def _milliseconds(measured: Measured, cell: CellAt, evaluations: int) -> float:
-    """Milliseconds an image, mean over seeds."""
-    rates = measured.by_seed(lambda seed: cell(evaluations, seed), "images_per_second")
-    return 1e3 / fmean(rates)
+def _seconds(measured: Measurements, cell: CellAt, evaluations: int) -> float:
+    """Seconds per image, from the mean rate over seeds."""
+    return 1.0 / fmean(measured.by_seed(lambda seed: cell(evaluations, seed), "images_per_second"))
 
 
-def _claims(measured: Measured, at: dict[str, CellAt], counts: Sequence[int]) -> list[Claim]:
-    source = "Zhang et al., section 3.1: higher-order solvers can be used effectively"
+def _claims(measured: Measurements, at: dict[str, CellAt], counts: Sequence[int]) -> list[Claim]:
+    source = "Zhang et al., section 3.1, on higher-order solvers"
     claims = [
         Claim(
-            f"At equal NFE {name} is better than Euler.",
+            f"{name} has a lower Frechet distance than Euler at equal NFE.",
             source,
             [compare(measured, at[name], at["Euler"], n, label=f"{n} evaluations") for n in counts],
         )
@@ -167,7 +169,7 @@ def _claims(measured: Measured, at: dict[str, CellAt], counts: Sequence[int]) ->
     ]
     claims.append(
         Claim(
-            "The exact rotation is better than Euler's straight step.",
+            "The rotation along the arc has a lower Frechet distance than Euler's straight step.",
             "the geometry of the arc",
             [compare(measured, at["rotation"], at["Euler"], n, label=f"{n} evaluations") for n in counts],
         )
@@ -177,7 +179,7 @@ def _claims(measured: Measured, at: dict[str, CellAt], counts: Sequence[int]) ->
 
 SOLVERS = Experiment(
     "solvers",
-    "Which solver is best, by evaluations and by the clock?",
+    "Which solver is best at equal network evaluations, and at equal time?",
     "Zhang, Ehinger & Drummond 2023, sections 3.1 and 3.3",
     _cells,
     _report,

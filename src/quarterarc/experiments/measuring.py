@@ -1,0 +1,69 @@
+"""Measuring cells: each cell is measured once and kept in CACHE/cells/HASH."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..common.devices import processes
+from ..storage.files import make_folder, read_json, replace_folder, write_json
+from .cells import Cell
+from .lab import Lab, decided_by_first, only_warnings
+from .measures import MEASURES, WRAPPERS
+
+__all__ = ["cell_folder", "is_measured", "measure"]
+
+
+def cell_folder(lab: Lab, cell: Cell) -> Path:
+    """The folder of a cell, named by the hash of everything that decides its values."""
+    return lab.cache / "cells" / cell.key(lab.scale, MEASURES[cell.measure].identity(lab))
+
+
+def is_measured(lab: Lab, cell: Cell) -> bool:
+    """Whether the values of a cell are in the cache."""
+    return (cell_folder(lab, cell) / "cell.json").is_file()
+
+
+def measure(lab: Lab, cell: Cell) -> dict[str, Any]:
+    """The values of a cell, measured (and its arm trained) if they are not in the cache.
+
+    In a distributed run all processes call this function together, and all return the values.
+
+    Returns:
+        Values by name; only `unstable`, with the reason, where training diverged or the images are not finite.
+    """
+    folder = cell_folder(lab, cell)
+    if decided_by_first(not is_measured(lab, cell)):
+        denoise = lab.denoiser(cell.arm, cell.seed)
+        with _new_folder(folder) as beside:
+            if isinstance(denoise, str):
+                values = {"unstable": denoise}
+            else:
+                through = cell.get("through")
+                wrapped = denoise if through is None else WRAPPERS[through](denoise)
+                with only_warnings():
+                    values = MEASURES[cell.measure].compute(lab, wrapped, cell, beside)
+            if not processes().rank:
+                about = {"arm": cell.arm.name, "seed": cell.seed, "measure": cell.measure}
+                write_json(beside / "cell.json", {**about, "settings": dict(cell.settings), "values": values})
+        processes().wait()
+    values = read_json(folder / "cell.json")["values"]
+    assert isinstance(values, dict)
+    return values
+
+
+@contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill, renamed to `folder` at the end; if another process finished first, its folder stays."""
+    if processes().rank:
+        yield folder
+        return
+    make_folder(folder.parent)
+    try:
+        with replace_folder(folder) as beside:
+            yield beside
+    except OSError:
+        if not (folder / "cell.json").is_file():
+            raise
