@@ -13,9 +13,7 @@ from quarterarc.evaluation.extractors.classifier import trained_classifier
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("data", nargs="?", default="digits", help="images with labels (default: %(default)s)")
 parser.add_argument("--size", type=int, default=16, help="side of the images in pixels (default: %(default)s)")
-parser.add_argument(
-    "--steps", type=int, default=20, help="optimiser steps; 4,000 suit CIFAR-10 (default: %(default)s)"
-)
+parser.add_argument("--steps", type=int, default=20, help="optimiser steps; 4,000 suit CIFAR-10 (default: %(default)s)")
 args = parser.parse_args()
 
 spec = DataSpec(source=args.data, size=args.size, channels=1 if args.data == "digits" else 3)

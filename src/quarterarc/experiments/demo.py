@@ -1,4 +1,4 @@
-"""The demo: train on handwritten digits, sample, and leave a report that a person enjoys reading."""
+"""The demo: trains on handwritten digits, samples, and writes a report with pictures."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from .. import __version__
+from ..common.progress import progress_bar
+from ..common.text import duration
 from ..data import open_data
 from ..data.order import permutation
 from ..data.pixels import to_uint8
@@ -31,32 +32,32 @@ from ..training.trainer import train
 
 __all__ = ["run_demo"]
 
-MEASURED, AT = ("ddim", "euler", "heun", "multistep"), (6, 10, 20)
-"""The samplers whose images are measured, and at how many evaluations."""
+MEASURED, EVALUATIONS = ("ddim", "euler", "heun", "multistep"), (6, 10, 20)
+"""The samplers whose images are measured, and their network evaluations per image."""
 
 SHOWN = 64
 ROWS = 8
 COMPARED = (("ddpm", 10), ("ddim", 10), ("euler", 10), ("heun", 5), ("multistep", 10), ("rk4", 50))
-"""Samplers and their steps: five at 10 evaluations, and one at 200 as where the trajectories lead.
+"""Samplers and their steps: five at 10 network evaluations, and one at 200 whose discretisation error is negligible.
 
-DDIM, Cold and rotation are one rule where the estimates agree, as those of a loaded network do (docs/residual.md)."""
+DDIM, Cold and rotation are identical for projected estimates, which a loaded network has (docs/residual.md)."""
 
 
 def run_demo(recipe: Recipe, out: Path, measured: int = 400) -> dict[str, Any]:
-    """Train by `recipe` in `out` (or go on, if it was begun), then write the pictures, metrics.json and report.html.
+    """Train by `recipe` in `out` (or resume), then write the pictures, metrics.json and report.html.
 
     Args:
-        recipe: what to train; the data are gray and 8 to 32 pixels a side, so that the digits features fit.
+        recipe: the recipe; its images are gray with sides of 8 to 32 pixels, which the `digits` features need.
         out: the run folder.
-        measured: how many images each sampler makes to be measured, at every number of evaluations.
+        measured: the number of images that are measured per sampler and number of network evaluations.
 
     Returns:
-        What metrics.json holds.
+        The content of metrics.json.
     """
     checkpoint = train(recipe, out, resume=True)
     denoise = load(checkpoint)
     log = read_log(out)
-    chosen = Sampling().plan(denoise)
+    default = Sampling().plan(denoise)
 
     started = time.perf_counter()
     images = generate(denoise, range(SHOWN), batch_size=SHOWN)
@@ -77,7 +78,7 @@ def run_demo(recipe: Recipe, out: Path, measured: int = 400) -> dict[str, Any]:
         "parameters": sum(weight.numel() for weight in denoise.network.parameters()),
         "training": {**log[-1], "seconds": round(_training_seconds(log), 1)},
         "sampling": {
-            **chosen.describe(),
+            **default.describe(),
             "nfe": _nfe(denoise),
             "images_per_second": round(SHOWN / seconds, 1),
             "device": str(denoise.device),
@@ -95,13 +96,14 @@ def _nfe(denoise: Denoiser) -> float:
 
 
 def _training_seconds(log: list[dict[str, Any]]) -> float:
-    steps = [(line["images"], line["images_per_second"]) for line in log]
-    before = [0, *(images for images, _ in steps)]
-    return sum((images - start) / rate for (images, rate), start in zip(steps, before, strict=False))
+    """The seconds of training without pauses, from the rate of each interval of the log."""
+    intervals = [(line["images"], line["images_per_second"]) for line in log]
+    before = [0, *(images for images, _ in intervals)]
+    return sum((images - start) / rate for (images, rate), start in zip(intervals, before, strict=False))
 
 
 def _write_progress(denoise: Denoiser, path: Path) -> list[float]:
-    """Image estimates along the trajectories of the first seeds, and their ends; the angles of the columns."""
+    """Write image estimates along the trajectories of the first seeds; returns the angles of the columns."""
     seeds = range(ROWS)
     states = list(trajectory(denoise, noise(seeds, denoise.shape or ()), seeds=seeds))
     columns = [state.x if state.estimate is None else state.estimate.image for state in states]
@@ -111,41 +113,49 @@ def _write_progress(denoise: Denoiser, path: Path) -> list[float]:
 
 
 def _compare(denoise: Denoiser, out: Path) -> list[dict[str, Any]]:
-    """The same noise by several samplers, and how far each ends from the last one, the most accurate."""
+    """Images of several samplers from the same noise, and their distance from those of the last, most accurate one."""
     seeds = range(ROWS)
     start = noise(seeds, denoise.shape or ())
-    made = {name: sample(denoise, start, name, steps, seeds=seeds) for name, steps in COMPARED}
-    reference = made[COMPARED[-1][0]].images
+    results = {name: sample(denoise, start, name, steps, seeds=seeds) for name, steps in COMPARED}
+    reference = results[COMPARED[-1][0]].images
     rows = []
     for name, steps in COMPARED:
         picture = make_folder(out / "compare") / f"{name}.png"
-        write_png(picture, contact_sheet(to_uint8(made[name].images), columns=ROWS, size=48, smooth=True))
-        row = {"sampler": name, "steps": steps, "nfe": made[name].nfe, "picture": picture}
-        rows.append({**row, "distance": round(_distance(made[name].images, reference), 4)})
+        write_png(picture, contact_sheet(to_uint8(results[name].images), columns=ROWS, size=48, smooth=True))
+        row = {"sampler": name, "steps": steps, "nfe": results[name].nfe, "picture": picture}
+        rows.append({**row, "distance": round(_distance(results[name].images, reference), 4)})
     return rows
 
 
 def _measure(denoise: Denoiser, real: Tensor, count: int) -> dict[str, Any]:
-    """Frechet distance, precision and recall on digits features, by sampler and NFE, on the same network and seeds.
+    """Frechet distance, precision and recall in `digits` features, by sampler and NFE, with the same network and seeds.
 
-    The floor is what as many real images score against all of them: half of the set, chosen at random, at most.
+    The floor is the result of `count` random real images (at most half of them) against all real images.
     """
 
     def score(images: Tensor) -> dict[str, float]:
-        found = evaluate(images, real, ("fid", "precision", "recall"), "digits", batch_size=250, progress=False)
-        assert found is not None
-        return {name: round(value, 4) for name, value in found["metrics"].items()}
+        result = evaluate(images, real, ("fid", "precision", "recall"), "digits", batch_size=250, progress=False)
+        return {name: round(value, 4) for name, value in result["metrics"].items()}
 
-    some = torch.from_numpy(permutation(0, count=len(real))[: min(count, len(real) // 2)])
+    subset = torch.from_numpy(permutation(0, count=len(real))[: min(count, len(real) // 2)])
     lines = []
-    runs = [(name, nfe) for name in MEASURED for nfe in AT]
-    for name, nfe in tqdm(runs, desc="measure", unit="setting", disable=None):
-        steps = max(1, nfe // named_sampler(name).evaluations)
-        made = [(to_uint8(result.images), result.nfe) for _, result in
-                batches(Sampling(name, steps).plan(denoise), range(count), batch_size=250)]  # fmt: skip
-        scores = score(torch.cat([pixels for pixels, _ in made]))
-        lines.append({"sampler": name, "steps": steps, "nfe": made[0][1], **scores})
-    return {"features": "digits", "count": count, "reference": len(real), "floor": score(real[some]), "samplers": lines}
+    runs = [(name, nfe) for name in MEASURED for nfe in EVALUATIONS]
+    with progress_bar(len(runs), "setting", "measure") as bar:
+        for name, nfe in runs:
+            steps = max(1, nfe // named_sampler(name).evaluations)
+            chosen = Sampling(name, steps).plan(denoise)
+            made = [(to_uint8(result.images), result.nfe) for _, result in
+                    batches(chosen, range(count), batch_size=250)]  # fmt: skip
+            scores = score(torch.cat([pixels for pixels, _ in made]))
+            lines.append({"sampler": name, "steps": steps, "nfe": made[0][1], **scores})
+            bar.update()
+    return {
+        "features": "digits",
+        "count": count,
+        "reference": len(real),
+        "floor": score(real[subset]),
+        "samplers": lines,
+    }
 
 
 def _distance(images: Tensor, reference: Tensor) -> float:
@@ -158,7 +168,7 @@ def _write_report(
     images: int,
 ) -> None:  # fmt: skip
     steps = [line["step"] for line in log]
-    curves = [("velocity", "velocity"), ("image", "image"), ("noise", "noise"), ("residual", "residual")]
+    errors = ("velocity", "image", "noise", "residual")
     sampling, training = metrics["sampling"], metrics["training"]
     write_page(
         out / "report.html",
@@ -167,7 +177,7 @@ def _write_report(
         parameters=f"{metrics['parameters']:,}",
         images_seen=f"{training['images']:,}",
         images=f"{images:,}",
-        training_time=_duration(training["seconds"]),
+        training_time=duration(training["seconds"]),
         nfe=sampling["nfe"],
         sampler=sampling["sampler"],
         images_per_second=f"{sampling['images_per_second']:.0f}",
@@ -181,17 +191,18 @@ def _write_report(
         real_png=data_url(out / "real.png"),
         arc_svg=arc_picture(),
         loss_svg=line_chart(
-            [Series(name, steps, [line[key] for line in log]) for key, name in curves],
-            "Mean squared errors", "optimiser step", "error", log_y=True,
+            [Series(name, steps, [line[name] for line in log]) for name in errors],
+            "Mean squared errors", "optimiser step", "mean squared error", log_y=True,
         ),
         quality=metrics["quality"],
         quality_svg=line_chart(
             [
-                Series(name, [line["nfe"] for line in here], [line["fid"] for line in here])
+                Series(name, [line["nfe"] for line in lines], [line["fid"] for line in lines])
                 for name in MEASURED
-                for here in [[line for line in metrics["quality"]["samplers"] if line["sampler"] == name]]
+                for lines in [[line for line in metrics["quality"]["samplers"] if line["sampler"] == name]]
             ],
-            "Frechet distance on digits features", "network evaluations", "Frechet distance", log_x=True, log_y=True,
+            "Frechet distance in digits features", "network evaluations (NFE)", "Frechet distance",
+            log_x=True, log_y=True,
         ),
         rows=[{**row, "picture": data_url(row["picture"])} for row in rows],
         run=out,
@@ -200,13 +211,8 @@ def _write_report(
     )  # fmt: skip
 
 
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
 def arc_picture() -> str:
-    """The quarter circle with image, noise, a point and its tangent, as SVG."""
+    """The quarter arc with image, noise, a point and its velocity, as SVG."""
     radius, x0, y0 = 180.0, 70.0, 215.0
     angle = math.radians(38)
     px, py = x0 + radius * math.cos(angle), y0 - radius * math.sin(angle)
@@ -227,5 +233,5 @@ def arc_picture() -> str:
 <text x="{x0 - 50}" y="{y0 - radius - 12}">noise (angle π/2)</text>
 <text x="{x0 + 54}" y="{y0 - 14}">angle</text>
 <text x="{px + 10:.1f}" y="{py - 2:.1f}">x = cos · image + sin · noise</text>
-<text x="{tx - 4:.1f}" y="{ty - 8:.1f}">tangent = cos · noise − sin · image</text>
+<text x="{tx - 4:.1f}" y="{ty - 8:.1f}">velocity = cos · noise − sin · image</text>
 </g></svg>"""

@@ -1,4 +1,4 @@
-"""Reports: self-contained HTML pages with pictures and charts inside."""
+"""Reports: HTML pages with embedded pictures and charts."""
 
 from .charts import Series, line_chart
 from .page import data_url, write_page

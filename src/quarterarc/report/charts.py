@@ -1,4 +1,4 @@
-"""Line charts as SVG text: no dependency, sharp at any size, and they follow the page's light or dark colours."""
+"""Line charts as SVG text, without a plotting library; text and axes follow the light or dark colours of the page."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ COLOURS = ("#3867d6", "#e1793b", "#2f9e6e", "#a55eea", "#d64562", "#8d6e3f", "#1
 WIDTH, HEIGHT = 640, 340
 LEFT, RIGHT, TOP, BOTTOM = 62, 14, 34, 46
 LETTER, ENTRY, LINE = 6.6, 30, 18
-"""Of the legend below the chart: the width of a letter, what an entry takes besides, the height of a line."""
+"""The legend below the chart, in pixels: width of a letter, width of an entry without its text, height of a line."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """A line: points, and optionally how far each spreads up and down (the same in both directions).
+    """A line of a chart, optionally with a symmetric band.
 
     Attributes:
-        name: what the legend says.
-        x, y: the points; one that is not finite (or not positive, on a logarithmic axis) is left out.
-        spread: half the height of the band around each point.
+        name: the text of the legend.
+        x, y: the points. Points that are not finite, or not positive on a logarithmic axis, are left out.
+        spread: half the height of the band at each point.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Series:
 
 @dataclass(frozen=True)
 class _Axis:
-    """From values to pixels."""
+    """A linear or logarithmic map from values to pixels."""
 
     low: float
     high: float
@@ -48,7 +48,7 @@ class _Axis:
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
     def ticks(self) -> list[float]:
-        """Round values within the axis, four to nine of them."""
+        """Four to nine round values within the range of the axis."""
         if self.log:
             decades = range(math.floor(self.low), math.ceil(self.high) + 1)
             factors = (1,) if len(decades) > 4 else (1, 2, 5)
@@ -72,7 +72,11 @@ def line_chart(
 ) -> str:
     """A line chart as an `<svg>` element.
 
-    Text and axes take the colour of the page (`currentColor`), so the chart fits a light and a dark one.
+    Args:
+        series: the lines.
+        title: the heading.
+        x_label, y_label: the labels of the axes.
+        log_x, log_y: whether an axis is logarithmic.
     """
     points = [
         [
@@ -82,12 +86,10 @@ def line_chart(
         ]
         for line in series
     ]
-    everything = [point for line in points for point in line]
-    if not everything:
-        everything = [(1.0, 1.0, 0.0)]
-    x_axis = _axis([x for x, _, _ in everything], LEFT, WIDTH - RIGHT, log_x)
-    lows = [y - spread if y > spread or not log_y else y for _, y, spread in everything]
-    y_axis = _axis(lows + [y + spread for _, y, spread in everything], HEIGHT - BOTTOM, TOP, log_y)
+    drawn = [point for line in points for point in line] or [(1.0, 1.0, 0.0)]
+    x_axis = _axis([x for x, _, _ in drawn], LEFT, WIDTH - RIGHT, log_x)
+    lows = [y - spread if y > spread or not log_y else y for _, y, spread in drawn]
+    y_axis = _axis(lows + [y + spread for _, y, spread in drawn], HEIGHT - BOTTOM, TOP, log_y)
     legend, height = _legend([line.name for line in series])
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT + height}" role="img" '
@@ -96,13 +98,13 @@ def line_chart(
         f'<text x="{LEFT}" y="18" font-size="14" font-weight="600">{escape(title)}</text>',
         *_frame(x_axis, y_axis, x_label, y_label),
     ]
-    for place, (line, here) in enumerate(zip(series, points, strict=True)):
-        parts += _line(line.name, here, x_axis, y_axis, *_style(place))
+    for place, (line, kept) in enumerate(zip(series, points, strict=True)):
+        parts += _line(line.name, kept, x_axis, y_axis, *_style(place))
     return "\n".join([*parts, *legend, "</svg>"])
 
 
 def _style(place: int) -> tuple[str, str]:
-    """The colour of a line, and how it is dashed: lines beyond the last colour begin again, dashed."""
+    """Colour and dash pattern of a line. Lines beyond the last colour reuse the colours with dashes."""
     dash = ("", ' stroke-dasharray="6 3"', ' stroke-dasharray="2 3"')[place // len(COLOURS) % 3]
     return COLOURS[place % len(COLOURS)], dash
 
@@ -158,7 +160,7 @@ def _line(
 
 
 def _legend(names: Sequence[str]) -> tuple[list[str], int]:
-    """The legend below the chart, where it hides nothing, and its height."""
+    """The legend, which lies below the chart, and its height."""
     parts = []
     x, y = float(LEFT), HEIGHT + 12
     for place, name in enumerate(names):

@@ -1,4 +1,4 @@
-"""A page: a Jinja template of this folder, filled in and written as one file that needs no other."""
+"""HTML pages from the Jinja templates of this folder; all pictures are embedded, so that a page is a single file."""
 
 from __future__ import annotations
 
@@ -15,12 +15,18 @@ __all__ = ["data_url", "write_page"]
 
 
 def data_url(picture: Path) -> str:
-    """A PNG file as a URL that holds the picture itself."""
+    """A PNG file as a data URL, which embeds it in a page."""
     return "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode("ascii")
 
 
 def write_page(path: Path, template: str, **values: Any) -> None:
-    """Fill in a template; text is escaped, SVG (text that begins with `<svg`) is put in as it is."""
+    """Render a template and write the page atomically.
+
+    Args:
+        path: the HTML file.
+        template: a file of `report/templates`.
+        values: the variables of the template. Text is escaped, except SVG (text that starts with `<svg`).
+    """
     environment = Environment(
         loader=PackageLoader("quarterarc.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
