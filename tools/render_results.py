@@ -1,0 +1,108 @@
+"""Write the results of experiments again from their results.json, after a change of the report's wording or layout.
+
+    python tools/render_results.py docs/results/digits/*/
+
+Nothing is trained or measured: the values of all cells are read from results.json. results.json, results.md and the
+charts are written; contact sheets stay as they are. README.md of the parent folder is written as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from quarterarc.experiments import experiment
+from quarterarc.experiments.base import Measurements
+from quarterarc.experiments.cells import Cell
+from quarterarc.experiments.findings import Findings, Picture
+from quarterarc.experiments.lab import Lab
+from quarterarc.experiments.run import describe_setting
+from quarterarc.experiments.scales import scale
+from quarterarc.experiments.writing import write_index, write_markdown
+from quarterarc.storage.files import read_json
+
+
+class StoredMeasurements(Measurements):
+    """The cells of a results.json.
+
+    Args:
+        lab: a lab of the same scale, for the training images.
+        folder: the folder of results.json.
+    """
+
+    def __init__(self, lab: Lab, folder: Path) -> None:
+        results = read_json(folder / "results.json")
+        super().__init__(lab, results["seeds"])
+        arms = {(arm["name"], arm["seed"]): (arm["fields"], arm["images"]) for arm in results["arms"]}
+        self._values = {
+            _key(*arms[cell["arm"], cell["seed"]], cell["seed"], cell["measure"], cell["settings"]): cell["values"]
+            for cell in results["cells"]
+        }
+        self._folder = folder
+
+    def __getitem__(self, cell: Cell) -> dict[str, Any]:
+        training = cell.arm.recipe(self.scale, cell.seed).training
+        images = training.steps * training.batch
+        key = _key(cell.arm.fields, images, cell.seed, cell.measure, dict(cell.settings))
+        values: dict[str, Any] = self._values[key]
+        return values
+
+    def picture(self, cell: Cell) -> Path:
+        """A path that is never read: contact sheets stay as they are."""
+        return self._folder / str(self[cell]["picture"])
+
+
+def _key(fields: Sequence[str], images: int, seed: int, measure: str, settings: Mapping[str, Any]) -> str:
+    return json.dumps([list(fields), images, seed, measure, settings], sort_keys=True)
+
+
+def render(folder: Path, cache: Path) -> None:
+    """Write results.json, results.md and the charts of one experiment again."""
+    results = read_json(folder / "results.json")
+    options = _options(results["command"])
+    lab = Lab(scale(options["scale"], None, options["images"], options["features"]), cache, progress=False)
+    chosen = experiment(results["experiment"])
+    findings = _keep_pictures(chosen.report(StoredMeasurements(lab, folder)), folder)
+    about = {name: value for name, value in results.items() if name not in ("tables", "rule", "claims")}
+    about |= {"title": chosen.title, "source": chosen.source, "setting": describe_setting(lab.scale)}
+    write_markdown(folder, about, results["cells"], findings)
+
+
+def _options(command: str) -> dict[str, Any]:
+    """The options of the recorded command that decide the scale."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--scale", default="digits")
+    parser.add_argument("--images", type=int)
+    parser.add_argument("--features")
+    return vars(parser.parse_known_args(shlex.split(command))[0])
+
+
+def _keep_pictures(findings: Findings, folder: Path) -> Findings:
+    """The same findings, with the contact sheets of the folder as their own source."""
+    for section in findings.sections:
+        for part in section.parts:
+            if isinstance(part, Picture):
+                object.__setattr__(part, "path", folder / "figures" / f"{part.name}.png")
+    return findings
+
+
+def main() -> None:
+    """Write the results of the folders on the command line again."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path, help="folders with a results.json")
+    folders = parser.parse_args().folders
+    with tempfile.TemporaryDirectory() as cache:  # statistics of the training images
+        for folder in folders:
+            render(folder, Path(cache))
+            print(folder / "results.md")
+    for parent in dict.fromkeys(folder.resolve().parent for folder in folders):
+        print(write_index(parent))
+
+
+if __name__ == "__main__":
+    main()
