@@ -18,7 +18,7 @@ from typing import Any
 
 from quarterarc.experiments import experiment
 from quarterarc.experiments.base import Measurements
-from quarterarc.experiments.cells import Cell
+from quarterarc.experiments.cells import Cell, hashed_settings
 from quarterarc.experiments.findings import Findings, Picture
 from quarterarc.experiments.lab import Lab
 from quarterarc.experiments.run import describe_setting
@@ -58,7 +58,7 @@ class StoredMeasurements(Measurements):
 
 
 def _key(fields: Sequence[str], images: int, seed: int, measure: str, settings: Mapping[str, Any]) -> str:
-    return json.dumps([list(fields), images, seed, measure, settings], sort_keys=True)
+    return json.dumps([list(fields), images, seed, measure, hashed_settings(settings)], sort_keys=True)
 
 
 def render(folder: Path, cache: Path) -> None:
