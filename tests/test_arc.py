@@ -1,4 +1,4 @@
-"""The arc: points, tangents and rotations are one algebra, and the other coordinates are the same arc."""
+"""The arc: points, tangents and rotations, and the conversions from and to other coordinates."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def pair(count: int = 3) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("angle", ANGLES)
-def test_mix_and_velocity_are_the_formulas(angle: float) -> None:
+def test_mix_and_velocity_match_their_formulas(angle: float) -> None:
     image, noise = pair()
     x, v = math.cos(angle) * image + math.sin(angle) * noise, math.cos(angle) * noise - math.sin(angle) * image
     torch.testing.assert_close(arc.mix(image, noise, angle), x, rtol=0, atol=EXACT)
     torch.testing.assert_close(arc.velocity(image, noise, angle), v, rtol=0, atol=EXACT)
 
 
-def test_the_ends_are_image_and_noise() -> None:
+def test_ends_of_the_arc_are_image_and_noise() -> None:
     image, noise = pair()
     for mixed, expected in (
         (arc.mix(image, noise, 0.0), image),
@@ -43,7 +43,7 @@ def test_the_ends_are_image_and_noise() -> None:
 
 
 @pytest.mark.parametrize("angle", ANGLES)
-def test_rotating_image_and_noise_gives_point_and_tangent_and_back(angle: float) -> None:
+def test_rotation_maps_image_and_noise_to_point_and_tangent_and_back(angle: float) -> None:
     image, noise = pair()
     x, v = arc.rotate(image, noise, angle)
     torch.testing.assert_close(x, arc.mix(image, noise, angle), rtol=0, atol=0)
@@ -52,12 +52,12 @@ def test_rotating_image_and_noise_gives_point_and_tangent_and_back(angle: float)
         torch.testing.assert_close(back, expected, rtol=0, atol=EXACT)
 
 
-def test_rotation_carries_points_along_the_arc() -> None:
+def test_rotation_moves_points_along_the_arc() -> None:
     image, noise = pair()
     for b, a in ((0.2, 1.4), (1.4, 0.2), (0.0, math.pi / 2)):
-        there = arc.rotate(arc.mix(image, noise, b), arc.velocity(image, noise, b), a - b)
-        torch.testing.assert_close(there[0], arc.mix(image, noise, a), rtol=0, atol=EXACT)
-        torch.testing.assert_close(there[1], arc.velocity(image, noise, a), rtol=0, atol=EXACT)
+        x, v = arc.rotate(arc.mix(image, noise, b), arc.velocity(image, noise, b), a - b)
+        torch.testing.assert_close(x, arc.mix(image, noise, a), rtol=0, atol=EXACT)
+        torch.testing.assert_close(v, arc.velocity(image, noise, a), rtol=0, atol=EXACT)
 
 
 @pytest.mark.parametrize("angle", ANGLES)
@@ -71,12 +71,12 @@ def test_velocity_is_the_derivative_of_mix(angle: float) -> None:
     torch.testing.assert_close(by_autograd, arc.velocity(image, noise, angle), rtol=0, atol=EXACT)
     h = 1e-5
     difference = (arc.mix(image, noise, angle + h) - arc.mix(image, noise, angle - h)) / (2 * h)
-    # the central difference is off by h^2/6 |x| and by rounding / h
+    # the central difference has errors of h^2/6 |x| and of rounding / h
     torch.testing.assert_close(difference, arc.velocity(image, noise, angle), rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("act", [arc.mix, arc.velocity, lambda x, v, by: torch.stack(arc.rotate(x, v, by), 1)])
-def test_one_angle_an_image_is_one_image_at_a_time(act: Callable[[Tensor, Tensor, Tensor | float], Tensor]) -> None:
+def test_one_angle_per_image_equals_image_by_image(act: Callable[[Tensor, Tensor, Tensor | float], Tensor]) -> None:
     image, noise = pair()
     angles = torch.tensor([0.1, 0.9, 1.5], dtype=torch.float64)
     together = act(image, noise, angles)
@@ -91,12 +91,12 @@ def test_one_angle_an_image_is_one_image_at_a_time(act: Callable[[Tensor, Tensor
 @pytest.mark.parametrize(
     "angle", [0.7, torch.tensor(0.7, dtype=torch.float64), torch.full((3,), 0.7, dtype=torch.float64)]
 )
-def test_the_dtype_of_the_images_is_kept(dtype: torch.dtype, angle: float | Tensor) -> None:
-    image, noise = (each.to(dtype) for each in pair())
+def test_results_have_the_dtype_of_the_images(dtype: torch.dtype, angle: float | Tensor) -> None:
+    image, noise = (tensor.to(dtype) for tensor in pair())
     exact = arc.mix(image.double(), noise.double(), 0.7)
-    for made in (arc.mix(image, noise, angle), arc.velocity(image, noise, angle), *arc.rotate(image, noise, angle)):
-        assert made.dtype == dtype
-    # two products and a sum, each rounded to the images' own precision
+    for result in (arc.mix(image, noise, angle), arc.velocity(image, noise, angle), *arc.rotate(image, noise, angle)):
+        assert result.dtype == dtype
+    # two products and a sum, each rounded to the precision of the images
     tolerance = 4 * torch.finfo(dtype).eps * float(exact.abs().max())
     torch.testing.assert_close(arc.mix(image, noise, angle).double(), exact, rtol=0, atol=tolerance)
 
@@ -107,24 +107,24 @@ def test_images_of_any_number_of_dimensions() -> None:
         assert arc.mix(x, x, torch.tensor([0.0, 0.1, 0.2])).shape == shape
 
 
-def test_angles_that_fit_no_images_are_refused() -> None:
+def test_angles_of_another_shape_than_the_batch_raise() -> None:
     image, noise = pair()
     for angles in (torch.zeros(2), torch.zeros(3, 1)):
-        with pytest.raises(InputError, match=r"angles have shape .* give one angle, or one an image, shape \(3,\)"):
+        with pytest.raises(InputError, match=r"angles have shape .* give one angle, or one per image, shape \(3,\)"):
             arc.mix(image, noise, angles)
 
 
 GRID = np.linspace(0.01, math.pi / 2 - 0.01, 201)
 
 
-def test_other_coordinates_are_the_formulas() -> None:
+def test_other_coordinates_match_their_formulas() -> None:
     np.testing.assert_allclose(arc.alpha_bar(GRID), 1 / (1 + np.tan(GRID) ** 2), rtol=1e-14)
     np.testing.assert_allclose(arc.sigma(GRID), np.sqrt(1 / arc.alpha_bar(GRID) - 1), rtol=1e-11)  # 1/ab - 1 cancels
     np.testing.assert_allclose(arc.log_snr(GRID), -2 * np.log(arc.sigma(GRID)), rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize(
-    ("there", "back"),
+    ("convert", "invert"),
     [
         (arc.alpha_bar, arc.alpha_bar_to_angle),
         (arc.sigma, arc.sigma_to_angle),
@@ -132,17 +132,17 @@ def test_other_coordinates_are_the_formulas() -> None:
     ],
 )
 @pytest.mark.filterwarnings("error")
-def test_other_coordinates_round_trip_with_both_ends(
-    there: Callable[[np.ndarray], np.ndarray], back: Callable[[np.ndarray], np.ndarray]
+def test_other_coordinates_round_trip_ends_included(
+    convert: Callable[[np.ndarray], np.ndarray], invert: Callable[[np.ndarray], np.ndarray]
 ) -> None:
     # cos^2 of an angle near 0 rounds at 1e-16, which is 1e-16 / 0.01 of that angle
-    np.testing.assert_allclose(back(there(GRID)), GRID, rtol=0, atol=2e-14)
+    np.testing.assert_allclose(invert(convert(GRID)), GRID, rtol=0, atol=2e-14)
     ends = np.array([0.0, math.pi / 2])
-    np.testing.assert_allclose(back(there(ends)), ends, rtol=0, atol=1e-15)
+    np.testing.assert_allclose(invert(convert(ends)), ends, rtol=0, atol=1e-15)
 
 
 @pytest.mark.filterwarnings("error")
-def test_infinite_coordinates_are_the_ends() -> None:
+def test_infinite_coordinates_map_to_the_ends() -> None:
     assert arc.sigma_to_angle(math.inf) == math.pi / 2
     assert arc.log_snr_to_angle(-math.inf) == math.pi / 2
     assert arc.log_snr_to_angle(-2000.0) == math.pi / 2  # exp(1000) is infinite in float64

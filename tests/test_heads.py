@@ -1,4 +1,4 @@
-"""Heads: an output made from the true image and noise reads back as exactly these."""
+"""Heads: the output of a perfect network is read as exactly the true image and noise."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def data(dtype: torch.dtype = torch.float64, count: int = 3) -> tuple[Tensor, Te
 
 
 def posterior_mean(image: Tensor, x: Tensor, t: int, table: Schedule) -> Tensor:
-    """Ho et al. 2020, Eq. 7, in their own letters."""
+    """Ho et al. 2020, Eq. 7, in the paper's notation."""
     alpha_bar, before, beta = float(table.alpha_bar[t]), float(table.alpha_bar[t - 1]), float(table.beta[t])
     alpha = alpha_bar / before  # not 1 - beta, which rounds where beta is close to 1
     return math.sqrt(before) * beta / (1 - alpha_bar) * image + math.sqrt(alpha) * (1 - before) / (1 - alpha_bar) * x
 
 
 def oracle(name: str, image: Tensor, noise: Tensor, angle: float, gate: float = 0.7) -> Tensor:
-    """What a perfect network puts out for this head."""
+    """The output of a perfect network for a head."""
     gates = torch.full_like(image[:, :1], gate)
     if name == "mean":
         a = SCHEDULE.angle(SCHEDULE.time(angle) - 1.0)
@@ -54,12 +54,12 @@ def oracle(name: str, image: Tensor, noise: Tensor, angle: float, gate: float = 
 
 @pytest.mark.parametrize("angle", ANGLES)
 @pytest.mark.parametrize("name", PLAIN)
-def test_a_perfect_output_reads_back_as_image_and_noise(name: str, angle: float) -> None:
+def test_a_perfect_output_is_read_as_image_and_noise(name: str, angle: float) -> None:
     image, noise = data()
     x = arc.mix(image, noise, angle)
     estimate = head(name, SCHEDULE).read(oracle(name, image, noise, angle), x, angle)
-    # the division by the smaller of sine and cosine, 0.03 at the outer angles, and of the mean by its weight of the
-    # image, no smaller than the square of that
+    # rounding is divided by the smaller of sine and cosine, 0.03 at the outer angles, and for `mean` by the weight of
+    # the image, at least the square of that
     tolerance = 1e-12
     torch.testing.assert_close(estimate.image, image, rtol=0, atol=tolerance)
     torch.testing.assert_close(estimate.noise, noise, rtol=0, atol=tolerance)
@@ -68,7 +68,7 @@ def test_a_perfect_output_reads_back_as_image_and_noise(name: str, angle: float)
 
 @pytest.mark.parametrize("t", [1, 2, 25, 49, 50])
 @pytest.mark.parametrize("of", ["arc", "linear", "cosine"])
-def test_the_mean_head_inverts_the_posterior_mean_of_its_schedule(of: str, t: int) -> None:
+def test_head_mean_inverts_the_posterior_mean_of_its_schedule(of: str, t: int) -> None:
     table = schedule(of, 50)
     image, noise = data()
     angle = table.angle(float(t))
@@ -79,7 +79,7 @@ def test_the_mean_head_inverts_the_posterior_mean_of_its_schedule(of: str, t: in
 
 
 @pytest.mark.parametrize("name", [name for name in PLAIN if name != "both"])
-def test_heads_of_one_estimate_agree_with_x_whatever_the_network_says(name: str) -> None:
+def test_heads_of_one_estimate_agree_on_x_for_every_output(name: str) -> None:
     image, noise = data()
     reader, generator = head(name, SCHEDULE), torch.Generator().manual_seed(0)
     for angle in ANGLES:
@@ -89,52 +89,52 @@ def test_heads_of_one_estimate_agree_with_x_whatever_the_network_says(name: str)
         assert residual.abs().max() < 1e-12  # x - x after a division by no less than 0.03
 
 
-def test_both_keeps_two_estimates_and_their_residual() -> None:
+def test_head_both_returns_both_outputs_and_their_residual() -> None:
     image, noise = data()
     x = arc.mix(image, noise, 0.8)
     estimate = Both().read(torch.cat([image + 0.1, noise], 1), x, 0.8)
     torch.testing.assert_close(estimate.image, image + 0.1, rtol=0, atol=0)
     torch.testing.assert_close(estimate.noise, noise, rtol=0, atol=0)
-    missed = torch.full_like(x, -0.1 * math.cos(0.8))
-    torch.testing.assert_close(estimate.residual(x, 0.8), missed, rtol=0, atol=1e-15)
+    expected = torch.full_like(x, -0.1 * math.cos(0.8))
+    torch.testing.assert_close(estimate.residual(x, 0.8), expected, rtol=0, atol=1e-15)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize("name", PLAIN)
-def test_both_ends_are_finite_and_right_wherever_the_head_is_defined(name: str, end: str, dtype: torch.dtype) -> None:
+def test_estimates_at_the_ends_are_exact_where_the_head_is_defined(name: str, end: str, dtype: torch.dtype) -> None:
     reader = head(name, SCHEDULE)
     if not (reader.at_image if end == "image" else reader.at_noise):
         return
     image, noise = data(dtype)
-    # a few roundings of numbers up to 3; the mean of the last step holds only 0.03 of the image
+    # a few roundings of numbers up to 3; the weight of the image in the mean of the last step is only 0.03
     angle, rounding = ENDS[end], (1000 if name == "mean" else 30) * torch.finfo(dtype).eps
     x = arc.mix(image, noise, angle)
-    for at in (angle, torch.full((3,), angle, dtype=torch.float64)):
-        estimate = reader.read(oracle(name, image, noise, angle), x, at)
+    for angles in (angle, torch.full((3,), angle, dtype=torch.float64)):
+        estimate = reader.read(oracle(name, image, noise, angle), x, angles)
         assert estimate.image.dtype == dtype
-        # where x is the image it fixes the image, and says nothing of the noise but what the network does
         torch.testing.assert_close(estimate.image, image, rtol=0, atol=rounding)
         torch.testing.assert_close(estimate.noise, noise, rtol=0, atol=rounding)
 
 
-def test_which_heads_are_defined_at_which_end() -> None:
+def test_noise_is_undefined_at_noise_and_image_and_mean_at_the_image() -> None:
     heads = {name: head(name, SCHEDULE) for name in HEADS.names()}
-    assert {name for name, each in heads.items() if not each.at_noise} == {"noise", "noise+variance"}
+    assert {name for name, reader in heads.items() if not reader.at_noise} == {"noise", "noise+variance"}
     undefined = {"image", "mean", "image+variance", "mean+variance"}
-    assert {name for name, each in heads.items() if not each.at_image} == undefined
+    assert {name for name, reader in heads.items() if not reader.at_image} == undefined
+    assert {name for name, reader in heads.items() if not reader.agrees} == {"both", "both+variance"}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("gate", [-1e4, -20.0, 20.0, 1e4])
 @pytest.mark.parametrize("angle", [0.0, 1e-6, 1e-3, 0.8, math.pi / 2 - 1e-3, math.pi / 2 - 1e-6, math.pi / 2])
-def test_saturated_gates_stay_finite_and_so_do_their_gradients(angle: float, gate: float, dtype: torch.dtype) -> None:
+def test_saturated_gates_and_their_gradients_are_finite(angle: float, gate: float, dtype: torch.dtype) -> None:
     image, noise = data(dtype)
     x = arc.mix(image, noise, angle)
     output = oracle("gated", image, noise, angle, gate).requires_grad_()
     estimate = Gated().read(output, x, angle)
-    # 3e-7 of one gate is left, so that rounding in one estimate is multiplied by 1/3e-7 / (2 angle) at worst, which
-    # its own factor of the angle takes back: errors stay near the square root of 3e6 roundings
+    # the smaller of p and q is 3e-7: rounding in one estimate is multiplied by at most 1/3e-7 / (2 angle), and by its
+    # own factor of the angle: errors are near the square root of 3e6 roundings
     tolerance = 3e3 * torch.finfo(dtype).eps
     torch.testing.assert_close(estimate.image, image, rtol=0, atol=tolerance)
     torch.testing.assert_close(estimate.noise, noise, rtol=0, atol=tolerance)
@@ -143,7 +143,7 @@ def test_saturated_gates_stay_finite_and_so_do_their_gradients(angle: float, gat
     assert output.grad.isfinite().all()
 
 
-def test_an_open_gate_is_the_velocity_of_both() -> None:
+def test_gate_0_gives_the_velocity_of_head_both() -> None:
     generator = torch.Generator().manual_seed(0)
     output = torch.randn(3, 4, 3, 4, generator=generator, dtype=torch.float64)
     x = torch.randn(3, 2, 3, 4, generator=generator, dtype=torch.float64)
@@ -154,7 +154,7 @@ def test_an_open_gate_is_the_velocity_of_both() -> None:
 
 
 @pytest.mark.parametrize("gate", [-3.0, 0.0, 1.5])
-def test_a_gate_is_a_mean_of_the_two_velocities(gate: float) -> None:
+def test_a_gate_weighs_the_velocities_of_both_estimates(gate: float) -> None:
     generator = torch.Generator().manual_seed(0)
     output = torch.randn(3, 4, 3, 4, generator=generator, dtype=torch.float64)
     x = torch.randn(3, 2, 3, 4, generator=generator, dtype=torch.float64)
@@ -167,7 +167,7 @@ def test_a_gate_is_a_mean_of_the_two_velocities(gate: float) -> None:
         torch.testing.assert_close(Gated().read(gated, x, angle).velocity(angle), expected, rtol=0, atol=1e-12)
 
 
-def test_the_velocity_of_both_leans_on_the_well_conditioned_estimate() -> None:
+def test_velocity_of_head_both_weighs_the_velocities_by_sin2_and_cos2() -> None:
     # v_hat = sin^2 (velocity of the image estimate alone) + cos^2 (velocity of the noise estimate alone)
     generator = torch.Generator().manual_seed(0)
     image, noise, x = torch.randn(3, 3, 2, 3, 4, generator=generator, dtype=torch.float64)
@@ -179,28 +179,28 @@ def test_the_velocity_of_both_leans_on_the_well_conditioned_estimate() -> None:
 
 
 @pytest.mark.parametrize("name", HEADS.names())
-def test_channels_and_learned_variance(name: str) -> None:
+def test_number_of_channels_and_learned_variance(name: str) -> None:
     plain, _, learned = name.partition("+")
     reader = head(name, SCHEDULE)
     assert reader.name == name
-    own = {"both": 6, "gated": 7}.get(plain, 3)
-    assert reader.channels(3) == own + (3 if learned else 0)
+    plain_channels = {"both": 6, "gated": 7}.get(plain, 3)
+    assert reader.channels(3) == plain_channels + (3 if learned else 0)
     if not learned:
         return
     assert isinstance(reader, LearnedVariance)
     image, noise = data()
     x = arc.mix(image, noise, 0.8)
-    said = torch.rand(x.shape, dtype=torch.float64) * 2 - 1
-    estimate = reader.read(torch.cat([oracle(plain, image, noise, 0.8), said], 1), x, 0.8)
+    variance = torch.rand(x.shape, dtype=torch.float64) * 2 - 1
+    estimate = reader.read(torch.cat([oracle(plain, image, noise, 0.8), variance], 1), x, 0.8)
     torch.testing.assert_close(estimate.image, image, rtol=0, atol=1e-12)
     torch.testing.assert_close(estimate.noise, noise, rtol=0, atol=1e-12)
     assert estimate.variance_fraction is not None
-    # -1 is the posterior variance, fraction 0; 1 is beta, fraction 1
-    torch.testing.assert_close(estimate.variance_fraction * 2 - 1, said, rtol=0, atol=1e-15)
+    # output -1 is fraction 0, the posterior variance; output 1 is fraction 1, beta
+    torch.testing.assert_close(estimate.variance_fraction * 2 - 1, variance, rtol=0, atol=1e-15)
 
 
 @pytest.mark.parametrize("name", HEADS.names())
-def test_one_angle_an_image_is_one_image_at_a_time(name: str) -> None:
+def test_one_angle_per_image_equals_image_by_image(name: str) -> None:
     reader = head(name, SCHEDULE)
     generator = torch.Generator().manual_seed(0)
     output = torch.randn(4, reader.channels(2), 3, 3, generator=generator, dtype=torch.float64)
@@ -209,13 +209,13 @@ def test_one_angle_an_image_is_one_image_at_a_time(name: str) -> None:
     together = reader.read(output, x, angles)
     for k in range(4):
         alone = reader.read(output[k : k + 1], x[k : k + 1], float(angles[k]))
-        for all_of_them, one in ((together.image, alone.image), (together.noise, alone.noise)):
-            torch.testing.assert_close(all_of_them[k : k + 1], one, rtol=1e-13, atol=1e-13)
+        for batched, single in ((together.image, alone.image), (together.noise, alone.noise)):
+            torch.testing.assert_close(batched[k : k + 1], single, rtol=1e-13, atol=1e-13)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", HEADS.names())
-def test_gradients_are_finite_and_the_dtype_is_kept(name: str, dtype: torch.dtype) -> None:
+def test_gradients_are_finite_and_estimates_have_the_dtype_of_x(name: str, dtype: torch.dtype) -> None:
     reader = head(name, SCHEDULE)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(4, 2, 3, 3, generator=generator).to(dtype)
@@ -228,12 +228,12 @@ def test_gradients_are_finite_and_the_dtype_is_kept(name: str, dtype: torch.dtyp
     total.backward()
     assert output.grad is not None
     assert output.grad.isfinite().all()
-    assert (output.grad != 0).any(dim=(0, 2, 3)).all()  # every channel means something
+    assert (output.grad != 0).any(dim=(0, 2, 3)).all()  # every channel is used
 
 
 @pytest.mark.parametrize("name", HEADS.names())
-def test_images_may_lie_on_another_device_than_angles(name: str) -> None:
-    # "meta" has no numbers, but is as strict as any accelerator about tensors of two devices
+def test_images_may_be_on_another_device_than_angles(name: str) -> None:
+    # "meta" holds no numbers, but raises for tensors of two devices as an accelerator does
     reader = head(name, SCHEDULE)
     x, output = torch.empty(3, 2, 4, 4, device="meta"), torch.empty(3, reader.channels(2), 4, 4, device="meta")
     for angle in (0.7, torch.tensor(0.7), torch.tensor([0.1, 0.7, 1.3])):
@@ -242,14 +242,14 @@ def test_images_may_lie_on_another_device_than_angles(name: str) -> None:
         assert estimate.residual(x, angle).dtype == torch.float32
 
 
-def test_the_mean_head_steps_back_one_training_step() -> None:
+def test_head_mean_steps_to_the_previous_training_step() -> None:
     mean = Mean(SCHEDULE)
     assert float(mean.before(SCHEDULE.angle(7.0))) == pytest.approx(SCHEDULE.angle(6.0), abs=1e-15)
     assert float(mean.before(SCHEDULE.angle(7.5))) == pytest.approx(SCHEDULE.angle(6.5), abs=1e-15)
     assert float(mean.before(SCHEDULE.angle(0.5))) == 0.0
 
 
-def test_unknown_heads_list_the_known() -> None:
+def test_unknown_names_raise_with_all_known_names() -> None:
     for name in ("nose", "noise+varience", "+variance"):
         with pytest.raises(InputError, match="unknown head") as caught:
             head(name, SCHEDULE)
@@ -257,7 +257,7 @@ def test_unknown_heads_list_the_known() -> None:
 
 
 @pytest.mark.parametrize("name", HEADS.names())
-def test_a_network_of_other_channels_is_refused(name: str) -> None:
+def test_a_network_with_another_number_of_channels_raises(name: str) -> None:
     reader: Head = head(name, SCHEDULE)
     channels = reader.channels(2) + 1
 
@@ -268,3 +268,76 @@ def test_a_network_of_other_channels_is_refused(name: str) -> None:
         InputError, match=f"reads {channels - 1} channels for images of 2, the network has {channels} output channels"
     ):
         Denoiser(network, SCHEDULE, reader)(torch.zeros(1, 2, 3, 3), 0.5)
+
+
+class Sigma(Head):
+    """A head as another package writes it: the network estimates x/cos - image = tan(angle) noise."""
+
+    at_noise = False
+    agrees = True
+
+    def read(self, output: Tensor, x: Tensor, angle: arc.Angle) -> Estimate:
+        c, s = arc.cos_sin(angle, x)
+        return Estimate(x / c - output, output * c / s)
+
+
+def of_schedule(schedule: Schedule) -> Head:
+    return Mean(schedule)
+
+
+def test_an_import_path_is_a_head_and_its_name() -> None:
+    path = f"{__name__}:Sigma"
+    reader = head(path, SCHEDULE)
+    assert (reader.name, reader.objective, reader.channels(3)) == (path, "both", 3)
+    assert reader.schedule is SCHEDULE
+    image, noise = data()
+    estimate = reader.read(math.tan(0.8) * noise, arc.mix(image, noise, 0.8), 0.8)
+    torch.testing.assert_close(estimate.image, image, rtol=0, atol=1e-14)
+    torch.testing.assert_close(estimate.noise, noise, rtol=0, atol=1e-14)
+
+
+def test_a_function_of_the_schedule_is_a_head() -> None:
+    reader = head(f"{__name__}:of_schedule", SCHEDULE)
+    assert isinstance(reader, Mean)
+    assert reader.name == f"{__name__}:of_schedule"
+    assert Mean(SCHEDULE).name == "mean"
+
+
+def test_the_suffix_variance_applies_to_imported_and_registered_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HEADS, "_entries", dict(HEADS))
+    HEADS.register("sigma")(Sigma)
+    for name in ("sigma", f"{__name__}:Sigma"):
+        reader = head(f"{name}+variance", SCHEDULE)
+        assert isinstance(reader, LearnedVariance)
+        assert (reader.name, reader.inner.name, reader.channels(3)) == (f"{name}+variance", name, 6)
+        assert (reader.at_noise, reader.at_image, reader.agrees) == (False, True, True)
+        HEADS.require(f"{name}+variance")
+        assert HEADS.lookup(f"{name}+variance")(SCHEDULE).channels(3) == 6
+
+
+class WithoutRead(Head):
+    at_noise = False
+
+
+class NoHead:
+    def __init__(self, schedule: Schedule) -> None: ...
+
+
+class WithoutSchedule(Noise):
+    def __init__(self) -> None:
+        super().__init__()
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("WithoutRead", "does not implement read"),
+        ("NoHead", "is a NoHead: derive it from quarterarc.heads.Head"),
+        ("WithoutSchedule", "cannot be built from a schedule"),
+        ("SCHEDULE", "is a Schedule: a class or function is expected"),
+        ("nothing", "cannot import the head"),
+    ],
+)
+def test_an_unusable_import_path_raises(entry: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        head(f"{__name__}:{entry}", SCHEDULE)

@@ -1,4 +1,4 @@
-"""Streams: a draw depends on its own numbers alone."""
+"""Random streams: independent of batch, order and each other."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def draw(seed: int, purpose: Purpose = Purpose.NOISE, *path: int) -> np.ndarray:
     return stream(seed, purpose, *path).standard_normal(4)
 
 
-def test_the_same_numbers_are_the_same_stream_and_others_are_not() -> None:
+def test_equal_keys_give_equal_streams_and_different_keys_different_ones() -> None:
     np.testing.assert_array_equal(draw(3, Purpose.STEPS, 1), draw(3, Purpose.STEPS, 1))
     keys = [
         (seed, purpose, *path)
@@ -22,30 +22,30 @@ def test_the_same_numbers_are_the_same_stream_and_others_are_not() -> None:
         for purpose in Purpose
         for path in ((), (0,), (1,), (0, 0), (0, 1), (1, 0))
     ]
-    firsts = {float(draw(*key)[0]) for key in keys}
-    assert len(firsts) == len(keys)
+    first_numbers = {float(draw(*key)[0]) for key in keys}
+    assert len(first_numbers) == len(keys)
     assert len({torch_seed(*key) for key in keys}) == len(keys)
 
 
-def test_numbers_are_part_of_every_result() -> None:
-    # a change here changes every image that anyone ever made from a seed
-    assert [int(each) for each in Purpose] == [0, 1, 2, 3, 4, 5, 6, 7, 8]
+def test_seeds_give_the_same_numbers_as_in_every_version() -> None:
+    # a change of these numbers changes every image that was sampled from a seed
+    assert [int(purpose) for purpose in Purpose] == [0, 1, 2, 3, 4, 5, 6, 7, 8]
     expected = np.random.Generator(np.random.Philox(np.random.SeedSequence(7, spawn_key=(0,))))
     np.testing.assert_array_equal(draw(7), expected.standard_normal(4))
 
 
 @pytest.mark.parametrize(("dtype", "kind"), [(torch.float64, np.float64), (torch.float32, np.float32)])
-def test_images_are_numpy_s_own_draws_of_their_dtype(dtype: torch.dtype, kind: type) -> None:
+def test_noise_is_drawn_by_numpy_in_the_requested_precision(dtype: torch.dtype, kind: type) -> None:
     expected = stream(7, Purpose.NOISE).standard_normal((2, 3), dtype=kind)
     assert torch.equal(normal([stream(7, Purpose.NOISE)], (2, 3), dtype)[0], torch.from_numpy(expected))
 
 
-def test_numpy_integers_are_whole_numbers() -> None:
+def test_numpy_integers_are_accepted_as_seeds() -> None:
     np.testing.assert_array_equal(stream(np.int64(5), Purpose.NOISE).standard_normal(3), draw(5)[:3])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("seed", [-1, 1.0, True, "1", None])
-def test_seeds_that_are_none_are_refused(seed: int) -> None:
+def test_invalid_seeds_raise(seed: int) -> None:
     with pytest.raises(InputError, match=f"seeds are whole numbers from 0, got {seed!r}"):
         stream(seed, Purpose.NOISE)
     with pytest.raises(InputError, match="seeds are whole numbers"):
@@ -53,25 +53,25 @@ def test_seeds_that_are_none_are_refused(seed: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_an_image_does_not_depend_on_its_batch(dtype: torch.dtype) -> None:
-    def make(*seeds: int) -> torch.Tensor:
+def test_noise_does_not_depend_on_the_batch(dtype: torch.dtype) -> None:
+    def noise(*seeds: int) -> torch.Tensor:
         return normal([stream(seed, Purpose.NOISE) for seed in seeds], (2, 3, 5), dtype)
 
-    together = make(4, 9, 2)
+    together = noise(4, 9, 2)
     assert together.dtype == dtype
     assert together.shape == (3, 2, 3, 5)
-    assert torch.equal(together, torch.cat([make(4), make(9), make(2)]))
-    assert torch.equal(make(2, 4)[1], together[0])
+    assert torch.equal(together, torch.cat([noise(4), noise(9), noise(2)]))
+    assert torch.equal(noise(2, 4)[1], together[0])
 
 
-def test_narrow_types_are_the_float32_draw_rounded() -> None:
+def test_half_precision_noise_is_float32_noise_rounded() -> None:
     single = normal([stream(1, Purpose.NOISE)], (1, 8, 8))
     for dtype in (torch.float16, torch.bfloat16):
         assert torch.equal(normal([stream(1, Purpose.NOISE)], (1, 8, 8), dtype), single.to(dtype))
 
 
-def test_a_stream_goes_on_where_it_stopped() -> None:
-    # the noise of the second step is the second draw, however the draws are cut
+def test_a_stream_continues_where_the_last_draw_ended() -> None:
+    # the noise of the second step is the second draw, with or without other images
     streams = [stream(seed, Purpose.STEPS) for seed in (0, 1)]
     first, second = normal(streams, (1, 4, 4)), normal(streams, (1, 4, 4))
     assert not torch.equal(first, second)
@@ -81,7 +81,7 @@ def test_a_stream_goes_on_where_it_stopped() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_draws_are_standard_normal(dtype: torch.dtype) -> None:
+def test_noise_is_standard_normal(dtype: torch.dtype) -> None:
     count = 200_000
     drawn = normal([stream(seed, Purpose.NOISE) for seed in range(4)], (count // 4,), dtype).double()
     flat = drawn.flatten()

@@ -1,13 +1,13 @@
-"""The quarter arc between image and noise, and the coordinates that other papers use for it.
+"""The quarter arc between image and noise, and the coordinates that other papers use.
 
     x(angle) =  cos(angle) image + sin(angle) noise         angle in [0, pi/2]
     v(angle) = -sin(angle) image + cos(angle) noise         = dx / dangle
 
-(x, v) is (image, noise) rotated by the angle: everything in this library is a consequence.
+(x, v) is (image, noise) rotated by the angle; the rest of this library follows from that.
 Zhang, Ehinger & Drummond 2023, Eq. 9 and 10; the same arc is the v-prediction of Salimans & Ho 2022.
 
-An angle is a float, or a tensor with one angle an image, shape (B,). Angles are float64; only the
-coefficients computed from them are cast to the dtype of the images.
+An angle is a float, or a tensor with one angle per image, shape (B,). Angles are float64; only the coefficients
+computed from them are cast to the dtype of the images.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ NOISE_END = math.pi / 2
 """The angle of pure noise; 0 is the angle of the clean image."""
 
 ROUNDING = 1e-7
-"""How far beyond an end an angle may lie and still mean the end: pi/2 as a float32 is 4.4e-8 too large."""
+"""Tolerance of an angle beyond an end of the arc: pi/2 as a float32 is 4.4e-8 too large."""
 
 
 def mix(image: Tensor, noise: Tensor, angle: Angle) -> Tensor:
@@ -54,7 +54,7 @@ def mix(image: Tensor, noise: Tensor, angle: Angle) -> Tensor:
     Args:
         image: clean images, shape (B, *), usually in [-1, 1].
         noise: standard normal noise, shape (B, *).
-        angle: in [0, pi/2], one for all images or one an image, shape (B,).
+        angle: in [0, pi/2], one for all images or one per image, shape (B,).
     """
     c, s = cos_sin(angle, image)
     return c * image + s * noise
@@ -63,31 +63,31 @@ def mix(image: Tensor, noise: Tensor, angle: Angle) -> Tensor:
 def velocity(image: Tensor, noise: Tensor, angle: Angle) -> Tensor:
     """The tangent of the arc, v = dx/dangle = cos(angle) noise - sin(angle) image (Eq. 10).
 
-    Arguments as for `mix`. Finite everywhere: the noise at angle 0, minus the image at pi/2.
+    Arguments as for `mix`. Finite on the whole arc: the noise at angle 0, minus the image at pi/2.
     """
     c, s = cos_sin(angle, image)
     return c * noise - s * image
 
 
 def rotate(x: Tensor, v: Tensor, by: Angle) -> tuple[Tensor, Tensor]:
-    """Carry point and tangent along the arc: (x, v) at `angle` become (x, v) at `angle + by`.
+    """Rotate point and tangent along the arc: from (x, v) at `angle` to (x, v) at `angle + by`.
 
-    Exact as long as image and noise stay the same. `rotate(image, noise, angle)` is
+    Exact for constant image and noise. `rotate(image, noise, angle)` is
     `(mix(...), velocity(...))`, and `rotate(x, v, -angle)` is `(image, noise)` again.
 
     Args:
         x: points, shape (B, *).
         v: their tangents, shape (B, *).
-        by: any angle in radians, also negative; one for all or one an image, shape (B,).
+        by: any angle in radians, also negative; one for all images or one per image, shape (B,).
     """
     c, s = cos_sin(by, x)
     return c * x + s * v, c * v - s * x
 
 
 def float64(angle: Angle) -> Tensor:
-    """The angle as a float64 tensor, 0-dimensional if one serves all images (float32 on devices without float64).
+    """The angle as a float64 tensor, 0-dimensional for a float (float32 on devices without float64).
 
-    A 0-dimensional tensor combines with images of any dtype and device without changing either.
+    A 0-dimensional tensor combines with images of any dtype and device, and changes neither.
     """
     if isinstance(angle, Tensor):
         return angle.float() if angle.device.type == "mps" else angle.double()
@@ -95,23 +95,25 @@ def float64(angle: Angle) -> Tensor:
 
 
 def spread(coefficient: Tensor, like: Tensor) -> Tensor:
-    """A coefficient an image, shape (B,), made ready to multiply `like`, shape (B, *); a 0-dimensional one as it is.
+    """One coefficient per image, shape (B,), reshaped and cast to multiply `like`, shape (B, *).
+
+    A 0-dimensional coefficient is returned unchanged.
 
     Raises:
-        InputError: if there is neither one coefficient nor one for each image.
+        InputError: unless there is one coefficient, or one per image.
     """
     if coefficient.ndim == 0:
         return coefficient
     if coefficient.ndim > 1 or len(coefficient) not in (1, len(like)):
         raise InputError(
             f"angles have shape {tuple(coefficient.shape)} but the images {tuple(like.shape)}: "
-            f"give one angle, or one an image, shape ({len(like)},)"
+            f"give one angle, or one per image, shape ({len(like)},)"
         )
     return coefficient.to(like.device, like.dtype).reshape(-1, *[1] * (like.ndim - 1))
 
 
 def cos_sin(angle: Angle, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
-    """Cosine and sine of the angle, ready to multiply `like`."""
+    """Cosine and sine of the angle, reshaped and cast to multiply `like`."""
     if isinstance(angle, Tensor):
         angle = float64(angle)
         return spread(angle.cos(), like), spread(angle.sin(), like)
@@ -134,13 +136,13 @@ def sigma(angle: Numbers) -> Numbers:
 
 
 def sigma_to_angle(sigma: Numbers) -> Numbers:
-    """The angle at which noise outweighs image by `sigma`, in [0, inf]."""
+    """The angle of the noise level `sigma`, in [0, inf]."""
     return np.arctan(sigma)
 
 
 def log_snr(angle: Numbers) -> Numbers:
     """The log signal-to-noise ratio, log(cos^2 / sin^2): +inf at the image, -75 at the float64 closest to pi/2."""
-    with np.errstate(divide="ignore"):  # infinity is the answer at 0
+    with np.errstate(divide="ignore"):  # the value at 0 is infinite
         return 2.0 * (np.log(np.cos(angle)) - np.log(np.sin(angle)))
 
 
@@ -151,28 +153,29 @@ def log_snr_to_angle(log_snr: Numbers) -> Numbers:
 
 
 FINEST = 0.3
-"""The noise level, in units of [-1, 1] pixels, below which `octave` counts no further: noise there hides no shapes."""
+"""The noise level, in units of [-1, 1] pixels, at which `octave` levels off: weaker noise hides no shapes."""
 
 
 def octave(angle: Numbers, coarsest: float, finest: float = FINEST) -> Numbers:
-    """The noise level in octaves, log2 of sigma, made finite at both ends of the arc.
+    """The noise level in octaves: log2 of sigma, made finite at both ends of the arc.
 
         log2 (sin + finest cos) / (cos + sin / coarsest)
 
-    Half the (negative) log-SNR in units of log 2 where finest << sigma << coarsest; log2 finest at angle 0, log2
-    coarsest at pi/2. A picture is decided between the two scales, at about the same pace in every octave, which is why
-    estimates are nearly polynomials of this coordinate, and evenly spaced steps in it are well spent.
+    Where finest << sigma << coarsest this is half the negative log-SNR in units of log 2; it is log2 finest at angle 0
+    and log2 coarsest at pi/2. The content of an image is determined between the two scales, about equally per octave.
+    Estimates are therefore nearly polynomials of this coordinate, and evenly spaced steps in it are efficient.
 
     Args:
         angle: in [0, pi/2].
-        coarsest: the noise level that drowns every picture: sqrt(D) for D pixel values (their distances grow so).
-        finest: that below which nothing is decided any more.
+        coarsest: the noise level above which no image is recognisable: sqrt(D) for D pixel values, as distances between
+            images grow with sqrt(D).
+        finest: the noise level below which the content no longer changes.
     """
     sine, cosine = np.sin(angle), np.cos(angle)
     return np.log2((sine + finest * cosine) / (cosine + sine / coarsest))
 
 
 def octave_to_angle(octave: Numbers, coarsest: float, finest: float = FINEST) -> Numbers:
-    """The angle at which the noise level is this many octaves, from log2 finest (0) to log2 coarsest (pi/2)."""
+    """The angle of a noise level in octaves, from log2 finest (0) to log2 coarsest (pi/2): the inverse of `octave`."""
     level = 2.0**octave
     return np.arctan2(level - finest, 1.0 - level / coarsest)

@@ -1,6 +1,6 @@
-"""Closed-form denoisers: worlds in which the best estimates are known exactly.
+"""Closed-form denoisers: data distributions whose optimal estimates are known exactly.
 
-They need no training, are defined on the whole arc, and are the oracles of the tests and the shortest examples.
+They need no training and are defined on the whole arc; tests use them as oracles, and the shortest examples too.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["GaussianData", "MixtureData"]
 
 @dataclass(frozen=True, eq=False)
 class GaussianData:
-    """Images drawn from N(mean, covariance): the probability flow, the bound and every moment are closed form.
+    """The exact denoiser of images from N(mean, covariance); probability flow, bound and moments are closed form.
 
         E[image | x] = m + cos S (cos^2 S + sin^2)^-1 (x - cos m)
         E[noise | x] = sin (cos^2 S + sin^2)^-1 (x - cos m)
@@ -30,10 +30,10 @@ class GaussianData:
     Attributes:
         mean: m, shape (C, H, W).
         covariance: S, either variances of independent pixels, shape (C, H, W) or a number, or a full covariance
-            matrix of shape (D, D), D = C H W, symmetric and positive semi-definite.
+            matrix, shape (D, D) with D = C H W, symmetric and positive semi-definite.
 
     Raises:
-        InputError: if the covariance has another shape, is not symmetric, or has a negative eigenvalue.
+        InputError: for a covariance of another shape, that is not symmetric, or with a negative eigenvalue.
     """
 
     mean: Tensor
@@ -50,27 +50,27 @@ class GaussianData:
             raise InputError("the covariance matrix is not symmetric")
         values = self._decomposed[0]
         if float(values.min()) < -1e-9 * float(values.abs().max()):
-            raise InputError("the covariance has a negative eigenvalue, so it is no covariance")
+            raise InputError(f"the covariance has a negative eigenvalue, {float(values.min()):.3g}")
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(C, H, W) of an image."""
+        """(C, H, W) of the images."""
         return tuple(self.mean.shape)
 
     @property
     def traits(self) -> Traits:
-        """Defined on the whole arc, for images of this shape."""
+        """The whole arc, and the shape of the images."""
         return _traits(self.shape)
 
     @cached_property
     def _spectrum(self) -> tuple[Tensor, Tensor | None]:
-        """The decomposition, with eigenvalues that rounding left below 0 at 0."""
+        """The decomposition, with negative eigenvalues (rounding errors) clamped at 0."""
         values, vectors = self._decomposed
         return values.clamp(min=0.0), vectors
 
     @cached_property
     def _decomposed(self) -> tuple[Tensor, Tensor | None]:
-        """Eigenvalues of S, shape (D,), and its eigenvectors as columns; None where S is diagonal. Float64."""
+        """Eigenvalues of S, shape (D,), and eigenvectors as columns, None for a diagonal S; float64."""
         s = torch.as_tensor(self.covariance, dtype=torch.float64, device=self.mean.device)
         d = self.mean.numel()
         if s.shape == (d, d) and d > 1:
@@ -79,7 +79,7 @@ class GaussianData:
         return s.expand(self.mean.shape).flatten() if s.ndim < 2 or s.shape == self.mean.shape else s.flatten(), None
 
     def _apply(self, by_eigenvalue: Tensor, x: Tensor) -> Tensor:
-        """Multiply x, shape (B, C, H, W), by a function of S given on its eigenvalues, shape (D,) or (B, D)."""
+        """The product of x, shape (B, C, H, W), and a function of S, given by its eigenvalues, shape (D,) or (B, D)."""
         _, vectors = self._spectrum
         by_eigenvalue, flat = by_eigenvalue.to(x), x.flatten(1)
         if vectors is None:
@@ -95,31 +95,31 @@ class GaussianData:
         return c, s, c**2 * self._spectrum[0].to(angle.device) + s**2
 
     def __call__(self, x: Tensor, angle: Angle, labels: Tensor | None = None) -> Estimate:
-        """The exact estimate at x, shape (B, C, H, W)."""
+        """The exact estimate at x, shape (B, C, H, W); the labels are not used."""
         c, s, q = self._variances(angle)
         mean = self.mean.to(x)
         centred = x - cos_sin(angle, x)[0] * mean
-        # q = 0 only at angle 0 for what never varies: there the image is the mean, and x says nothing of the noise
+        # q = 0 only at angle 0 along directions of variance 0: the image is the mean, x does not determine the noise
         q = q.where(q > 0.0, 1.0)
         image = mean + self._apply(c * self._spectrum[0].to(c.device) / q, centred)
         return Estimate(image, self._apply(s / q, centred))
 
     def flow(self, x: Tensor, b: Angle, a: Angle) -> Tensor:
-        """Where the probability flow carries x from angle b to angle a, exactly: what every sampler approximates."""
+        """The exact probability flow of x from angle b to angle a, which samplers approximate."""
         mean = self.mean.to(x)
         q_b, q_a = self._variances(b)[2], self._variances(a)[2]
         centred = x - cos_sin(b, x)[0] * mean
         return cos_sin(a, x)[0] * mean + self._apply((q_a / q_b).sqrt(), centred)
 
     def draw(self, count: int, generator: torch.Generator | None = None) -> Tensor:
-        """Images of this world, shape (count, C, H, W)."""
+        """Random images of this distribution, shape (count, C, H, W)."""
         z = torch.randn(count, *self.mean.shape, generator=generator, dtype=self.mean.dtype).to(self.mean.device)
         return self.mean + self._apply(self._spectrum[0].sqrt(), z)
 
 
 @dataclass(frozen=True, eq=False)
 class MixtureData:
-    """Images drawn from an equal mixture of N(mu_i, h^2 I), the mu_i being real images, say.
+    """The exact denoiser of images from an equal mixture of N(mu_i, h^2 I), such as a kernel density of real images.
 
         w_i ~ exp(-|x - cos mu_i|^2 / 2q),  q = h^2 cos^2 + sin^2,  m = sum_i w_i mu_i
         E[image | x] = m + (cos h^2 / q)(x - cos m)
@@ -127,10 +127,10 @@ class MixtureData:
 
     Attributes:
         means: the mu_i, shape (K, C, H, W).
-        h: the width of each, above 0.
+        h: standard deviation of the components, above 0.
 
     Raises:
-        InputError: if h is not above 0 or there are no means.
+        InputError: for h that is not above 0, or no means.
     """
 
     means: Tensor
@@ -144,24 +144,24 @@ class MixtureData:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(C, H, W) of an image."""
+        """(C, H, W) of the images."""
         return tuple(self.means.shape[1:])
 
     @property
     def traits(self) -> Traits:
-        """Defined on the whole arc, for images of this shape."""
+        """The whole arc, and the shape of the images."""
         return _traits(self.shape)
 
     def weights(self, x: Tensor, angle: Angle) -> Tensor:
-        """The probability that x came from each mu_i, shape (B, K)."""
+        """The posterior probability of every component given x, shape (B, K)."""
         c, q = self._scales(angle, x)
         mu = self.means.to(x).flatten(1)
-        # |x - c mu|^2 without |x|^2, which is the same for every i
+        # |x - c mu|^2 without |x|^2, which is constant over i
         distances = c**2 * (mu**2).sum(1) - 2.0 * c * (x.flatten(1) @ mu.T)
         return (-distances / (2.0 * q)).softmax(1)
 
     def __call__(self, x: Tensor, angle: Angle, labels: Tensor | None = None) -> Estimate:
-        """The exact estimate at x, shape (B, C, H, W)."""
+        """The exact estimate at x, shape (B, C, H, W); the labels are not used."""
         c, s = cos_sin(angle, x)
         _, q = self._scales(angle, x)
         q = q.reshape(-1, *[1] * (x.ndim - 1)) if q.ndim else q
@@ -170,13 +170,13 @@ class MixtureData:
         return Estimate(mean + c * self.h**2 / q * centred, s / q * centred)
 
     def draw(self, count: int, generator: torch.Generator | None = None) -> Tensor:
-        """Images of this world, shape (count, C, H, W)."""
+        """Random images of this distribution, shape (count, C, H, W)."""
         which = torch.randint(len(self.means), (count,), generator=generator)
         z = torch.randn(count, *self.shape, generator=generator, dtype=self.means.dtype)
         return self.means[which.to(self.means.device)] + self.h * z.to(self.means.device)
 
     def _scales(self, angle: Angle, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Cos and q, each 0-dimensional or of shape (B, 1)."""
+        """Cosine and q, both 0-dimensional or of shape (B, 1)."""
         angle = float64(angle)
         c, q = angle.cos(), self.h**2 * angle.cos() ** 2 + angle.sin() ** 2
         if angle.ndim == 0:
@@ -185,5 +185,5 @@ class MixtureData:
 
 
 def _traits(shape: tuple[int, ...]) -> Traits:
-    """Those of a closed form; data of other than three dimensions have no image shape."""
+    """The traits of a closed form; there is no image shape for data of other than three dimensions."""
     return Traits(shape=(shape[0], shape[1], shape[2])) if len(shape) == 3 else Traits()

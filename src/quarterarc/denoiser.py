@@ -1,8 +1,9 @@
-"""Denoisers: callables `(x, angle, labels=None) -> Estimate`, what they declare about themselves, and wrappers.
+"""Denoisers: callables `(x, angle, labels=None) -> Estimate`, the traits that they declare, and wrappers.
 
-A `Denoiser` is a network, a schedule and a head. A bare function `(x, angle) -> Estimate` is a denoiser too. What a
-denoiser declares beyond the call (the angles at which it is defined, the shape of its images, its classes, ...) is one
-`Traits` object, its attribute `traits`; `traits(denoise)` reads it, and a bare function has the defaults.
+A `Denoiser` is a network, a schedule and a head. A bare function `(x, angle) -> Estimate` is a denoiser too. The
+properties of a denoiser beyond the call (the angles at which it is defined, the shape of its images, its classes, ...)
+are one `Traits` object, its attribute `traits`. `traits(denoise)` is the only place that reads it; a bare function has
+the default traits.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Clipped",
+    "DeclaresTraits",
     "Denoise",
     "Denoiser",
     "Evaluator",
@@ -45,26 +47,36 @@ __all__ = [
     "traits",
 ]
 
-Denoise: TypeAlias = Callable[..., Estimate]
-"""Any callable `(x, angle) -> Estimate`, or `(x, angle, labels) -> Estimate` where there are labels.
+class Denoise(Protocol):
+    """A denoiser: a callable `(x, angle) -> Estimate`, or `(x, angle, labels) -> Estimate` for one with classes.
 
-It may declare more about itself by an attribute `traits` of type `Traits`.
-"""
+        x: points of the arc, shape (B, C, H, W), floating.
+        angle: a float for all images, or a tensor with one angle per image, shape (B,), float64, in [0, pi/2].
+        labels: classes, int64, shape (B,). They are passed only if there are any, so that a function of two arguments
+            is a denoiser.
+
+    It returns estimates of image and noise, in the shape and dtype of x. Any function is a denoiser. One that is not
+    defined on the whole arc, or has classes, declares that by an attribute `traits` of type `Traits`
+    (`DeclaresTraits`).
+    """
+
+    def __call__(self, *args: Any, **options: Any) -> Estimate: ...
 
 
 @dataclass(frozen=True)
 class Traits:
-    """What a denoiser declares about itself; the defaults are those of a bare function.
+    """The properties of a denoiser that samplers, likelihoods and evaluation use; the defaults are a bare function's.
 
     Attributes:
-        smallest_angle, largest_angle: the angles between which both estimates are defined, in [0, pi/2].
-        shape: (C, H, W) of the images, where known.
+        smallest_angle, largest_angle: the interval of angles in which both estimates are defined, within [0, pi/2].
+            Grids start at `largest_angle`, and never evaluate below `smallest_angle`.
+        shape: (C, H, W) of the images, if known.
         classes: number of labels; None without labels. The label `classes` itself means "no label".
-        unlabelled: whether images without a label are known too (some labels were dropped in training).
-        schedule: maps training steps to angles, where there is one.
-        device: where the network is; None for a function that computes on the device of its input.
+        unlabelled: whether images without a label can be sampled (some labels were dropped in training).
+        schedule: the training schedule, if there is one.
+        device: device of the network; None for a function that computes on the device of its input.
         evaluations: network evaluations per call and image: 2 under classifier-free guidance.
-        checkpoint: the checkpoint folder that the weights were read from, where there is one.
+        checkpoint: the checkpoint folder of the weights, if there is one; grids tuned for it are stored there.
         altered: how the flow differs from that of the checkpoint ("guided", "clipped", ...); None if it does not.
             Grids that were tuned for the checkpoint are not valid for an altered flow.
     """
@@ -81,8 +93,15 @@ class Traits:
     altered: str | None = None
 
 
+class DeclaresTraits(Denoise, Protocol):
+    """A denoiser that declares its traits, by a property or an attribute."""
+
+    @property
+    def traits(self) -> Traits: ...
+
+
 DEFAULT_PROJECTION = "velocity"
-"""What a loaded network keeps where its two estimates disagree, by default (docs/residual.md)."""
+"""The projection of a loaded network whose two estimates disagree (docs/residual.md)."""
 
 _TRAITS = tuple(field.name for field in fields(Traits))
 
@@ -90,8 +109,8 @@ _TRAITS = tuple(field.name for field in fields(Traits))
 def traits(denoise: Denoise) -> Traits:
     """The traits of a denoiser: its attribute `traits`, or the defaults.
 
-    Attributes named like single traits (`largest_angle`, `shape`, ...) were read one by one in version 0.1; they still
-    count where there is no `traits`, with a warning.
+    Version 0.1 read each trait as an attribute of the denoiser (`largest_angle`, `shape`, ...). Without an attribute
+    `traits` these are still used, with a DeprecationWarning.
     """
     declared = getattr(denoise, "traits", None)
     if isinstance(declared, Traits):
@@ -99,7 +118,7 @@ def traits(denoise: Denoise) -> Traits:
     old = {name: getattr(denoise, name) for name in _TRAITS if hasattr(denoise, name)}
     if old:
         warnings.warn(
-            f"a denoiser declares {', '.join(old)} by one attribute now: traits = quarterarc.Traits(...)",
+            f"attributes {', '.join(old)} of a denoiser are deprecated: declare traits = quarterarc.Traits(...)",
             DeprecationWarning,
             stacklevel=2,
         )
@@ -120,7 +139,7 @@ def required_shape(denoise: Denoise, shape: Sequence[int] | None = None) -> tupl
     """
     known = tuple(shape) if shape is not None else traits(denoise).shape
     if known is None:
-        raise InputError("this denoiser does not declare the shape of its images: give shape=(C, H, W)")
+        raise InputError("the denoiser does not declare the shape of its images: give shape=(C, H, W)")
     channels, height, width = known
     return channels, height, width
 
@@ -129,7 +148,7 @@ def check_angle(angle: Angle, defined: tuple[float, float], what: str) -> None:
     """Raise an InputError if an angle lies outside those at which `what` is defined."""
     if isinstance(angle, Tensor):
         if angle.device.type != "cpu":
-            return  # reading it would stall the device
+            return  # reading values waits for the device
         low, high = float(angle.min()), float(angle.max())
     else:
         low = high = angle
@@ -147,18 +166,18 @@ class Denoiser:
     Attributes:
         network: called as `network(x, time, labels)` with x of shape (B, C, H, W), time float32 of shape () or (B,) in
             0..1000, labels int64 of shape (B,) or None; returns `head.channels(C)` channels.
-        schedule: maps the angle to the time that the network was trained with.
+        schedule: maps the angle to the training step.
         head: the meaning of the output channels.
-        shape: (C, H, W) of the images that it was trained on, where known.
-        classes: number of labels; the label `classes` itself then means "no label".
-        precision: dtype to autocast the network to (torch.bfloat16); estimates are float32 or wider in any case.
-        time_shift: added to the time; -1 for networks that number DDPM's steps from 0. The time is clamped at 0.
-        time_scale: increase of the time per training step; 1000/T unless given, 1 for networks that count steps.
-        unlabelled: whether images without a label are known too, because some labels were dropped in training. If not,
+        shape: (C, H, W) of the training images, if known.
+        classes: number of labels; the label `classes` itself means "no label".
+        precision: dtype of autocast for the network (torch.bfloat16); estimates have the dtype of x in any case.
+        time_shift: offset added to the time; -1 for networks that number DDPM's steps from 0. The time is clamped at 0.
+        time_scale: time per training step; 1000/T if None, 1 for networks that count steps.
+        unlabelled: whether the network can be evaluated without labels, because some were dropped in training. If not,
             a denoiser with classes raises an InputError without labels.
-        projection: what `Estimate.projected` keeps where the head's two estimates disagree; None leaves both as they
-            are.
-        checkpoint: the checkpoint folder that the weights were read from, where there is one.
+        projection: the `keep` of `Estimate.projected` for a head whose two estimates may disagree; None leaves both
+            unchanged.
+        checkpoint: the checkpoint folder of the weights, if there is one.
         altered: as in `Traits`.
     """
 
@@ -177,7 +196,7 @@ class Denoiser:
 
     @property
     def traits(self) -> Traits:
-        """What samplers, likelihoods and evaluation need to know about this denoiser."""
+        """Angles, image shape, classes, schedule, device and checkpoint of this denoiser."""
         return Traits(
             smallest_angle=self.smallest_angle,
             largest_angle=self.largest_angle,
@@ -192,19 +211,19 @@ class Denoiser:
 
     @property
     def largest_angle(self) -> float:
-        """The schedule's last angle; for a head that is not defined at pi/2 the last one below it."""
+        """The schedule's last angle; for a head that is undefined at pi/2 the last angle below pi/2."""
         if self.head.at_noise or self.schedule.end < NOISE_END:
             return self.schedule.end
         return self.schedule.angle(self.schedule.steps - 1.0)
 
     @property
     def smallest_angle(self) -> float:
-        """0; for a head that is not defined there the angle of the first training step."""
+        """0; for a head that is undefined at 0 the angle of the first training step."""
         return 0.0 if self.head.at_image else self.schedule.angle(1.0)
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """Device of the network; the CPU for a network without weights."""
         weight = self._weight()
         return torch.device("cpu") if weight is None else weight.device
 
@@ -220,12 +239,12 @@ class Denoiser:
             The estimate, in the dtype of x.
 
         Raises:
-            InputError: if the angle lies outside the range, the network's channels do not fit the head, or labels are
-                missing and the network was trained with a label for every image.
+            InputError: for an angle outside the range, a network whose output channels do not fit the head, or missing
+                labels if the network was trained with a label for every image.
         """
         if labels is None and self.classes is not None and not self.unlabelled:
             raise InputError(
-                f"this denoiser was trained with one of the labels 0..{self.classes - 1} for every image: give labels"
+                f"the denoiser was trained with one of the labels 0..{self.classes - 1} for every image: give labels"
             )
         what = f"the head '{self.head.name}' on the schedule '{self.schedule.name}'"
         check_angle(angle, (self.smallest_angle, self.largest_angle), what)
@@ -280,7 +299,7 @@ class Denoiser:
         return losses
 
     def _weight(self) -> Tensor | None:
-        """One of the network's weights, for their dtype and device; None for a function, or without any."""
+        """The network's first weight, for dtype and device; None for a function or a module without weights."""
         return next(self.network.parameters(), None) if isinstance(self.network, nn.Module) else None
 
     def _time(self, angle: Angle) -> Tensor:
@@ -289,7 +308,7 @@ class Denoiser:
         return torch.as_tensor(time, dtype=torch.float32).clamp(min=0.0)
 
     def to(self, device: torch.device | str) -> Denoiser:
-        """The same denoiser with its network on another device."""
+        """A copy whose network is moved to another device."""
         network = self.network.to(device) if isinstance(self.network, nn.Module) else self.network
         return replace(self, network=network)
 
@@ -306,14 +325,14 @@ class Denoiser:
 
 @dataclass(frozen=True)
 class Clipped:
-    """Clips the image estimate to a range, as DDPM's sampler does.
+    """A denoiser whose image estimate is clipped to a range, as in DDPM's sampler.
 
     Attributes:
         inner: the denoiser.
-        low, high: the range; that of the images by default.
-        rederive: also replace the noise estimate by the one that agrees with the clipped image, (x - cos image)/sin.
-            Without it the two estimates disagree wherever clipping changed something. At angle 0, where x does not
-            determine the noise, the inner noise estimate stays.
+        low, high: the range.
+        rederive: whether to replace the noise estimate by the one that agrees with the clipped image,
+            (x - cos image)/sin. If not, the two estimates disagree wherever the image was clipped. At angle 0, where x
+            does not determine the noise, the inner noise estimate is kept.
     """
 
     inner: Denoise
@@ -323,7 +342,7 @@ class Clipped:
 
     @property
     def traits(self) -> Traits:
-        """Those of the inner denoiser, with an altered flow."""
+        """The traits of the inner denoiser, with an altered flow."""
         return replace(traits(self.inner), altered="clipped")
 
     def __call__(self, x: Tensor, angle: Angle, labels: Tensor | None = None) -> Estimate:
@@ -338,9 +357,9 @@ class Clipped:
 
 @dataclass(frozen=True)
 class Projected:
-    """Makes the two estimates agree on x (`Estimate.projected`).
+    """A denoiser whose estimates are projected to agree on x (`Estimate.projected`).
 
-    A `Denoiser` does so itself by its `projection`; this is for other denoisers.
+    For denoisers other than `Denoiser`, which has the attribute `projection`.
 
     Attributes:
         inner: the denoiser.
@@ -352,7 +371,7 @@ class Projected:
 
     @property
     def traits(self) -> Traits:
-        """Those of the inner denoiser, with an altered flow."""
+        """The traits of the inner denoiser, with an altered flow."""
         return replace(traits(self.inner), altered="projected")
 
     def __call__(self, x: Tensor, angle: Angle, labels: Tensor | None = None) -> Estimate:
@@ -365,11 +384,11 @@ class Guided:
 
     Attributes:
         inner: a denoiser with classes, trained with some labels dropped.
-        scale: 1 is the conditional estimate itself; larger values follow the label more closely.
+        scale: 1 gives the conditional estimate; larger values strengthen the condition.
 
     Raises:
-        InputError: if the denoiser was trained with a label for every image, on a call without labels, or for a scale
-            that is not finite.
+        InputError: for a denoiser that was trained with a label for every image, a scale that is not finite, or a call
+            without labels.
     """
 
     inner: Denoise
@@ -377,13 +396,13 @@ class Guided:
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.scale):
-            raise InputError(f"the scale of guidance is a finite number, got {self.scale}")
+            raise InputError(f"the guidance scale is a finite number, got {self.scale}")
         if not traits(self.inner).unlabelled:
-            raise InputError("guidance needs a denoiser that was trained with some labels dropped: this one was not")
+            raise InputError("guidance needs a denoiser that was trained with dropped labels (training.drop_labels)")
 
     @property
     def traits(self) -> Traits:
-        """Those of the inner denoiser, with an altered flow and twice the evaluations."""
+        """The traits of the inner denoiser, with an altered flow and twice the evaluations."""
         inner = traits(self.inner)
         return replace(inner, altered="guided", evaluations=2 * inner.evaluations)
 
@@ -406,14 +425,14 @@ class Guided:
 
 
 def project(denoise: Denoise, keep: str) -> Denoise:
-    """The denoiser with another projection of estimates that disagree.
+    """A denoiser with another projection of estimates that disagree.
 
     Args:
         denoise: the denoiser.
-        keep: `velocity`, `image` or `noise`, as for `Estimate.projected`; `none` leaves the estimates as they are.
+        keep: `velocity`, `image` or `noise`, as for `Estimate.projected`; `none` leaves the estimates unchanged.
 
     Raises:
-        InputError: for another name, or `none` for a denoiser whose estimates are projected by a wrapper.
+        InputError: for another name, or for `none` with a denoiser that is wrapped in `Projected`.
     """
     if keep not in (*PROJECTIONS, "none"):
         raise unknown_name("projection", keep, (*PROJECTIONS, "none"))
@@ -425,17 +444,17 @@ def project(denoise: Denoise, keep: str) -> Denoise:
         return replace(denoise, inner=project(denoise.inner, keep))
     if keep == "none":
         if isinstance(denoise, Projected):
-            raise InputError("this denoiser is wrapped in Projected: give the denoiser inside for projection='none'")
+            raise InputError("the denoiser is wrapped in Projected: give its inner denoiser for projection='none'")
         return denoise
     return Projected(denoise, keep)
 
 
 class Evaluator:
-    """A denoiser as a sampler sees it: labels filled in, network evaluations counted.
+    """The denoiser that a sampler is given: it fills in the labels and counts network evaluations.
 
     Args:
         inner: the denoiser.
-        labels: classes, int64, one per image of the batch, shape (B,); None without labels.
+        labels: classes, int64, one per image, shape (B,); None without labels.
     """
 
     def __init__(self, inner: Denoise, labels: Tensor | None = None) -> None:
@@ -447,7 +466,7 @@ class Evaluator:
         return self._evaluate(x, angle, self.labels if labels is None else labels)
 
     def of_rows(self, rows: Tensor) -> Denoise:
-        """The same for some images of the batch, by their row numbers; their evaluations count too."""
+        """The denoiser of a part of the batch, given by row numbers; its evaluations are counted here too."""
         if self.labels is None:
             return self
         labels = self.labels[rows.to(self.labels.device)]
@@ -466,9 +485,9 @@ class Evaluator:
 
 
 class Replayed:
-    """Caches the evaluations of its first run; later runs use them for as long as they ask for the same points.
+    """A cache of the evaluations of the first run; later runs read it as long as they evaluate at the same points.
 
-    All runs have the same labels.
+    All runs must have the same labels.
     """
 
     def __init__(self, inner: Denoise) -> None:
@@ -478,7 +497,7 @@ class Replayed:
         self._first, self._call = True, 0
 
     def rewind(self) -> None:
-        """Begin another run."""
+        """Start another run."""
         self._first, self._call = False, 0
 
     def __call__(self, x: Tensor, angle: Angle, labels: Tensor | None = None) -> Estimate:
@@ -490,10 +509,10 @@ class Replayed:
             if at == angle and torch.equal(point, x):
                 self._call += 1
                 return estimate
-            self._call = len(self._run)  # from here on the runs differ
+            self._call = len(self._run)  # the runs differ from this point on
         return call(self.inner, x, angle, labels)
 
 
 def call(denoise: Denoise, x: Tensor, angle: Angle, labels: Tensor | None) -> Estimate:
-    """Call a denoiser, with labels only where there are any, so that a bare `(x, angle)` function works."""
+    """Evaluate a denoiser, passing labels only if there are any, so that a bare `(x, angle)` function works."""
     return denoise(x, angle) if labels is None else denoise(x, angle, labels)

@@ -1,4 +1,4 @@
-"""What a denoiser says about a point of the arc: an image and a noise, both at once."""
+"""The output of a denoiser at a point of the arc: estimates of image and noise."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ __all__ = ["PROJECTIONS", "Estimate"]
 
 
 PROJECTIONS = ("velocity", "image", "noise")
-"""What `Estimate.projected` can keep."""
+"""The names of the projections, by what `Estimate.projected` keeps."""
 
 
 @dataclass(frozen=True, eq=False)
 class Estimate:
-    """Estimates of image and noise behind x = cos(angle) image + sin(angle) noise.
+    """Estimates of the image and noise of x = cos(angle) image + sin(angle) noise.
 
-    The two need not agree: `residual` says by how much they miss x. A sampler uses both as they are given and
-    never derives one from the other.
+    The two need not agree with x: `residual` is the difference. A sampler uses both as they are, and never derives one
+    from the other.
 
     Attributes:
         image: the image estimate, shape (B, C, H, W), usually in [-1, 1].
         noise: the noise estimate, shape (B, C, H, W).
-        variance_fraction: where a network learned the variance of DDPM's step, v in
+        variance_fraction: of a network that learned the variance of DDPM's step, v in
             log variance = v log beta + (1 - v) log posterior variance, shape (B, C, H, W)
-            (Nichol & Dhariwal 2021, Eq. 15); nominally in [0, 1]. None if it did not.
+            (Nichol & Dhariwal 2021, Eq. 15); nominally in [0, 1]. None for other networks.
     """
 
     image: Tensor
@@ -38,30 +38,30 @@ class Estimate:
     variance_fraction: Tensor | None = None
 
     def velocity(self, angle: Angle) -> Tensor:
-        """The estimate of dx/dangle at this angle (Zhang et al. 2023, Eq. 11, per unit angle)."""
+        """The estimate of dx/dangle at an angle (Zhang et al. 2023, Eq. 11, per unit angle)."""
         return velocity(self.image, self.noise, angle)
 
     def residual(self, x: Tensor, angle: Angle) -> Tensor:
-        """X - cos(angle) image - sin(angle) noise: zero where the two estimates agree on x."""
+        """The residual x - cos(angle) image - sin(angle) noise, shape (B, C, H, W); 0 if the estimates agree on x."""
         return x - mix(self.image, self.noise, angle)
 
     def projected(self, x: Tensor, angle: Angle, keep: str = "velocity") -> Estimate:
-        """Estimates that agree on x, x = cos image + sin noise, by giving up one thing they say.
+        """The projection onto estimates that agree on x, x = cos image + sin noise, keeping one quantity.
 
         With the residual r = x - cos image - sin noise:
 
-        | keep     | image         | noise         | what stays                                              |
-        |----------|---------------|---------------|---------------------------------------------------------|
-        | velocity | image + cos r | noise + sin r | the velocity                                            |
-        | image    | image         | noise + r/sin | the image; at 0, where x tells no noise, the noise too  |
-        | noise    | image + r/cos | noise         | the noise; at pi/2, where x tells no image, the image too|
+        | keep     | image         | noise         | unchanged                                                     |
+        |----------|---------------|---------------|---------------------------------------------------------------|
+        | velocity | image + cos r | noise + sin r | the velocity                                                  |
+        | image    | image         | noise + r/sin | the image; at 0, where x does not determine the noise, both   |
+        | noise    | image + r/cos | noise         | the noise; at pi/2, where x does not determine the image, both|
 
-        The truth agrees on x, and `velocity` is the nearest pair that does: by Pythagoras the summed squared error of
-        image and noise falls by exactly |r|^2, whatever the network. See docs/residual.md.
+        The true image and noise agree on x, and `velocity` gives the nearest such pair: by Pythagoras it reduces the
+        summed squared error of image and noise by exactly |r|^2, for every network. See docs/residual.md.
 
         Args:
-            x: the point that was asked about.
-            angle: its angle.
+            x: the point at which the estimates were evaluated, shape (B, C, H, W).
+            angle: its angle, one for all images or one per image, shape (B,).
             keep: one of `PROJECTIONS`.
 
         Raises:
@@ -80,16 +80,16 @@ class Estimate:
         return replace(self, image=self.image + moved)
 
     def moved(self, by: Tensor, angle: float, share: float) -> Estimate:
-        """What to say at x + by instead of x: the image takes a share of the difference and the noise the rest.
+        """An extrapolation of the estimates from x to x + by, at the same angle.
 
-        cos image + sin noise moves by exactly `by`, so that estimates which agreed on x agree on x + by. With share 0
-        the image stays, with share 1 the noise; for Gaussian data of deviation s the truth is
-        s^2 / (s^2 + tan^2 angle), by direction.
+        cos image + sin noise changes by exactly `by`: estimates that agree on x agree on x + by afterwards. The image
+        takes a share of the change and the noise the rest. For Gaussian data with standard deviation s along a
+        direction the exact share along it is s^2 / (s^2 + tan^2 angle).
 
         Args:
-            by: how far x has moved, shape (B, C, H, W).
-            angle: its angle, in (0, pi/2).
-            share: of the image.
+            by: displacement of x, shape (B, C, H, W).
+            angle: the angle of x, in (0, pi/2).
+            share: share of the image in the change; 0 keeps the image, 1 keeps the noise.
         """
         image, noise = share / math.cos(angle), (1.0 - share) / math.sin(angle)
         return replace(self, image=self.image + image * by, noise=self.noise + noise * by)

@@ -6,7 +6,7 @@
     mean = cos a beta_{b|a} / sin^2 b  image  +  (cos b / cos a)(sin^2 a / sin^2 b)  x_b
 
 Ho, Jain & Abbeel 2020, Eq. 6 and 7. Angles are floats or tensors of shape (B,); results are float64 tensors,
-0-dimensional for floats. One image's step needs only scalars, so nothing here touches an image.
+0-dimensional for floats. The step of an image needs scalars only, so no function of this module takes images.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What every other room uses: errors, registries, random streams, devices and processes, progress bars, text."""
+"""Utilities of all packages: errors, registries, random streams, devices and processes, progress bars, text."""

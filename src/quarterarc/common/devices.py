@@ -1,4 +1,4 @@
-"""Devices and processes: where work runs, and which part of it is this process's."""
+"""Devices, and the processes of a distributed run."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ __all__ = ["Processes", "pick_device", "processes"]
 
 @dataclass(frozen=True)
 class Processes:
-    """A process among those that were launched together.
+    """The place of this process in a distributed run.
 
     Attributes:
-        rank: its number, from 0.
-        count: how many there are.
+        rank: number of this process, from 0.
+        count: number of processes.
     """
 
     rank: int = 0
     count: int = 1
 
     def wait(self) -> None:
-        """Wait until every process has come this far."""
+        """Wait until all processes have called this."""
         if self.count > 1:
             from accelerate import PartialState
 
@@ -33,7 +33,7 @@ class Processes:
 
 
 def processes() -> Processes:
-    """The processes that `accelerate launch` or `torchrun` started; one, without loading either, where none did."""
+    """The processes started by `accelerate launch` or `torchrun`; otherwise one, and accelerate is not imported."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Processes()
     from accelerate import PartialState
@@ -43,10 +43,10 @@ def processes() -> Processes:
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """A device by name; "auto" is CUDA, then MPS, then the CPU. Each local process takes its own CUDA device.
+    """The device of a name; "auto" prefers CUDA, then MPS, then the CPU. "cuda" is one CUDA device per local process.
 
     Raises:
-        InputError: if the device is not there.
+        InputError: if the device cannot be used on this machine.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -57,5 +57,5 @@ def pick_device(name: str = "auto") -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"the device '{name}' cannot be used here ({reason}): try --device cpu") from None
+        raise InputError(f"the device '{name}' cannot be used on this machine ({reason}): try --device cpu") from None
     return device

@@ -1,4 +1,4 @@
-"""Errors that a person can act on: what was given, what was expected, what to do."""
+"""Errors of the caller's input: the value given, the values expected, and the remedy."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ __all__ = ["InputError", "unknown_name"]
 
 
 class InputError(ValueError):
-    """Something the caller gave cannot be used; the message is one line that says why and what to do.
+    """An unusable argument, option or file; the message is one line with the reason and the remedy.
 
-    The command line prints the message alone and exits with status 2.
+    The command line prints the message without a traceback and exits with status 2.
     """
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> InputError:
-    """The error for a name that no registry holds: it offers the nearest name and lists the known ones."""
+    """The error of an unknown name, with the nearest known name and the list of all."""
     names = sorted(known)
-    near = get_close_matches(str(name), names, n=1)
-    hint = f"; did you mean '{near[0]}'?" if near else ""
+    nearest = get_close_matches(str(name), names, n=1)
+    hint = f"; did you mean '{nearest[0]}'?" if nearest else ""
     return InputError(f"unknown {kind} '{name}'{hint} (known: {', '.join(names)})")

@@ -14,10 +14,10 @@ def progress_bar(total: int | None, unit: str, description: str, show: bool = Tr
     """A progress bar on the error stream, as a context manager.
 
     Args:
-        total: how many units there are; None if unknown.
-        unit: the unit of progress, in the singular: "image".
-        description: the text before the bar.
-        show: False for no bar. True shows it on a terminal and not in a pipe or a log file.
+        total: number of units; None if unknown.
+        unit: unit of progress, in the singular: "image".
+        description: text before the bar.
+        show: whether to show the bar on a terminal; it is never shown in a pipe or a log file.
         options: further options of `tqdm`.
     """
     return tqdm(total=total, unit=unit, desc=description, disable=None if show else True, dynamic_ncols=True, **options)

@@ -1,7 +1,7 @@
-"""Open registries: a family of things that recipes, checkpoints and the command line name.
+"""Open registries: the heads, schedules, samplers, ... that recipes, checkpoints and the command line use by name.
 
-A name is either registered (`"ddim"`) or an import path (`"package.module:attribute"`), so that a family is extended
-without changing this package:
+A name is either registered (`"ddim"`) or an import path (`"package.module:attribute"`), so that other packages extend a
+family:
 
     from quarterarc.samplers import SAMPLERS
 
@@ -32,9 +32,9 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
     """A mapping from names to entries, in order of registration.
 
     Args:
-        kind: what an entry is, for messages: "sampler".
-        entries: the first entries.
-        check: receives what an import path leads to and the path; raises an InputError for an unusable object.
+        kind: noun for an entry, used in messages: "sampler".
+        entries: initial entries.
+        check: called with the object of an import path and the path; raises an InputError for an unusable object.
     """
 
     def __init__(
@@ -63,12 +63,12 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         """A decorator that registers a class or function under a name.
 
         Raises:
-            InputError: if the name is taken, or contains a colon.
+            InputError: if the name is registered already, or contains a colon.
         """
         if ":" in name:
             raise InputError(f"the {self.kind} name '{name}' contains a colon, which marks an import path")
         if name in self._entries:
-            raise InputError(f"there is already a {self.kind} named '{name}': choose another name")
+            raise InputError(f"the {self.kind} name '{name}' is registered already: choose another name")
 
         def add(entry: Decorated) -> Decorated:
             self._entries[name] = entry  # type: ignore[assignment]
@@ -84,8 +84,8 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         """The entry of a registered name, or the object at an import path.
 
         Raises:
-            InputError: for an unknown name (the nearest one is suggested), a module that cannot be imported, or an
-                object of the wrong kind.
+            InputError: for an unknown name (with the nearest one), a module that cannot be imported, or an object of
+                the wrong kind.
         """
         if name in self._entries:
             return self._entries[name]
@@ -99,15 +99,15 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         return entry
 
     def require(self, name: str) -> None:
-        """Raise the InputError of `lookup` for a name that cannot be found."""
+        """Raise the InputError of `lookup` if there is no entry of this name."""
         self.lookup(name)
 
 
 def import_attribute(path: str, kind: str) -> Any:
-    """The object at an import path, `package.module:attribute`. The current folder is searched last.
+    """The object at an import path, `package.module:attribute`; the current folder is searched last.
 
     Raises:
-        InputError: if the module cannot be imported, or has no such attribute; one line with the reason.
+        InputError: if the module cannot be imported or has no such attribute; one line with the reason.
     """
     module, _, attribute = path.partition(":")
     if not module or not attribute:
@@ -117,7 +117,7 @@ def import_attribute(path: str, kind: str) -> Any:
             value: Any = import_module(module)
         for name in attribute.split("."):
             value = getattr(value, name)
-    except Exception as error:  # the imported module may raise anything
+    except Exception as error:  # an imported module can raise any exception
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise InputError(
             f"cannot import the {kind} '{path}' ({reason}): install its package, or run where the module is importable"
@@ -127,7 +127,7 @@ def import_attribute(path: str, kind: str) -> Any:
 
 @contextmanager
 def _current_folder_last() -> Iterator[None]:
-    """The command line's `sys.path` begins with the folder of the script; a module in the current folder counts too."""
+    """Append the current folder to `sys.path`, which for an installed command does not contain it."""
     folder = os.getcwd()
     if folder in sys.path or "" in sys.path:
         yield

@@ -1,8 +1,8 @@
-"""Random streams by name: what an image or an example draws depends on its own numbers alone.
+"""Independent random streams, one per image or training example, each identified by whole numbers.
 
-A stream is a numpy `Generator` on Philox, a counter-based generator made for many independent streams, keyed by a
-seed, a purpose and further whole numbers. Nothing is shared, so nothing depends on batch size, order or process count,
-and nothing has to be saved to resume.
+A stream is a numpy `Generator` on Philox, a counter-based generator for many independent streams, keyed by a seed, a
+purpose and further whole numbers. Streams share no state: results do not depend on batch size, order or number of
+processes, and a resumed run needs no saved generator.
 """
 
 from __future__ import annotations
@@ -20,39 +20,39 @@ __all__ = ["Purpose", "normal", "stream"]
 
 
 class Purpose(IntEnum):
-    """What a stream is for; streams of different purpose are independent. The numbers are part of every result."""
+    """The use of a stream; streams of different purposes are independent. Changing a number changes all results."""
 
     NOISE = 0
-    """Where the trajectory of the image with this seed begins."""
+    """The initial noise of the image with this seed."""
     STEPS = 1
-    """What a stochastic sampler adds to the image with this seed."""
+    """The noise that a stochastic sampler adds to the image with this seed."""
     EXAMPLE = 2
-    """What one training example draws: seed, then optimiser step and place in the global batch."""
+    """The random numbers of one training example: seed, then optimiser step and place in the global batch."""
     DROPOUT = 3
     """Dropout masks: seed, then optimiser step and process."""
     WEIGHTS = 4
-    """The first weights of a network."""
+    """The initial weights of a network."""
     BOUND_NOISE = 5
-    """What the bound mixes into an image: seed, then image number and time."""
+    """The noise of one term of the bound: seed, then image number and time."""
     BOUND_TIMES = 6
-    """The times at which the bound of an image is asked: seed, then image number."""
+    """The times at which the bound of an image is evaluated: seed, then image number."""
     DEQUANTISE = 7
-    """Where in its 8-bit level a pixel lies: seed, then image number."""
+    """Uniform dequantisation of 8-bit pixels: seed, then image number."""
     PROBE = 8
-    """The signs by which a divergence is probed: seed, then image number and probe."""
+    """The random signs of a divergence estimate (Hutchinson): seed, then image number and probe."""
 
 
 def stream(seed: int, purpose: Purpose, *path: int) -> np.random.Generator:
-    """The stream of this seed, purpose and path; a different path is an independent stream.
+    """The stream of a seed, a purpose and a path of further numbers; different paths are independent streams.
 
     Raises:
-        InputError: if the seed or a number of the path is negative or not whole.
+        InputError: for a seed or a number of the path that is negative or not whole.
     """
     return np.random.Generator(np.random.Philox(_sequence(seed, purpose, *path)))
 
 
 def torch_seed(seed: int, purpose: Purpose, *path: int) -> int:
-    """A seed for torch's own generators, where torch itself has to draw (first weights, dropout)."""
+    """A seed for torch's generators, for random numbers that torch draws (initial weights, dropout)."""
     return int(_sequence(seed, purpose, *path).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
@@ -64,12 +64,12 @@ def _sequence(seed: int, *path: int) -> np.random.SeedSequence:
 
 
 def normal(streams: Sequence[np.random.Generator], shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
-    """Standard normal noise, one image from each stream: shape (len(streams), *shape), on the CPU.
+    """Standard normal noise, one image per stream: shape (len(streams), *shape), on the CPU.
 
-    Drawn in float64 for float64, else in float32 and cast.
+    Drawn in float64 for float64, otherwise in float32 and cast.
     """
     kind = np.float64 if dtype == torch.float64 else np.float32
     out = np.empty((len(streams), *shape), dtype=kind)
-    for each, row in zip(streams, out, strict=True):
-        each.standard_normal(dtype=kind, out=row)
+    for generator, row in zip(streams, out, strict=True):
+        generator.standard_normal(dtype=kind, out=row)
     return torch.from_numpy(out).to(dtype)
