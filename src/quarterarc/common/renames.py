@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from functools import cache
 from typing import Any
 
 from .errors import InputError
@@ -36,11 +35,6 @@ def rename_keys(
         if new in renamed:
             raise InputError(f"'{old}' is the old name of the {kind} '{new}': give '{new}' alone")
         if owner is not None:
-            _warn(owner, kind, old, new)
+            logger.warning("%s: the %s '%s' is now called '%s'; the next version removes '%s'", owner, kind, old, new, old)
         renamed[new] = renamed.pop(old)
     return renamed
-
-
-@cache  # one warning per process
-def _warn(owner: str, kind: str, old: str, new: str) -> None:
-    logger.warning("%s: the %s '%s' is now called '%s'; the next version removes '%s'", owner, kind, old, new, old)

@@ -60,10 +60,11 @@ def _check(entry: Any, name: str) -> None:
         raise InputError(f"the sampler '{name}' is not a subclass of quarterarc.samplers.Sampler")
 
 
-def _gradient(tableau: Tableau, summary: str) -> Callable[..., Sampler]:
-    factory = partial(Gradient, tableau)
-    factory.__doc__ = summary
-    return factory
+def _runge_kutta(tableau: Tableau, description: str) -> Callable[..., Sampler]:
+    """`Gradient` with a fixed tableau; its docstring is the description."""
+    entry = partial(Gradient, tableau)
+    entry.__doc__ = description
+    return entry
 
 
 SAMPLERS: Registry[Callable[..., Sampler]] = Registry(
@@ -74,16 +75,16 @@ SAMPLERS: Registry[Callable[..., Sampler]] = Registry(
         "cold": Cold,
         "cold-naive": ColdNaive,
         "cold-improved": ColdImproved,
-        "euler": _gradient(
+        "euler": _runge_kutta(
             EULER, "Euler's method on the probability flow, the gradient update of Zhang et al. (2023, Eq. 13)."
         ),
-        "midpoint": _gradient(
+        "midpoint": _runge_kutta(
             MIDPOINT, "The midpoint method on the probability flow: order 2, 2 evaluations per step."
         ),
-        "heun": _gradient(
+        "heun": _runge_kutta(
             HEUN, "Heun's method on the probability flow: order 2, 2 evaluations per step (Karras et al. 2022)."
         ),
-        "rk4": _gradient(
+        "rk4": _runge_kutta(
             RK4, "The classical Runge-Kutta method on the probability flow: order 4, 4 evaluations per step."
         ),
         "rotation": Rotation,

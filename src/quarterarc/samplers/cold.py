@@ -18,7 +18,7 @@ __all__ = ["Cold", "ColdImproved", "ColdNaive"]
 
 @dataclass(frozen=True)
 class Cold(LinearSampler):
-    """x_a = cos a image + sin a (x - cos b image)/sin b: the noise is the rest of x after the image (Eq. 8)."""
+    """Cold Diffusion with the noise that remains in x (Eq. 8): x_a = cos a image + sin a (x - cos b image) / sin b."""
 
     def weights(self, b: float, a: float) -> Weights:
         ratio = math.sin(a) / math.sin(b)
@@ -43,7 +43,7 @@ class _FixedNoise(Sampler):
 
 @dataclass(frozen=True)
 class ColdNaive(_FixedNoise):
-    """Bansal et al., Algorithm 1: x_a = D(image, a)."""
+    """Cold Diffusion, Bansal et al., Algorithm 1: x_a = D(image, a)."""
 
     def step(self, x: Tensor, image: Tensor, noise: Tensor, b: float, a: float) -> Tensor:
         return mix(image, noise, a)
@@ -51,7 +51,7 @@ class ColdNaive(_FixedNoise):
 
 @dataclass(frozen=True)
 class ColdImproved(_FixedNoise):
-    """Bansal et al., Algorithm 2: x_a = x - D(image, b) + D(image, a)."""
+    """Cold Diffusion, Bansal et al., Algorithm 2: x_a = x - D(image, b) + D(image, a)."""
 
     def step(self, x: Tensor, image: Tensor, noise: Tensor, b: float, a: float) -> Tensor:
         return x - mix(image, noise, b) + mix(image, noise, a)

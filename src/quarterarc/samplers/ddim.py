@@ -16,7 +16,9 @@ __all__ = ["DDIM"]
 
 @dataclass(frozen=True)
 class DDIM(LinearSampler):
-    """x_a = cos a image + sqrt(sin^2 a - s^2) noise + s z, with s^2 = eta^2 times the posterior variance (Eq. 12).
+    """DDIM: the arc through the two estimates, with a chosen amount of fresh noise (Eq. 12).
+
+        x_a = cos a image + sqrt(sin^2 a - s^2) noise + s z         s^2 = eta^2 times the posterior variance
 
     Attributes:
         eta: amount of fresh noise in [0, 1]. 0 is deterministic (Eq. 6 in Zhang et al. 2023), 1 has DDPM's small

@@ -18,7 +18,7 @@ VARIANCES = ("large", "small", "learned")
 
 @dataclass(frozen=True)
 class DDPM(LinearSampler):
-    """Draw x_a from a Gaussian around the posterior mean given the image estimate; no noise in the last step.
+    """DDPM: x_a drawn from a Gaussian around the posterior mean given the image estimate; no noise in the last step.
 
     Attributes:
         variance: `small`, `large` or `learned`. `small` is the variance of the posterior, `large` is beta_{b|a} (the

@@ -12,7 +12,7 @@ __all__ = ["Rotation"]
 
 @dataclass(frozen=True)
 class Rotation(LinearSampler):
-    """x_a = cos(b - a) x - sin(b - a) v, with the estimated velocity v = cos b noise - sin b image.
+    """Rotation: x_a = cos(b - a) x - sin(b - a) v, with the estimated velocity v = cos b noise - sin b image.
 
     Exact for any number of steps if image and noise estimates are constant, unlike Euler. Equal to DDIM where the two
     estimates agree on x; where they disagree, rotation keeps the residual in x and DDIM drops it.
