@@ -35,6 +35,8 @@ def rename_keys(
         if new in renamed:
             raise InputError(f"'{old}' is the old name of the {kind} '{new}': give '{new}' alone")
         if owner is not None:
-            logger.warning("%s: the %s '%s' is now called '%s'; the next version removes '%s'", owner, kind, old, new, old)
+            logger.warning(
+                "%s: the %s '%s' is now called '%s'; the next version removes '%s'", owner, kind, old, new, old
+            )
         renamed[new] = renamed.pop(old)
     return renamed
