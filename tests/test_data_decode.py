@@ -190,7 +190,7 @@ def test_12_bit_tiff() -> None:
 @pytest.mark.parametrize(("dtype", "bits", "sample_format"), [("<i4", 32, 2), ("<f4", 32, 3), ("<i2", 16, 2)])
 def test_pixels_without_a_range_are_refused(dtype: Any, bits: Any, sample_format: Any) -> None:
     data = tiff(np.zeros((4, 4), dtype).tobytes(), 4, 4, bits, sample_format=sample_format)
-    with pytest.raises(BadImage, match="no stated range; save it with 8 or 16 bits"):
+    with pytest.raises(BadImage, match="no defined range; save it with 8 or 16 bits"):
         read(data, channels=1)
 
 

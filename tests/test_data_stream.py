@@ -125,7 +125,7 @@ def test_streams_that_end_or_break() -> None:
     data = StreamedImages(spec, broken, Columns("image", None, None), "hub:a/b", torch.device("cpu"))
     assert data.batch(range(10)).labels is None
     for _ in range(2):
-        with pytest.raises(InputError, match="hub:a/b broke off: the line is dead"):
+        with pytest.raises(InputError, match="hub:a/b ended with an error: the line is dead"):
             data.batch([30])
 
 

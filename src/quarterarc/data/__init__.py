@@ -1,8 +1,8 @@
-"""Images for training: where they come from, how they become one uint8 tensor, and in which order they are seen.
+"""Image data: sources, decoding to uint8 tensors, and the order of a training run.
 
-`open_data(DataSpec(source=..., size=...))` opens any source; `to_float` and `to_uint8` lead from 8-bit pixels to
-[-1, 1] and back; the module `order` says which image a run sees when. Importing this package imports nothing heavy:
-each name is fetched from its module when it is first used.
+`open_data(DataSpec(source=..., size=...))` opens any source, `from_memory(images)` a tensor, an array, PIL images or a
+`datasets.Dataset`; `to_float` and `to_uint8` convert 8-bit pixels to [-1, 1] and back; the module `order` computes the
+order of the images of a run. Names are imported on first use, so importing this package is cheap.
 """
 
 from __future__ import annotations

@@ -1,15 +1,17 @@
-"""One encoded image to the uint8 pixels that the network sees. Pillow and NumPy only; safe to call from many threads.
+"""Decoding of one image to uint8 pixels, by Pillow and NumPy; thread-safe.
 
-What is decided here, once, for every source:
+The same rules hold for every source:
 
-- Formats: PNG, JPEG, WebP, BMP, TIFF, recognised by content. Of several frames or pages the first counts.
-- Whole images only: a truncated or damaged file is an error, never a half-gray image.
-- Orientation: EXIF orientation is applied. Unreadable EXIF counts as none.
-- 16-bit gray becomes round(value / 257), 12-bit TIFF round(value * 255 / 4095). Of 16-bit colour Pillow delivers the
-  high byte, which is the same to within one level. 32-bit integers and floats have no stated range and are refused.
-- Palettes become the colours they stand for; CMYK goes to RGB by Pillow's formula. ICC profiles are not applied.
-- Without an alpha channel (1 or 3 channels) transparency is shown over white; with one, opaque images get alpha 255.
-- Resizing is Pillow's, antialiased, with premultiplied alpha. JPEG's reduced-size decoding would alter it: not used.
+- Formats: PNG, JPEG, WebP, BMP, TIFF, recognised by content; the first frame or page is used.
+- A truncated or damaged file is an error, never an image with gray pixels.
+- EXIF orientation is applied; unreadable EXIF is ignored.
+- 16-bit gray becomes round(value / 257), 12-bit TIFF round(value * 255 / 4095). For 16-bit colour Pillow returns the
+  high byte, which differs by less than one level. 32-bit integers and floats have no defined range: an error.
+- Palettes become RGB; CMYK becomes RGB by Pillow's formula. ICC profiles are not applied.
+- Without an alpha channel (1 or 3 channels) transparency is composited over white; with one, opaque images get alpha
+  255.
+- Resizing is Pillow's, antialiased, with premultiplied alpha. JPEG's reduced-size decoding changes the result and is
+  not used.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from .spec import DataSpec
 __all__ = ["ENDINGS", "FORMATS", "BadImage", "Encoded", "Pixels", "read_file", "read_pixels", "shape_of"]
 
 Encoded: TypeAlias = bytes | Image.Image
-"""An image as a source hands it over: the bytes of an image file, or an image that is open already."""
+"""The return type of `Source.read`: the bytes of an image file, or a Pillow image."""
 Pixels: TypeAlias = NDArray[np.uint8]
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
@@ -58,14 +60,18 @@ _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # TIFF
 
 
 class BadImage(InputError):
-    """One image of a source cannot be used; `skip_bad` leaves it out."""
+    """An image of a source that cannot be used; `skip_bad` skips it."""
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"cannot use {name}: {reason}; repair or remove it, or skip such images (skip_bad)")
 
 
 def read_file(path: str | Path, name: str) -> bytes:
-    """The bytes of a file; `BadImage` where the system refuses."""
+    """The bytes of a file.
+
+    Raises:
+        BadImage: if the file cannot be read.
+    """
     try:
         return Path(path).read_bytes()
     except OSError as error:
@@ -73,11 +79,19 @@ def read_file(path: str | Path, name: str) -> bytes:
 
 
 def read_pixels(encoded: Encoded, spec: DataSpec, name: str) -> Pixels:
-    """Decode one image as `spec` states: uint8 (height, width, channels).
+    """Decode, crop, convert and resize one image.
+
+    Args:
+        encoded: the image.
+        spec: crop, channels, size and filter.
+        name: the image, for messages.
+
+    Returns:
+        uint8 (height, width, channels).
 
     Raises:
-        BadImage: with `name` and the reason, if it is no image, is truncated or damaged, is smaller than the crop box,
-            has pixels without a stated range, or is so large that it looks like a decompression bomb.
+        BadImage: if it is not an image, is truncated or damaged, is smaller than the crop box, has pixels without a
+            defined range, or exceeds Pillow's limit against decompression bombs.
     """
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise InputError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, which hides truncated images; leave it False")
@@ -111,19 +125,19 @@ def _open(data: bytes) -> Image.Image:
     if not data:
         raise ValueError("it is empty")
     image = Image.open(io.BytesIO(data), formats=FORMATS)
-    # A download cut short and filled up with zeros decodes to gray without complaint: its last scan has no end.
+    # An interrupted download that is padded with zeros decodes to gray without an error: its last scan has no end.
     if image.format in ("JPEG", "MPO") and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
         raise ValueError("image file is truncated (no end marker)")
     return image
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Gray of more than 8 bits, scaled to 8; everything else as it is."""
+    """Gray of more than 8 bits scaled to 8 bits; other modes unchanged."""
     if not image.mode.startswith(("I", "F")):
         return image
-    # A PNG in mode I has 16 bits (older Pillow); any other 32-bit number could mean anything.
+    # A PNG in mode I has 16 bits (older Pillow); other 32-bit pixels have no defined range.
     if image.mode in ("I", "F") and image.format != "PNG":
-        raise ValueError(f"its 32-bit pixels (mode {image.mode}) have no stated range; save it with 8 or 16 bits")
+        raise ValueError(f"its 32-bit pixels (mode {image.mode}) have no defined range; save it with 8 or 16 bits")
     tags: Any = getattr(image, "tag_v2", {})
     top = (1 << tags.get(_BITS_PER_SAMPLE, (16,))[0]) - 1
     values = np.asarray(image).astype(np.int64)
@@ -138,7 +152,7 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
 
 def _upright(image: Image.Image) -> Image.Image:
     orientation = 1
-    with suppress(Exception):  # damaged metadata does not make bad pixels
+    with suppress(Exception):  # the pixels are valid even if the metadata is damaged
         orientation = image.getexif().get(_ORIENTATION, 1)
     turn = _UPRIGHT.get(orientation)
     return image if turn is None else image.transpose(turn)
@@ -160,7 +174,7 @@ def _crop(image: Image.Image, spec: DataSpec) -> Image.Image:
 
 
 def _centred_box(height: int, width: int, spec: DataSpec) -> tuple[int, int, int, int]:
-    """The largest centred box of the target's aspect ratio, in whole pixels: (top, left, height, width)."""
+    """The largest centred box with the aspect ratio of the target, in whole pixels: (top, left, height, width)."""
     scale = min(height / spec.height, width / spec.width)
     box_height = min(height, max(1, round(spec.height * scale)))
     box_width = min(width, max(1, round(spec.width * scale)))

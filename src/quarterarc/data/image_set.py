@@ -1,4 +1,4 @@
-"""What evaluation and likelihood need of a set of images."""
+"""`ImageSet`: the protocol of a set of images in evaluation and likelihood."""
 
 from __future__ import annotations
 
@@ -11,40 +11,45 @@ __all__ = ["ImageSet", "Shape", "Wanted"]
 
 Shape: TypeAlias = tuple[int, int, int]
 Wanted: TypeAlias = Callable[[int], bool]
-"""Whether the batch with this number is wanted."""
+"""Returns whether to read the batch with this number."""
 
 
 class ImageSet(Protocol):
     """Images of one shape, in a fixed order."""
 
     what: str
-    """What they are, for messages and results."""
+    """The name of the set in messages and results."""
 
     @property
     def count(self) -> int | None:
-        """How many; None where only reading them tells."""
+        """The number of images; None if unknown before they are read."""
         ...
 
     @property
     def shape(self) -> Shape | None:
-        """(C, H, W); None where only reading them tells."""
+        """(C, H, W); None if unknown before they are read."""
         ...
 
     @property
     def fingerprint(self) -> str | None:
-        """Stands for the images wherever they lie; None where nothing does."""
+        """Identifies the content wherever it lies; None if unknown."""
         ...
 
     @property
     def identity(self) -> str | None:
-        """The same with the times of change: features are cached under it. None forbids caching."""
+        """Identifies the content at its place, with modification times: the key of cached features; None disables it."""
         ...
 
     @property
     def sampling(self) -> dict[str, Any] | None:
-        """How they were sampled, as JSON types; None for images that were not, or nobody knows."""
+        """How the images were sampled, as JSON types; None if they were not sampled, or if it is unknown."""
         ...
 
     def batches(self, size: int, wanted: Wanted) -> Iterator[tuple[int, Tensor]]:
-        """The wanted batches in order, each with its number: uint8 (B, C, H, W). Batch b starts at image b * size."""
+        """Pairs of number and batch, uint8 (B, C, H, W), in order; batch b starts at image b * size.
+
+        Args:
+            size: images per batch.
+            wanted: selects the batches.
+        """
         ...

@@ -1,7 +1,6 @@
-"""The order in which a run sees its images, by arithmetic alone: no state to save, none to restore.
+"""The order of the images in a training run, a function of the seed: there is no state to save or restore.
 
-Example number k, counted over the whole run, lies in epoch k // count and is image
-`order(seed, epoch, count)[k % count]`.
+Example k of the run, counted from 0 over all epochs, is image `order(seed, k // count, count)[k % count]`.
 """
 
 from __future__ import annotations
@@ -16,14 +15,14 @@ from ..common.errors import InputError
 
 __all__ = ["indices", "order", "permutation"]
 
-_STREAM = 0x6F72646572  # "order": keeps these draws apart from anything else that is drawn from the same seed
+_STREAM = 0x6F72646572  # "order": separates these draws from others with the same seed
 
 
 def permutation(*key: int, count: int) -> NDArray[np.int64]:
-    """A random permutation of 0..count-1 that depends on the non-negative integers `key` alone.
+    """A random permutation of 0..count-1, a function of the non-negative integers `key`.
 
-    The ranks of raw Philox words: NumPy promises that raw words never change, which it does not promise of
-    `Generator.permutation`, and a run must be resumable under a later NumPy.
+    It sorts raw Philox words, whose stream NumPy guarantees over versions, unlike that of `Generator.permutation`: a
+    run can be resumed with a later NumPy.
     """
     if min(key) < 0:
         raise InputError(f"a seed must not be negative, got {min(key)}")
@@ -33,23 +32,32 @@ def permutation(*key: int, count: int) -> NDArray[np.int64]:
 
 @lru_cache(maxsize=2)  # a batch may reach from one epoch into the next
 def order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
-    """The images of one epoch in the order they are seen: a permutation of 0..count-1, shape (count,), read-only.
+    """The order of the images in one epoch: a permutation of 0..count-1, shape (count,), read-only.
 
     Raises:
-        InputError: for a negative `seed` or `epoch`, or a `count` under 1.
+        InputError: for a negative `seed` or `epoch`, or a `count` below 1.
     """
     if count < 1:
-        raise InputError(f"there is no order of {count} images; at least 1 is needed")
+        raise InputError(f"cannot order {count} images; at least 1 is needed")
     images = permutation(seed, epoch, count=count)
     images.flags.writeable = False
     return images
 
 
 def indices(numbers: Sequence[int] | ArrayLike, seed: int, count: int) -> NDArray[np.int64]:
-    """Example numbers of a run, in any order and from any epochs, to image indices of the same shape."""
+    """The image indices of examples of a run.
+
+    Args:
+        numbers: example numbers, in any order and from any epochs.
+        seed: the seed of the run.
+        count: images per epoch.
+
+    Returns:
+        int64, the shape of `numbers`.
+    """
     epochs, places = np.divmod(np.asarray(numbers, dtype=np.int64), count)
     images = np.empty_like(places)
     for epoch in np.unique(epochs):
-        here = epochs == epoch
-        images[here] = order(seed, int(epoch), count)[places[here]]
+        selected = epochs == epoch
+        images[selected] = order(seed, int(epoch), count)[places[selected]]
     return images

@@ -1,4 +1,4 @@
-"""8-bit pixels to the range a network works in, [-1, 1], and back."""
+"""Conversion of 8-bit pixels to [-1, 1], the range of a network, and back."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ __all__ = ["apply_flips", "to_float", "to_uint8"]
 
 
 def to_float(pixels: Tensor) -> Tensor:
-    """uint8 pixels of any shape -> float32 in [-1, 1], by x / 127.5 - 1: level 0 is -1, level 255 is 1."""
+    """uint8 pixels of any shape to float32 in [-1, 1], x / 127.5 - 1: level 0 is -1, level 255 is 1."""
     return pixels.to(torch.float32) / 127.5 - 1
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Floating images of any shape -> uint8: clamped to [-1, 1], then (x + 1) * 127.5 rounded to the nearest level.
+    """Floating-point images of any shape to uint8: clamped to [-1, 1], then (x + 1) * 127.5 rounded to a level.
 
-    The exact inverse of `to_float` on all 256 levels. A value halfway between two levels, such as 0, goes to the even
-    one (128). Half precisions are widened to float32 first, because bfloat16 cannot tell neighbouring levels apart.
+    The exact inverse of `to_float` on all 256 levels. A value halfway between two levels, such as 0, is rounded to the
+    even one (128). Half precision is converted to float32 first, because bfloat16 has no 256 distinct levels.
     """
     if images.dtype.itemsize < 4:
         images = images.float()
@@ -25,5 +25,5 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def apply_flips(batch: Tensor, flip_mask: Tensor) -> Tensor:
-    """Mirror left to right those images of `batch` (B, C, H, W) whose entry in `flip_mask` (B,) is true."""
+    """Mirror the images of `batch` (B, C, H, W) horizontally whose entry in `flip_mask` (B,) is true."""
     return torch.where(flip_mask.to(batch.device, torch.bool)[:, None, None, None], batch.flip(-1), batch)

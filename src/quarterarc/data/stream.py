@@ -1,11 +1,11 @@
-"""Images that come one after the other over the network: hub datasets that are streamed, not downloaded.
+"""Hub datasets that are streamed over the network, not downloaded.
 
-Example number k of a stream is defined by the seed and k alone, so that runs resume and processes share work without
-any state. The rows of epoch e (the dataset's shards in an order drawn from seed + e) are cut into blocks of 1,024, and
-each block is shuffled with a permutation drawn from (seed, e, block); the epochs follow one another. `batch` therefore
-accepts any numbers, but only rising ones are fast: every process passes over all rows, without decoding those it is
-not asked for, and a number from an earlier block starts the stream anew. To resume, rows are passed over the same way:
-the first epoch, which tells how long an epoch is, and what the present one has behind it.
+Example k of a stream is a function of the seed and k, so that runs resume and processes share work without state. The
+rows of epoch e (the shards of the dataset, shuffled with seed + e) are divided into blocks of 1,024, and each block is
+shuffled with a permutation drawn from (seed, e, block); the epochs follow one another. `batch` accepts any numbers, but
+is fast for ascending ones only: every process iterates over all rows and decodes those in its batches, and a number
+from an earlier block restarts the stream. A resumed run skips rows in the same way: those of the first epoch, which
+determines the length of an epoch, and those of the current epoch before the first example.
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ from .tables import Columns, choose_columns, encoded, schema_columns
 
 __all__ = ["BLOCK", "StreamedImages", "stream_dataset"]
 
-BLOCK = 1024  # rows shuffled together: about 100 MB of encoded 256x256 images
+BLOCK = 1024  # rows per shuffled block: about 100 MB of encoded 256x256 images
 Row = Mapping[str, Any]
 
 
 class _Block(NamedTuple):
-    first: int  # the example number of its first image
+    first: int  # example number of its first image
     epoch: int
     start: int  # rows of the epoch before it
     rows: list[Row]
-    order: NDArray[np.int64]  # place in the block -> row
+    order: NDArray[np.int64]  # offset in the block -> row
 
 
 class StreamedImages:
-    """Images of an endless stream; `count` is None. See the module for what an example number means.
+    """Images of a stream without an end (`count` is None), numbered as the documentation of this module describes.
 
-    An unreadable image is replaced, under `skip_bad`, by the next readable one of its block.
+    With `skip_bad` an unreadable image is replaced by the next readable one of its block.
 
     Args:
-        spec: what an image is made into.
-        rows: the rows of an epoch, from the start, in a fixed order.
-        columns: where in a row the image and the label are.
+        spec: the preparation of the images.
+        rows: returns the rows of an epoch, from the start, in a fixed order.
+        columns: the columns of image and label.
         what: the stream, for messages.
-        device: where the batches go.
-        seed: of the shuffling.
+        device: the device of the batches.
+        seed: the seed of the shuffling.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class StreamedImages:
     ) -> None:
         self._spec, self._rows, self._columns, self._what = spec, rows, columns, what
         self._device, self._seed = device, seed
-        self._length: int | None = None  # rows of an epoch, once one has been read to its end
+        self._length: int | None = None  # rows per epoch, known after the end of the first one
         self._blocks: Iterator[_Block] | None = None
         self._block: _Block | None = None
         self._next: Future[_Block] | None = None
@@ -82,15 +82,15 @@ class StreamedImages:
 
     @property
     def skipped(self) -> int:
-        """How many different rows have been replaced so far in this process, each counted once an epoch."""
+        """The number of rows replaced so far in this process, counted once per epoch."""
         return len(self._bad)
 
     def batch(self, numbers: Numbers) -> RawBatch:
         """The images with these numbers (B,), in this order; fast if they are not below those of earlier calls.
 
         Raises:
-            BadImage: naming an image that cannot be read (under `skip_bad`: if its whole block cannot).
-            InputError: if the stream is empty, or breaks off.
+            BadImage: naming an image that cannot be read (with `skip_bad`: if its whole block cannot).
+            InputError: if the stream is empty, or ends with an error.
         """
         wanted = np.asarray(numbers, dtype=np.int64).reshape(-1)
         if wanted.size and wanted.min() < 0:
@@ -111,10 +111,10 @@ class StreamedImages:
         )
 
     def prefetch(self, numbers: Numbers) -> None:
-        """Nothing to do: the next block is always being read."""
+        """No effect: the next block is always read ahead."""
 
     def _read(self, task: tuple[int, _Block, int]) -> tuple[int, Pixels, int]:
-        """Decode one image, or the next readable one of its block."""
+        """Decode an image, or with `skip_bad` the next readable one of its block."""
         place, block, offset = task
         for step in range(len(block.rows)):
             index = int(block.order[(offset + step) % len(block.rows)])
@@ -142,7 +142,7 @@ class StreamedImages:
         if self._blocks is None or (self._block is not None and number < self._block.first):
             self._blocks, self._block, self._next = self._blocks_from(number), None, None
         while self._block is None or number >= self._block.first + len(self._block.rows):
-            # One thread steps the generator, so the next block is read while this one is decoded.
+            # A single thread advances the generator, so that the next block is read while this one is decoded.
             advance = partial(next, self._blocks)
             coming = self._next or self._reader.submit(advance)
             try:
@@ -152,12 +152,14 @@ class StreamedImages:
                 if isinstance(error, InputError):
                     raise
                 reason = " ".join(str(error).split()) or type(error).__name__
-                raise InputError(f"{self._what} broke off: {reason}; resume when it can be reached again") from error
+                raise InputError(
+                    f"{self._what} ended with an error: {reason}; resume when it can be reached again"
+                ) from error
             self._next = self._reader.submit(advance)
         return self._block
 
     def _blocks_from(self, number: int) -> Iterator[_Block]:
-        """The blocks from the epoch of `number` on, for ever; from the first epoch while its length is unknown."""
+        """The blocks from the epoch of `number` on, without end; from the first epoch if the length is unknown."""
         while True:
             epoch, start = number // self._length if self._length else 0, 0
             rows = iter(self._rows(epoch))
@@ -175,7 +177,7 @@ class StreamedImages:
 
 
 def stream_dataset(spec: DataSpec, dataset: Any, what: str, device: torch.device, seed: int) -> StreamedImages:
-    """Stream an iterable dataset of `datasets`."""
+    """The images of a `datasets.IterableDataset`."""
     import datasets
 
     if dataset.features is None:  # columns that are not declared have the kinds of the first row
@@ -185,13 +187,13 @@ def stream_dataset(spec: DataSpec, dataset: Any, what: str, device: torch.device
         columns = schema_columns(spec, dataset.features.arrow_schema, what)
     if spec.labels and columns.classes is None:
         raise InputError(
-            f"{what}: column '{columns.label}' does not declare how many classes it has, which a stream must; "
+            f"{what}: column '{columns.label}' does not declare how many classes it has, which a stream needs; "
             "download the dataset instead (memory: memory) or train without labels"
         )
     if dataset.features is not None and isinstance(dataset.features[columns.image], datasets.Image):
         dataset = dataset.cast_column(columns.image, datasets.Image(decode=False))
     if spec.limit:
-        dataset = dataset.take(spec.limit)  # before the shuffling, so that every epoch has the same rows
+        dataset = dataset.take(spec.limit)  # before shuffling, so that every epoch has the same rows
 
     def rows(epoch: int) -> Iterable[Row]:
         return dataset.shuffle(seed=seed + epoch, buffer_size=1)
