@@ -1,4 +1,4 @@
-"""Real photographs, and the files and tables that the tests of the data package read."""
+"""Photographs, and files and tables of them, for the tests of the data package."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def photographs() -> tuple[Array, Array]:
 
 
 def patch(number: int, height: int = 32, width: int = 32) -> Array:
-    """A piece of a photograph, another one for each number: uint8 (height, width, 3)."""
+    """A patch of a photograph, a different one per number: uint8 (height, width, 3)."""
     photo = photographs()[number % 2]
     top, left = (37 * number) % (427 - height), (53 * number) % (640 - width)
     return np.ascontiguousarray(photo[top : top + height, left : left + width])
@@ -40,7 +40,7 @@ def encode(image: Array | Image.Image, form: str = "PNG", **options: Any) -> byt
 
 
 def write_folder(folder: Path, count: int = 10, height: int = 32, width: int = 32) -> list[Array]:
-    """PNG patches `00.png`, `01.png`, ...; returns their pixels."""
+    """Write patches as `00.png`, `01.png`, ...; returns their pixels."""
     folder.mkdir(parents=True, exist_ok=True)
     images = [patch(number, height, width) for number in range(count)]
     for number, image in enumerate(images):
@@ -49,7 +49,7 @@ def write_folder(folder: Path, count: int = 10, height: int = 32, width: int = 3
 
 
 def table(cells: list[Any], labels: list[Any] | None = None, image: str = "image", label: str = "label") -> Any:
-    """An Arrow table as the hub stores them: a struct of bytes and path, and labels."""
+    """An Arrow table in the format of the hub: a struct of bytes and path, and labels."""
     import pyarrow as arrow
 
     kind = arrow.struct({"bytes": arrow.binary(), "path": arrow.string()})
@@ -61,7 +61,7 @@ def table(cells: list[Any], labels: list[Any] | None = None, image: str = "image
 
 
 def write_parquet(path: Path, count: int = 10, first: int = 0, row_group_size: int = 4) -> list[Array]:
-    """Patches in small row groups, labels 0, 1, 2, 0, ...; returns their pixels."""
+    """Write patches in small row groups, with labels 0, 1, 2, 0, ...; returns their pixels."""
     import pyarrow.parquet as parquet
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ def write_parquet(path: Path, count: int = 10, first: int = 0, row_group_size: i
 
 
 def write_lmdb(folder: Path, values: dict[bytes, bytes]) -> None:
-    """An LMDB folder as LSUN has them, without its lock file."""
+    """Write an LMDB folder in LSUN's format, without its lock file."""
     import lmdb
 
     environment = lmdb.open(str(folder), map_size=1 << 26)
@@ -84,7 +84,7 @@ def write_lmdb(folder: Path, values: dict[bytes, bytes]) -> None:
 
 
 def png(samples: Array, color_type: int, clear: bytes = b"") -> bytes:
-    """A 16-bit PNG of uint16 (H, W) or (H, W, C), written by hand; `clear` is the content of its tRNS chunk."""
+    """A 16-bit PNG of uint16 (H, W) or (H, W, C), written byte by byte; `clear` is the content of its tRNS chunk."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -103,7 +103,7 @@ def png(samples: Array, color_type: int, clear: bytes = b"") -> bytes:
 def tiff(
     strip: bytes, height: int, width: int, bits: int, photometric: int = 1, order: str = "<", sample_format: int = 1
 ) -> bytes:
-    """An uncompressed gray TIFF of one strip, written by hand, in either byte order ('<' or '>')."""
+    """An uncompressed gray TIFF of one strip, written byte by byte, in either byte order ('<' or '>')."""
     tags = {256: width, 257: height, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: height}
     tags |= {279: len(strip), 339: sample_format}
     padded = strip + b"\0" * (len(strip) % 2)

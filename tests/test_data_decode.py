@@ -1,4 +1,4 @@
-"""Every format and pixel mode becomes the right uint8 values; crops and resizing are exact; damage is never silent."""
+"""Decoding: uint8 values per format and pixel mode, crops, resizing, and errors of damaged files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RAMP_8 = np.round(RAMP / 257).astype(np.uint8)  # 65535 = 255 * 257; no value li
 
 
 def read(encoded: Any, size: Any = None, **fields: Any) -> np.ndarray:
-    """Decode at the image's own size unless another is asked for."""
+    """Decode at `size`, by default the image's own."""
     if size is None:
         image = Image.open(io.BytesIO(encoded)) if isinstance(encoded, bytes) else encoded
         size = (image.height, image.width)
@@ -29,7 +29,7 @@ def read(encoded: Any, size: Any = None, **fields: Any) -> np.ndarray:
 
 
 def luma(rgb: np.ndarray) -> np.ndarray:
-    """ITU-R 601, the definition rather than anyone's integers."""
+    """ITU-R 601 in floating point."""
     return rgb.astype(float) @ np.array([0.299, 0.587, 0.114])
 
 
@@ -47,27 +47,27 @@ def luma(rgb: np.ndarray) -> np.ndarray:
         ("WEBP", {"lossless": True}),
     ],
 )
-def test_lossless_formats_give_the_very_pixels(form: Any, options: Any) -> None:
+def test_lossless_formats_decode_to_their_exact_pixels(form: Any, options: Any) -> None:
     image = patch(1, 40, 56)
     assert (read(encode(image, form, **options)) == image).all()
 
 
 @pytest.mark.parametrize(("form", "options"), [("JPEG", {}), ("JPEG", {"progressive": True}), ("WEBP", {})])
-def test_lossy_formats_come_close(form: Any, options: Any) -> None:
+def test_lossy_formats_decode_to_similar_pixels(form: Any, options: Any) -> None:
     image = patch(1, 40, 56)
     error = read(encode(image, form, quality=95, **options)).astype(int) - image
     # Quality 95 with halved colour resolution: a mean error of some levels; a swapped channel would give some forty.
     assert np.abs(error).mean() < 5
 
 
-def test_the_first_frame_counts() -> None:
+def test_the_first_frame_is_decoded() -> None:
     image = patch(1)
     more = [Image.fromarray(patch(2))]
     for form in ("TIFF", "PNG"):
         assert (read(encode(image, form, save_all=True, append_images=more)) == image).all()
 
 
-def test_other_formats_are_not_images() -> None:
+def test_other_formats_raise_bad_image() -> None:
     with pytest.raises(BadImage, match="the image: it is not a PNG, JPEG, WEBP, BMP or TIFF image"):
         read(encode(patch(0), "GIF"), size=32)
 
@@ -75,7 +75,7 @@ def test_other_formats_are_not_images() -> None:
 # --- modes -------------------------------------------------------------------------------------------------------
 
 
-def test_gray_and_colour() -> None:
+def test_gray_is_the_luma_of_colour() -> None:
     image = patch(0)
     gray = luma(image)
     assert np.abs(read(encode(image), channels=1)[..., 0] - gray).max() <= 0.51  # rounded: half a level and a bit
@@ -106,7 +106,7 @@ def test_palette_with_transparency_equals_rgba() -> None:
     assert (read(data) == read(encode(rgba))).all()
 
 
-def test_transparent_colours_of_gray_and_rgb() -> None:
+def test_transparent_colours_get_alpha_0() -> None:
     image = patch(0)
     clear = tuple(int(value) for value in image[3, 5])
     alpha = read(encode(image, transparency=clear), channels=4)[..., 3]
@@ -117,7 +117,7 @@ def test_transparent_colours_of_gray_and_rgb() -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_alpha_is_shown_over_white(channels: Any) -> None:
+def test_alpha_is_composited_over_white(channels: Any) -> None:
     image, alpha = patch(0), patch(1)[..., 0]
     alpha[0, :2] = 0, 255
     over = image * (alpha[..., None] / 255) + 255 * (1 - alpha[..., None] / 255)
@@ -128,7 +128,7 @@ def test_alpha_is_shown_over_white(channels: Any) -> None:
     assert (read(encode(np.dstack([image, alpha])), channels=4) == np.dstack([image, alpha])).all()
 
 
-def test_gray_with_alpha() -> None:
+def test_gray_with_alpha_keeps_its_alpha() -> None:
     gray, alpha = patch(0)[..., 0], patch(1)[..., 0]
     data = encode(Image.merge("LA", (Image.fromarray(gray), Image.fromarray(alpha))))
     assert (read(data, channels=2) == np.dstack([gray, alpha])).all()
@@ -137,7 +137,7 @@ def test_gray_with_alpha() -> None:
     assert np.abs(read(data, channels=1)[..., 0] - over).max() <= 1
 
 
-def test_one_bit_and_other_low_depths() -> None:
+def test_one_bit_images_become_0_and_255() -> None:
     bits = (patch(0)[..., 0] > 128).astype(np.uint8) * 255
     for form, options in (("PNG", {}), ("TIFF", {"compression": "group4"}), ("BMP", {})):
         data = encode(Image.fromarray(bits).convert("1"), form, **options)
@@ -145,11 +145,11 @@ def test_one_bit_and_other_low_depths() -> None:
         assert (read(data, channels=3) == bits[..., None]).all()
 
 
-def test_cmyk() -> None:
+def test_cmyk_becomes_rgb() -> None:
     image = Image.fromarray(patch(0))
     data = encode(image.convert("CMYK"), "TIFF")
     assert Image.open(io.BytesIO(data)).mode == "CMYK"
-    assert (read(data) == np.asarray(image)).all()  # the plain formula, there and back
+    assert (read(data) == np.asarray(image)).all()  # the formula and its inverse
     assert np.abs(read(encode(image.convert("CMYK"), "JPEG", quality=100)).astype(int) - np.asarray(image)).mean() < 3
 
 
@@ -165,13 +165,13 @@ def test_16_bit_gray_is_scaled_not_clipped() -> None:
     assert (read(png(RAMP, 0), channels=3) == RAMP_8[..., None]).all()
 
 
-def test_16_bit_gray_with_a_transparent_value() -> None:
+def test_16_bit_gray_with_a_transparent_value_gets_alpha() -> None:
     pixels = read(png(RAMP, 0, clear=struct.pack(">H", 1000)), channels=2)
     assert (pixels[..., 0] == RAMP_8).all()
     assert ((pixels[..., 1] == 0) == (RAMP == 1000)).all()
 
 
-def test_16_bit_colour() -> None:
+def test_16_bit_colour_is_within_one_level() -> None:
     rgba = np.stack([RAMP, RAMP[::-1], RAMP.T, RAMP[:, ::-1]], -1)
     for samples, color_type in ((rgba[..., :3], 2), (rgba, 6)):
         pixels = read(png(samples, color_type), channels=samples.shape[-1])
@@ -179,7 +179,7 @@ def test_16_bit_colour() -> None:
     assert (read(png((RAMP >> 8 << 8) + (RAMP >> 8), 0), channels=1)[..., 0] == RAMP >> 8).all()
 
 
-def test_12_bit_tiff() -> None:
+def test_12_bit_tiff_is_scaled_to_8_bits() -> None:
     values = np.arange(4096).reshape(64, 64)
     pairs = values.reshape(-1, 2)
     packed = np.stack([pairs[:, 0] >> 4, (pairs[:, 0] & 15) << 4 | pairs[:, 1] >> 8, pairs[:, 1] & 255], -1)
@@ -188,7 +188,7 @@ def test_12_bit_tiff() -> None:
 
 
 @pytest.mark.parametrize(("dtype", "bits", "sample_format"), [("<i4", 32, 2), ("<f4", 32, 3), ("<i2", 16, 2)])
-def test_pixels_without_a_range_are_refused(dtype: Any, bits: Any, sample_format: Any) -> None:
+def test_pixels_without_a_defined_range_raise_bad_image(dtype: Any, bits: Any, sample_format: Any) -> None:
     data = tiff(np.zeros((4, 4), dtype).tobytes(), 4, 4, bits, sample_format=sample_format)
     with pytest.raises(BadImage, match="no defined range; save it with 8 or 16 bits"):
         read(data, channels=1)
@@ -210,7 +210,7 @@ UPRIGHT = {  # EXIF 2.3, tag 0x0112: which stored pixels are the visible top row
 
 @pytest.mark.parametrize("orientation", UPRIGHT)
 @pytest.mark.parametrize("form", ["PNG", "TIFF", "WEBP"])
-def test_exif_orientation(orientation: Any, form: Any) -> None:
+def test_exif_orientation_is_applied(orientation: Any, form: Any) -> None:
     stored = patch(0, 20, 30)
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -223,7 +223,7 @@ def test_exif_orientation(orientation: Any, form: Any) -> None:
     assert (cropped == upright[2:6, 3:9]).all()
 
 
-def test_exif_of_a_jpeg_and_unreadable_exif() -> None:
+def test_exif_of_a_jpeg_is_applied_and_unreadable_exif_ignored() -> None:
     stored = patch(0, 16, 32)
     exif = Image.Exif()
     exif[0x0112] = 3
@@ -238,7 +238,7 @@ def test_crop_box_is_exact() -> None:
     assert (read(encode(image), size=(40, 56), crop=(0, 0, 40, 56)) == image).all()
 
 
-def test_celeba_crop_of_ddim() -> None:
+def test_celeba_crop_of_ddim_is_the_documented_box() -> None:
     aligned = patch(0, 218, 178)
     pixels = read(encode(aligned), size=64, crop=(57, 25, 128, 128))
     halved = aligned[57:185, 25:153].reshape(64, 2, 64, 2, 3).mean((1, 3))
@@ -256,7 +256,7 @@ def test_celeba_crop_of_ddim() -> None:
         ((1, 50), (1, 2), (0, 24, 1, 2)),
     ],
 )
-def test_centred_crop(shape: Any, size: Any, box: Any) -> None:
+def test_centred_crop_is_the_largest_box_of_the_aspect_ratio(shape: Any, size: Any, box: Any) -> None:
     image = patch(0, *shape)
     top, left, height, width = box
     expected = read(encode(image[top : top + height, left : left + width]), size=size)
@@ -270,7 +270,7 @@ def test_without_a_crop_the_image_is_stretched() -> None:
 
 
 @pytest.mark.parametrize("resize", ["area", "bilinear", "bicubic", "lanczos"])
-def test_resizing_is_the_stated_filter_and_antialiased(resize: Any) -> None:
+def test_resizing_is_the_named_filter_and_antialiased(resize: Any) -> None:
     filters = {
         "area": Image.Resampling.BOX,
         "bilinear": Image.Resampling.BILINEAR,
@@ -280,12 +280,12 @@ def test_resizing_is_the_stated_filter_and_antialiased(resize: Any) -> None:
     photo = photographs()[0]
     expected = np.asarray(Image.fromarray(photo).resize((48, 32), filters[resize]))
     assert (read(encode(photo, "BMP"), size=(32, 48), resize=resize) == expected).all()
-    stripes = np.tile(np.array([0, 255], np.uint8), (64, 32))  # the finest there are: their mean is left
+    stripes = np.tile(np.array([0, 255], np.uint8), (64, 32))  # the finest possible stripes: only their mean remains
     middle = read(encode(stripes), size=8, resize=resize, channels=1)[2:-2, 2:-2, 0]
     assert np.abs(middle.astype(int) - 127.5).max() <= 2.5  # lanczos keeps a ripple of two levels
 
 
-def test_jpeg_is_shrunk_at_full_precision() -> None:
+def test_jpeg_is_decoded_at_full_size_before_resizing() -> None:
     photo = photographs()[0]
     data = encode(photo, "JPEG", quality=95)
     full = np.asarray(Image.open(io.BytesIO(data)))
@@ -317,7 +317,7 @@ def test_resizing_premultiplies_alpha() -> None:
     ],
 )
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF", "ignore:Truncated File")
-def test_a_truncated_file_is_refused_or_complete(form: Any, options: Any) -> None:
+def test_a_truncated_file_raises_or_decodes_completely(form: Any, options: Any) -> None:
     """Wherever it is cut: either an error, or (where only padding or an end mark is lost) every pixel is right."""
     data = encode(patch(0, 24, 24), form, **options)
     whole = read(data)
@@ -333,7 +333,7 @@ def test_a_truncated_file_is_refused_or_complete(form: Any, options: Any) -> Non
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}])
-def test_a_jpeg_filled_up_with_zeros_is_truncated(options: Any) -> None:
+def test_a_jpeg_padded_with_zeros_raises_bad_image(options: Any) -> None:
     data = encode(patch(0, 128, 128), "JPEG", **options)
     for length in (len(data) - 2, len(data) - 400):  # both within the last scan
         with pytest.raises(BadImage, match="truncated"):
@@ -341,7 +341,7 @@ def test_a_jpeg_filled_up_with_zeros_is_truncated(options: Any) -> None:
     assert (read(data + bytes(100)) == read(data)).all()  # padding after a whole image is harmless
 
 
-def test_what_is_said_of_bad_images() -> None:
+def test_the_error_of_a_bad_image_has_name_and_reason() -> None:
     for data, reason in ((b"", "it is empty"), (b"hello", "it is not a PNG"), (encode(patch(0))[:200], "truncated")):
         with pytest.raises(BadImage, match=reason) as caught:
             read(data, size=8)
@@ -351,12 +351,12 @@ def test_what_is_said_of_bad_images() -> None:
         assert "0x" not in message
 
 
-def test_an_image_smaller_than_the_crop_box() -> None:
+def test_an_image_smaller_than_the_crop_box_raises_bad_image() -> None:
     with pytest.raises(BadImage, match=r"is 20x30 \(height x width\), smaller than the crop box, which needs 185x153"):
         read(encode(patch(0, 20, 30)), size=64, crop=(57, 25, 128, 128))
 
 
-def test_a_decompression_bomb() -> None:
+def test_a_decompression_bomb_raises_bad_image() -> None:
     lines = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 0, 0, 0, 0)
     bomb = encode(patch(0)[..., 0])
     header = bomb.index(b"IHDR")
@@ -365,7 +365,7 @@ def test_a_decompression_bomb() -> None:
         read(bomb, size=8)
 
 
-def test_a_global_switch_does_not_let_truncated_images_in(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pillows_switch_for_truncated_images_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     with pytest.raises(InputError, match="LOAD_TRUNCATED_IMAGES"):
         read(encode(patch(0))[:800], size=32)

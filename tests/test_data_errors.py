@@ -1,4 +1,4 @@
-"""What cannot be used is refused in one line that says why, and what to do."""
+"""Errors of data sources: one line with the reason and the remedy."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from quarterarc.data import DataSpec, open_data
 from quarterarc.data.decode import BadImage
 
 
-def refused(source: str | Path, cache: Path | None = None, **fields: Any) -> str:
-    """The message, which must be one line."""
+def message_of(source: str | Path, cache: Path | None = None, **fields: Any) -> str:
+    """The message of the InputError, which must be one line."""
     with pytest.raises(InputError) as caught:
         open_data(DataSpec(source=str(source), size=fields.pop("size", 16), **fields), cache_dir=cache)
     message = str(caught.value)
@@ -30,63 +30,63 @@ def refused(source: str | Path, cache: Path | None = None, **fields: Any) -> str
 # --- the source as a whole ---------------------------------------------------------------------------------------
 
 
-def test_a_missing_source(tmp_path: Path) -> None:
-    assert "no such data: " + str(tmp_path / "none") in refused(tmp_path / "none")
-    assert "digits, cifar10, celeba, hub:owner/name, a folder" in refused("digitz")
-    assert "no such data" in refused(tmp_path / "*.parquet")
+def test_a_missing_source_lists_the_possible_ones(tmp_path: Path) -> None:
+    assert "no such data: " + str(tmp_path / "none") in message_of(tmp_path / "none")
+    assert "digits, cifar10, celeba, hub:owner/name, a folder" in message_of("digitz")
+    assert "no such data" in message_of(tmp_path / "*.parquet")
 
 
-def test_an_empty_folder_lists_the_endings_that_count(tmp_path: Path) -> None:
+def test_an_empty_folder_lists_the_accepted_endings(tmp_path: Path) -> None:
     (tmp_path / "picture.gif").write_bytes(b"GIF89a")
-    message = refused(tmp_path)
+    message = message_of(tmp_path)
     assert f"no images under {tmp_path}" in message
     assert ".png, .jpg, .jpeg, .webp, .bmp, .tif, .tiff" in message
 
 
-def test_a_file_that_is_no_source(tmp_path: Path) -> None:
+def test_an_image_file_is_not_a_source(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encode(patch(0)))
-    assert "give the folder it lies in" in refused(tmp_path / "a.png")
-    assert "also matches" in refused(tmp_path / "*")
+    assert "give the folder it lies in" in message_of(tmp_path / "a.png")
+    assert "also matches" in message_of(tmp_path / "*")
 
 
-def test_images_and_parquet_files_together(tmp_path: Path) -> None:
+def test_images_beside_parquet_files_are_an_error(tmp_path: Path) -> None:
     write_folder(tmp_path / "images", 1)
     write_parquet(tmp_path / "train.parquet")
-    assert "holds both parquet files (train.parquet) and images (images/00.png)" in refused(tmp_path)
+    assert "holds both parquet files (train.parquet) and images (images/00.png)" in message_of(tmp_path)
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
-def test_a_folder_that_may_not_be_read(tmp_path: Path) -> None:
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root has permission to read everything")
+def test_a_folder_without_permission_is_an_error(tmp_path: Path) -> None:
     write_folder(tmp_path / "shut", 1)
     (tmp_path / "shut").chmod(0)
     try:
-        assert "cannot read the folder" in refused(tmp_path)
+        assert "cannot read the folder" in message_of(tmp_path)
     finally:
         (tmp_path / "shut").chmod(0o755)
 
 
-def test_a_split_where_there_is_none(tmp_path: Path) -> None:
+def test_a_split_of_a_source_without_splits_is_an_error(tmp_path: Path) -> None:
     write_folder(tmp_path / "folder", 1)
     write_parquet(tmp_path / "some.parquet")
     for source in ("digits", tmp_path / "folder", tmp_path / "some.parquet"):
-        assert "has no split 'test'; give the files of that split themselves" in refused(source, split="test")
+        assert "has no split 'test'; give the files of that split themselves" in message_of(source, split="test")
 
 
-def test_a_split_that_is_missing(tmp_path: Path) -> None:
+def test_a_missing_split_lists_the_existing_ones(tmp_path: Path) -> None:
     from datasets import Dataset, DatasetDict
 
     write_parquet(tmp_path / "tables" / "test-00000-of-00001.parquet")
-    assert "has the split 'train' in its name (files: test-00000-of-00001.parquet)" in refused(tmp_path / "tables")
+    assert "has the split 'train' in its name (files: test-00000-of-00001.parquet)" in message_of(tmp_path / "tables")
     DatasetDict(test=Dataset(table([encode(patch(0))]))).save_to_disk(tmp_path / "saved")
-    assert "has no split 'train' (splits: test)" in refused(tmp_path / "saved")
+    assert "has no split 'train' (splits: test)" in message_of(tmp_path / "saved")
 
 
-def test_more_than_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_suggests_decoding_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*given: Any, **options: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
 
     monkeypatch.setattr(torch, "empty", full)
-    assert "takes 0.0 GB as pixels, more than cpu has; read it on demand (memory: stream)" in refused("digits")
+    assert "takes 0.0 GB as pixels, more than cpu has; read it on demand (memory: stream)" in message_of("digits")
 
 
 # --- single images -----------------------------------------------------------------------------------------------
@@ -109,15 +109,15 @@ def test_a_bad_file_is_named(tmp_path: Path, memory: str) -> None:
 def test_an_image_smaller_than_the_crop_is_named(tmp_path: Path) -> None:
     write_folder(tmp_path)
     (tmp_path / "06.png").write_bytes(encode(patch(0, 20, 30)))
-    message = refused(tmp_path, crop=(0, 0, 32, 32))
+    message = message_of(tmp_path, crop=(0, 0, 32, 32))
     assert "06.png: it is 20x30 (height x width), smaller than the crop box" in message
 
 
-def test_nothing_but_bad_images(tmp_path: Path) -> None:
+def test_only_bad_images_are_an_error(tmp_path: Path) -> None:
     for number in range(3):
         (tmp_path / f"{number}.png").write_bytes(b"hello")
     for memory in ("memory", "stream"):
-        message = refused(tmp_path, cache=tmp_path / "cache", skip_bad=True, memory=memory)
+        message = message_of(tmp_path, cache=tmp_path / "cache", skip_bad=True, memory=memory)
         assert (
             f"none of the 3 images of folder {tmp_path} can be used; the first: cannot use {tmp_path}/0.png" in message
         )
@@ -126,7 +126,7 @@ def test_nothing_but_bad_images(tmp_path: Path) -> None:
 def test_labels_of_a_folder_need_subfolders(tmp_path: Path) -> None:
     write_folder(tmp_path / "cat", 1)
     write_folder(tmp_path, 1)
-    assert "but 00.png lies in none" in refused(tmp_path, labels=True)
+    assert "but 00.png lies in none" in message_of(tmp_path, labels=True)
 
 
 # --- tables ------------------------------------------------------------------------------------------------------
@@ -139,25 +139,25 @@ def written(path: Path, content: Any) -> Path:
     return path
 
 
-def test_missing_and_doubtful_columns(tmp_path: Path) -> None:
+def test_missing_and_ambiguous_columns_list_all_columns(tmp_path: Path) -> None:
     import pyarrow as arrow
 
     cells = [encode(patch(n)) for n in range(3)]
     path = written(tmp_path / "a.parquet", table(cells, [0, 1, 2]))
     listed = "(columns: image (encoded), label (integer))"
-    assert f"has no column 'photo'; set image_column {listed}" in refused(path, image_column="photo")
-    assert f"has no column 'kind'; set label_column {listed}" in refused(path, labels=True, label_column="kind")
-    assert "column 'label' holds no encoded images" in refused(path, image_column="label")
-    assert "column 'image' holds no whole numbers" in refused(path, labels=True, label_column="image")
+    assert f"has no column 'photo'; set image_column {listed}" in message_of(path, image_column="photo")
+    assert f"has no column 'kind'; set label_column {listed}" in message_of(path, labels=True, label_column="kind")
+    assert "column 'label' holds no encoded images" in message_of(path, image_column="label")
+    assert "column 'image' holds no whole numbers" in message_of(path, labels=True, label_column="image")
     path = written(tmp_path / "b.parquet", arrow.table({"one": cells, "two": cells, "word": ["a", "b", "c"]}))
-    message = refused(path)
+    message = message_of(path)
     assert "cannot tell which column holds encoded images (bytes, or bytes and a path); set image_column" in message
     assert "(columns: one (encoded), two (encoded), word (string))" in message
-    assert "cannot tell which column holds whole numbers" in refused(path, image_column="one", labels=True)
-    assert "column 'word' holds no whole" in refused(path, image_column="one", labels=True, label_column="word")
+    assert "cannot tell which column holds whole numbers" in message_of(path, image_column="one", labels=True)
+    assert "column 'word' holds no whole" in message_of(path, image_column="one", labels=True, label_column="word")
 
 
-def test_labels_of_the_wrong_kind(tmp_path: Path) -> None:
+def test_labels_that_are_not_classes_are_an_error(tmp_path: Path) -> None:
     cells = [encode(patch(n)) for n in range(3)]
     for labels, reason in (
         (["a", "b", "c"], "holds no whole numbers"),
@@ -166,18 +166,18 @@ def test_labels_of_the_wrong_kind(tmp_path: Path) -> None:
         ([0, None, 1], "has 1 row without a label"),
     ):
         path = written(tmp_path / "a.parquet", table(cells, labels))
-        assert reason in refused(path, labels=True, label_column="label")
-        assert open_data(DataSpec(source=str(path), size=16)).count == 3  # without labels they do not matter
+        assert reason in message_of(path, labels=True, label_column="label")
+        assert open_data(DataSpec(source=str(path), size=16)).count == 3  # without labels the column is ignored
 
 
-def test_labels_beyond_the_declared_classes(tmp_path: Path) -> None:
+def test_labels_beyond_the_declared_classes_are_an_error(tmp_path: Path) -> None:
     import json
 
     features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": ["a", "b"]}}
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
     content = table([encode(patch(n)) for n in range(3)], [0, 1, 2]).replace_schema_metadata(metadata)
     path = written(tmp_path / "a.parquet", content)
-    assert "holds 0..2; classes are numbered from 0 to 1" in refused(path, labels=True)
+    assert "holds 0..2; classes are numbered from 0 to 1" in message_of(path, labels=True)
 
 
 def test_rows_without_a_whole_image_are_named(tmp_path: Path) -> None:
@@ -188,42 +188,42 @@ def test_rows_without_a_whole_image_are_named(tmp_path: Path) -> None:
         ({"bytes": None, "path": "gone.png"}, "No such file"),
     ):
         path = written(tmp_path / "a.parquet", table([*cells[:2], cell, cells[3]]))
-        message = refused(path)
+        message = message_of(path)
         assert message.startswith(f"cannot use {path} row 2: ")
         assert reason in message
 
 
-def test_damaged_and_empty_tables(tmp_path: Path) -> None:
+def test_damaged_and_empty_parquet_files_are_named(tmp_path: Path) -> None:
     write_parquet(tmp_path / "whole.parquet")
     whole = (tmp_path / "whole.parquet").read_bytes()
     path = tmp_path / "part.parquet"
     for content in (b"", b"hello", whole[: len(whole) // 2]):
         path.write_bytes(content)
-        assert f"cannot read {path} as parquet" in refused(path)
-    assert "has no rows" in refused(written(path, table([])))
+        assert f"cannot read {path} as parquet" in message_of(path)
+    assert "has no rows" in message_of(written(path, table([])))
     written(path, table([encode(patch(0))], image="photo"))
-    assert "has other columns or classes than" in refused(tmp_path / "*.parquet")
+    assert "has other columns or classes than" in message_of(tmp_path / "*.parquet")
 
 
-def test_a_damaged_saved_dataset(tmp_path: Path) -> None:
+def test_a_damaged_saved_dataset_is_named(tmp_path: Path) -> None:
     from datasets import Dataset
 
     Dataset(table([encode(patch(n)) for n in range(20)])).save_to_disk(tmp_path / "saved")
     arrow = next((tmp_path / "saved").glob("*.arrow"))
     arrow.write_bytes(arrow.read_bytes()[:5000])
-    assert f"cannot read saved dataset {tmp_path / 'saved'}" in refused(tmp_path / "saved")
+    assert f"cannot read saved dataset {tmp_path / 'saved'}" in message_of(tmp_path / "saved")
     (tmp_path / "saved/state.json").write_text("{}")
-    assert "cannot read saved dataset" in refused(tmp_path / "saved")
+    assert "cannot read saved dataset" in message_of(tmp_path / "saved")
 
 
-def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
+def test_a_cache_without_write_permission_is_named(tmp_path: Path) -> None:
     write_parquet(tmp_path / "a.parquet")
     write_folder(tmp_path / "folder", 1)
     (tmp_path / "file").write_text("in the way")
-    message = refused(tmp_path / "a.parquet", cache=tmp_path / "file", memory="stream")
+    message = message_of(tmp_path / "a.parquet", cache=tmp_path / "file", memory="stream")
     assert "cannot convert parquet" in message
     assert "choose another cache folder" in message
-    message = refused(tmp_path / "folder", cache=tmp_path / "file", memory="stream", skip_bad=True)
+    message = message_of(tmp_path / "folder", cache=tmp_path / "file", memory="stream", skip_bad=True)
     assert "choose another cache folder" in message
 
 
@@ -235,7 +235,7 @@ def test_a_failed_conversion_leaves_no_table(tmp_path: Path, monkeypatch: pytest
 
     write_parquet(tmp_path / "a.parquet")
     monkeypatch.setattr(ArrowWriter, "write_table", full)
-    message = refused(tmp_path / "a.parquet", cache=tmp_path / "cache", memory="stream")
+    message = message_of(tmp_path / "a.parquet", cache=tmp_path / "cache", memory="stream")
     assert "No space left on device" in message
     assert not list((tmp_path / "cache").rglob("*.arrow"))
 
@@ -243,7 +243,7 @@ def test_a_failed_conversion_leaves_no_table(tmp_path: Path, monkeypatch: pytest
 # --- LMDB and the hub --------------------------------------------------------------------------------------------
 
 
-def test_damaged_lmdb(tmp_path: Path) -> None:
+def test_a_damaged_lmdb_is_named(tmp_path: Path) -> None:
     write_lmdb(tmp_path / "good", {f"{n:02}".encode(): encode(patch(n)) for n in range(30)})
     whole = (tmp_path / "good/data.mdb").read_bytes()
     for length, reason in (
@@ -254,23 +254,23 @@ def test_damaged_lmdb(tmp_path: Path) -> None:
         folder = tmp_path / f"cut{length}"
         folder.mkdir()
         (folder / "data.mdb").write_bytes(whole[:length])
-        assert reason in refused(folder)
+        assert reason in message_of(folder)
     write_lmdb(tmp_path / "empty", {})
-    assert "is empty" in refused(tmp_path / "empty")
-    assert "has no labels" in refused(tmp_path / "good", labels=True)
+    assert "is empty" in message_of(tmp_path / "empty")
+    assert "has no labels" in message_of(tmp_path / "good", labels=True)
     write_lmdb(tmp_path / "bad", {b"a": encode(patch(0)), b"b": b"hello"})
-    assert f"cannot use LMDB {tmp_path / 'bad'} key b: it is not a PNG" in refused(tmp_path / "bad")
+    assert f"cannot use LMDB {tmp_path / 'bad'} key b: it is not a PNG" in message_of(tmp_path / "bad")
 
 
 @pytest.mark.parametrize("memory", ["auto", "stream"])
-def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch, memory: str) -> None:
+def test_an_unreachable_hub_suggests_a_local_copy(monkeypatch: pytest.MonkeyPatch, memory: str) -> None:
     import datasets
 
     def unreachable(*names: Any, **options: Any) -> Any:
         raise ConnectionError("Couldn't reach 'uoft-cs/cifar10' on the Hub\n(LocalEntryNotFoundError)")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    message = refused("cifar10", memory=memory)
+    message = message_of("cifar10", memory=memory)
     assert "cannot open uoft-cs/cifar10 on the hub" in message
     assert "without a network, give a local copy as the source: its *.parquet files" in message
 
@@ -278,12 +278,14 @@ def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch, memory: s
 @pytest.mark.parametrize(
     ("module", "extra"), [("pyarrow.parquet", "datasets"), ("lmdb", "lmdb"), ("datasets", "datasets")]
 )
-def test_missing_extras(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, extra: str) -> None:
+def test_a_missing_extra_has_its_install_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, extra: str
+) -> None:
     write_parquet(tmp_path / "a.parquet")
     write_lmdb(tmp_path / "db", {b"a": encode(patch(0))})
     monkeypatch.setitem(sys.modules, module, None)
     sources = {"pyarrow.parquet": str(tmp_path / "a.parquet"), "lmdb": str(tmp_path / "db"), "datasets": "hub:a/b"}
-    assert f"is not installed: pip install 'quarterarc[{extra}]'" in refused(sources[module])
+    assert f"is not installed: pip install 'quarterarc[{extra}]'" in message_of(sources[module])
 
 
 # --- the spec ----------------------------------------------------------------------------------------------------
@@ -306,7 +308,7 @@ def test_missing_extras(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module:
         {"colour": "red"},
     ],
 )
-def test_impossible_specs(fields: dict[str, Any]) -> None:
+def test_an_impossible_field_value_names_the_field(fields: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(fields))) as raised:
         DataSpec(**{"source": "digits", "size": 8, **fields})
     assert "\n" not in str(raised.value)
@@ -319,3 +321,16 @@ def test_a_spec_is_frozen_and_goes_through_json() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         spec.size = 8
     assert np.shape(spec.crop) == (4,)
+
+
+def test_a_misspelt_field_suggests_the_nearest_name() -> None:
+    with pytest.raises(
+        InputError, match=r"unknown field 'sorce'; did you mean 'source'\? \(known: source, split,"
+    ) as raised:
+        DataSpec(sorce="digits", size=8)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_missing_field_is_named() -> None:
+    with pytest.raises(InputError, match="the field 'size' is missing"):
+        DataSpec(source="digits")

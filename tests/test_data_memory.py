@@ -1,4 +1,4 @@
-"""Reading on demand gives the very bits of reading into memory, in bounded memory, and skips the same images."""
+"""Decoding on demand equals decoding into memory, skips the same images, and uses bounded memory."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_auto_chooses_by_the_size_of_the_pixels(tmp_path: Path) -> None:
     assert isinstance(open_data(too_large, cache_dir=tmp_path), MappedImages)
 
 
-def test_read_ahead_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prefetch_changes_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     memory, demand = both(DataSpec(source=folder_source(tmp_path), size=16), tmp_path / "cache")
     decoded = []
 
@@ -100,8 +100,8 @@ def test_read_ahead_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     demand.prefetch([4, 2])
     demand.prefetch([4, 2])
     assert same(memory, demand, [4, 2])
-    assert len(decoded) == 2  # once, although asked for thrice
-    for number in range(9):  # more than are kept
+    assert len(decoded) == 2  # once for three calls
+    for number in range(9):  # more than the cache keeps
         demand.prefetch([number])
     assert all(same(memory, demand, [number]) for number in range(9))
 
@@ -114,10 +114,10 @@ def test_the_first_bad_image_of_a_batch_is_named(tmp_path: Path) -> None:
     for _ in range(5):
         with pytest.raises(BadImage, match=r"03\.png"):
             demand.batch(range(10))
-    assert demand.batch([0, 9]).images.shape == (2, 3, 8, 8)  # the others can still be had
+    assert demand.batch([0, 9]).images.shape == (2, 3, 8, 8)  # the others are still readable
 
 
-def test_numbers_out_of_range(tmp_path: Path) -> None:
+def test_numbers_out_of_range_raise_index_error(tmp_path: Path) -> None:
     for data in both(DataSpec(source="digits", size=8, limit=10), tmp_path):
         for numbers in ([10], [-1], [0, 99]):
             with pytest.raises(IndexError, match=r"not all within 0\.\.9"):
@@ -167,7 +167,9 @@ def test_bad_images_are_skipped_and_counted(tmp_path: Path, make: Callable[[Path
         open_data(spec.model_copy(update={"skip_bad": False, "memory": "memory"}))
 
 
-def test_checking_is_remembered_until_the_files_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_list_of_bad_images_is_cached_until_the_files_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec = DataSpec(source=bad_folder(tmp_path), size=16, skip_bad=True, memory="stream")
     checks = []
 
@@ -180,13 +182,13 @@ def test_checking_is_remembered_until_the_files_change(tmp_path: Path, monkeypat
     assert (counts, len(checks)) == ([8, 8], 1)
     (tmp_path / "set/04.png").write_bytes(encode(patch(4)))
     assert open_data(spec, cache_dir=tmp_path / "cache").count == 9
-    # Another crop makes other images bad.
+    # With another crop, other images are unusable.
     cropped = spec.model_copy(update={"crop": (0, 0, 16, 16)})
     assert open_data(cropped, cache_dir=tmp_path / "cache").count == 8
     assert len(checks) == 3
 
 
-def test_copies_in_the_cache_follow_the_file(tmp_path: Path) -> None:
+def test_a_changed_parquet_file_is_converted_again(tmp_path: Path) -> None:
     path, cache = tmp_path / "set.parquet", tmp_path / "cache"
     spec = DataSpec(source=str(path), size=32, memory="stream")
     for first in (0, 20):
@@ -224,7 +226,7 @@ for source in sys.argv[2:]:
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads Linux' /proc")
 def test_on_demand_memory_stays_bounded(tmp_path: Path) -> None:
-    """160 images of 786 KB as pixels, 126 MB in all, pass through in batches of 8 (6 MB)."""
+    """160 images of 786 KB as pixels, 126 MB in total, in batches of 8 (6 MB)."""
     import pyarrow.parquet as parquet
 
     image = np.zeros((512, 512, 3), np.uint8)
@@ -235,11 +237,11 @@ def test_on_demand_memory_stays_bounded(tmp_path: Path) -> None:
         (tmp_path / f"set/{number}.png").write_bytes(cell)
     parquet.write_table(table([cell] * 160), tmp_path / "set.parquet", use_dictionary=False)
     command = [sys.executable, "-c", MEASURE, *(str(tmp_path / name) for name in ("cache", "set", "set.parquet"))]
-    # A fixed threshold makes the C library give large blocks back at once, so that what is resident is what is in use.
+    # With a fixed threshold the C library returns large blocks at once, so that resident memory is memory in use.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     growth = [int(line) for line in done.stdout.split()]
-    # Two batches, and up to 16 threads with an image and its copy each.
+    # Two batches, and an image and its copy per thread, of up to 16 threads.
     assert max(growth) < 2 * 6.3e6 + 16 * 2 * 0.8e6, growth
 
 

@@ -1,4 +1,4 @@
-"""8-bit levels survive the way to [-1, 1] and back, in every precision that can hold them."""
+"""Conversion of 8-bit levels to [-1, 1] and back, in every precision that distinguishes them."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from quarterarc.data.pixels import apply_flips, to_float, to_uint8
 LEVELS = torch.arange(256, dtype=torch.uint8)
 
 
-def test_ends_and_middle_of_the_range() -> None:
+def test_ends_and_middle_of_the_range_are_exact() -> None:
     assert to_float(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [-1.0, 1.0]
     assert to_float(LEVELS).dtype == torch.float32
     torch.testing.assert_close(to_float(LEVELS).double(), LEVELS.double() * 2 / 255 - 1, rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_round_trip_of_all_levels(dtype: Any) -> None:
+def test_to_uint8_inverts_to_float_on_all_levels(dtype: Any) -> None:
     assert torch.equal(to_uint8(to_float(LEVELS).to(dtype)), LEVELS)
 
 
-def test_half_precision_is_widened_before_scaling() -> None:
+def test_half_precision_is_converted_to_float32_before_scaling() -> None:
     # float16 spaces values near 1 by 2**-11, finer than the levels' 1/127.5, but arithmetic in it would lose levels.
     assert torch.equal(to_uint8(to_float(LEVELS).half()), LEVELS)
-    # bfloat16 itself merges levels; what is left of one after the cast is off by at most its spacing of 2**-8 at 1.
+    # bfloat16 itself merges levels; the cast moves one by at most its spacing, 2**-8 at 1.
     error = to_uint8(to_float(LEVELS).bfloat16()).int() - LEVELS.int()
     assert error.abs().max() <= 1
 
 
-def test_clamped_and_rounded_to_the_nearest_level() -> None:
+def test_to_uint8_clamps_and_rounds() -> None:
     given = torch.tensor([-7.0, -1.0, 1.0, 7.0, 100.4 / 127.5 - 1, 100.6 / 127.5 - 1, 0.0])
     assert to_uint8(given).tolist() == [0, 0, 255, 255, 100, 101, 128]
 
@@ -47,7 +47,7 @@ def test_only_the_masked_images_are_mirrored() -> None:
     assert flipped.dtype == torch.uint8
 
 
-def test_the_spec_is_light_to_import() -> None:
+def test_the_spec_imports_no_heavy_module() -> None:
     code = (
         "import sys; from quarterarc.data import DataSpec; print(sorted({'torch', 'PIL', 'numpy'} & set(sys.modules)))"
     )

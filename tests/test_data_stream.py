@@ -1,4 +1,4 @@
-"""A stream of unknown length: example k depends on the seed and k alone, whoever asks and whenever."""
+"""Streams of unknown length: example k is a function of the seed and k, in every process and after a restart."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COUNT = 70
 
 
 def cell(number: int) -> bytes:
-    """A tiny image that says which one it is: every pixel has its number for value."""
+    """A tiny image whose pixels all have the value `number`."""
     return encode(np.full((2, 2), number, np.uint8))
 
 
@@ -39,9 +39,9 @@ def open_stream(seed: int = 0, count: int = COUNT, bad: tuple[int, ...] = (), **
 def values(data: StreamedImages, numbers: Any) -> list[int]:
     batch = data.batch(numbers)
     assert batch.labels is not None
-    found = batch.images[:, 0, 0, 0].tolist()
-    assert batch.labels.tolist() == [value % 7 for value in found]
-    return found
+    decoded = batch.images[:, 0, 0, 0].tolist()
+    assert batch.labels.tolist() == [value % 7 for value in decoded]
+    return decoded
 
 
 @pytest.fixture(autouse=True)
@@ -49,14 +49,14 @@ def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "BLOCK", 16)
 
 
-def test_each_row_once_an_epoch_and_each_block_shuffled() -> None:
+def test_each_row_occurs_once_per_epoch_and_each_block_is_shuffled() -> None:
     seen = np.array(values(open_stream(), range(3 * COUNT))).reshape(3, COUNT)
     for epoch in seen:
         assert sorted(epoch) == list(range(COUNT))
         assert sorted(epoch[16:32]) == list(range(16, 32))
         assert list(epoch[16:32]) != list(range(16, 32))
     assert (seen[0] != seen[1]).any()
-    assert (seen[0, :16] != seen[0, 16:32] - 16).any()  # no two blocks alike
+    assert (seen[0, :16] != seen[0, 16:32] - 16).any()  # blocks have different permutations
     assert values(open_stream(seed=1), range(16)) != seen[0][:16].tolist()
 
 
@@ -66,26 +66,26 @@ def test_resuming_anywhere_gives_the_same_images(start: int) -> None:
     assert values(open_stream(), range(start, start + 50)) == whole[start : start + 50]
 
 
-def test_processes_share_the_work() -> None:
+def test_shares_of_processes_interleave_to_the_whole_stream() -> None:
     whole = values(open_stream(), range(160))
     workers = [open_stream() for _ in range(2)]
     for step in range(10):
         numbers = range(16 * step, 16 * step + 16)
-        found = [values(worker, list(numbers)[rank::2]) for rank, worker in enumerate(workers)]
-        assert [value for pair in zip(*found, strict=True) for value in pair] == whole[16 * step : 16 * step + 16]
+        decoded = [values(worker, list(numbers)[rank::2]) for rank, worker in enumerate(workers)]
+        assert [value for pair in zip(*decoded, strict=True) for value in pair] == whole[16 * step : 16 * step + 16]
 
 
-def test_numbers_in_any_order() -> None:
+def test_numbers_of_a_stream_may_come_in_any_order() -> None:
     whole = values(open_stream(), range(200))
     data = open_stream()
-    for numbers in ([150, 3, 77, 3], [2], [199, 0]):  # back as well, which starts anew
+    for numbers in ([150, 3, 77, 3], [2], [199, 0]):  # an earlier block restarts the stream
         assert values(data, numbers) == [whole[number] for number in numbers]
     assert data.batch([]).images.shape == (0, 1, 2, 2)
     with pytest.raises(IndexError, match="negative"):
         data.batch([-1])
 
 
-def test_a_known_length_saves_going_through_epochs() -> None:
+def test_epochs_are_skipped_once_their_length_is_known() -> None:
     data = open_stream()
     values(data, [1000])
     assert data.opened == [0, 14]  # type: ignore[attr-defined]
@@ -95,10 +95,10 @@ def test_bad_rows_are_replaced_from_their_block() -> None:
     good = values(open_stream(), range(COUNT))
     place = good.index(20)
     data = open_stream(bad=(20,), skip_bad=True)
-    found = values(data, range(COUNT))
+    decoded = values(data, range(COUNT))
     following = 16 + (place - 16 + 1) % 16
-    assert found[place] == good[following]
-    assert found[:place] + found[place + 1 :] == good[:place] + good[place + 1 :]
+    assert decoded[place] == good[following]
+    assert decoded[:place] + decoded[place + 1 :] == good[:place] + good[place + 1 :]
     assert data.skipped == 1
     assert values(open_stream(bad=(20,), skip_bad=True), [place]) == [good[following]]
     with pytest.raises(BadImage, match="hub:a/b train row 20 of epoch 0"):
@@ -113,7 +113,7 @@ def test_a_stream_has_classes_and_no_count() -> None:
     assert data.classes == 7
 
 
-def test_streams_that_end_or_break() -> None:
+def test_a_stream_that_is_empty_or_fails_is_an_error() -> None:
     with pytest.raises(InputError, match="ended after 0 rows"):
         open_stream(count=0).batch([0])
 
@@ -129,20 +129,20 @@ def test_streams_that_end_or_break() -> None:
             data.batch([30])
 
 
-# --- datasets' own streams ---------------------------------------------------------------------------------------
+# --- streams of `datasets` ---------------------------------------------------------------------------------------
 
 
 def hub(monkeypatch: pytest.MonkeyPatch, dataset: Any) -> list[Any]:
     import datasets
 
-    asked: list[Any] = []
+    calls: list[Any] = []
 
     def load_dataset(*names: Any, **options: Any) -> Any:
-        asked.append((*names, options["split"], options["streaming"]))
+        calls.append((*names, options["split"], options["streaming"]))
         return dataset
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    return asked
+    return calls
 
 
 def iterable(count: int = 60, labels: Any = None, shards: int = 3) -> Any:
@@ -156,23 +156,23 @@ def iterable(count: int = 60, labels: Any = None, shards: int = 3) -> Any:
 SPEC = DataSpec(source="cifar10", size=2, channels=1, labels=True, memory="stream")
 
 
-def test_a_hub_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = hub(monkeypatch, iterable())
+def test_a_hub_stream_shuffles_shards_and_blocks_by_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = hub(monkeypatch, iterable())
     data = open_data(SPEC, seed=4)
-    assert asked == [("uoft-cs/cifar10", None, "train", True)]
+    assert calls == [("uoft-cs/cifar10", None, "train", True)]
     assert isinstance(data, StreamedImages)
     assert (data.count, data.classes) == (None, 7)
     whole = values(data, range(180))
     for epoch in np.reshape(whole, (3, 60)):
         assert sorted(epoch) == list(range(60))
     firsts = [set(epoch[:16]) for epoch in np.reshape(whole, (3, 60))]
-    assert firsts[0] != firsts[1] != firsts[2]  # the shards come in another order each epoch
+    assert firsts[0] != firsts[1] != firsts[2]  # the shards have another order per epoch
     again = open_data(SPEC, seed=4)
     assert isinstance(again, StreamedImages)
     assert values(again, range(100, 140)) == whole[100:140]
     other = open_data(SPEC, seed=5)
     assert isinstance(other, StreamedImages)
-    # Both the order of the three shards and the order in each block come from the seed.
+    # Both the order of the three shards and the order in each block depend on the seed.
     assert values(other, range(60)) != whole[:60]
 
 
@@ -184,7 +184,7 @@ def test_a_limited_hub_stream_has_the_same_rows_each_epoch(monkeypatch: pytest.M
         assert sorted(epoch) == list(range(25))
 
 
-def test_a_hub_stream_without_declared_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_stream_without_declared_columns_uses_its_first_row(monkeypatch: pytest.MonkeyPatch) -> None:
     from datasets import IterableDataset
 
     def rows() -> Iterator[dict[str, Any]]:
@@ -192,8 +192,8 @@ def test_a_hub_stream_without_declared_columns(monkeypatch: pytest.MonkeyPatch) 
 
     hub(monkeypatch, IterableDataset.from_generator(rows))
     data = open_data(SPEC.model_copy(update={"size": 32, "channels": 3, "labels": False}))
-    found = data.batch(range(5)).images.permute(0, 2, 3, 1).numpy()
-    assert {image.tobytes() for image in found} == {patch(n).tobytes() for n in range(5)}
+    decoded = data.batch(range(5)).images.permute(0, 2, 3, 1).numpy()
+    assert {image.tobytes() for image in decoded} == {patch(n).tobytes() for n in range(5)}
 
 
 def test_labels_of_a_stream_must_be_declared(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,8 +204,8 @@ def test_labels_of_a_stream_must_be_declared(monkeypatch: pytest.MonkeyPatch) ->
         open_data(SPEC)
 
 
-def test_a_stream_reads_no_further_than_it_must(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory is bounded by blocks: asking for few images must not pull in the whole stream."""
+def test_a_stream_reads_at_most_three_blocks_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory is bounded by blocks: a few images must not read the whole stream."""
     pulled = []
 
     def rows(epoch: int) -> Iterator[dict[str, Any]]:

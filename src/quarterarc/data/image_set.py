@@ -37,7 +37,7 @@ class ImageSet(Protocol):
 
     @property
     def identity(self) -> str | None:
-        """Identifies the content at its place, with modification times: the key of cached features; None disables it."""
+        """Identifies the content at its place, with modification times: the key of cached features, or None."""
         ...
 
     @property

@@ -19,7 +19,6 @@ from PIL import Image
 from torch import Tensor
 
 from ..common.errors import InputError
-from ..common.text import counted
 from .decode import Encoded, Pixels, shape_of
 from .sources import Labels, Source, digest
 from .spec import DataSpec
@@ -220,7 +219,7 @@ def _conversion(images: Tensor | NDArray[Any]) -> str:
     """What to do about images of the wrong type or shape: the call that converts them."""
     shape, tensor = tuple(images.shape), isinstance(images, Tensor)
     if 0 in shape or not shape:
-        return f"there are {counted(0, 'image')}"
+        return "no images were given"
     permute = "permute" if tensor else "transpose"
     if len(shape) == 4 and shape[1] <= 4:
         call = "images"

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..common.errors import InputError
+from ..common.text import one_line
 from .decode import BadImage, Pixels, read_pixels
 from .images import Numbers, RawBatch, in_order
 from .order import permutation
@@ -151,9 +152,8 @@ class StreamedImages:
                 self._blocks = self._block = self._next = None
                 if isinstance(error, InputError):
                     raise
-                reason = " ".join(str(error).split()) or type(error).__name__
                 raise InputError(
-                    f"{self._what} ended with an error: {reason}; resume when it can be reached again"
+                    f"{self._what} ended with an error: {one_line(error)}; resume when it can be reached again"
                 ) from error
             self._next = self._reader.submit(advance)
         return self._block
