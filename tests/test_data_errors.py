@@ -327,10 +327,10 @@ def test_a_misspelt_field_suggests_the_nearest_name() -> None:
     with pytest.raises(
         InputError, match=r"unknown field 'sorce'; did you mean 'source'\? \(known: source, split,"
     ) as raised:
-        DataSpec(sorce="digits", size=8)
+        DataSpec(sorce="digits", size=8)  # type: ignore[call-arg]
     assert "\n" not in str(raised.value)
 
 
 def test_a_missing_field_is_named() -> None:
     with pytest.raises(InputError, match="the field 'size' is missing"):
-        DataSpec(source="digits")
+        DataSpec(source="digits")  # type: ignore[call-arg]
