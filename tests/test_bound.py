@@ -83,7 +83,7 @@ def test_log_likelihoods_and_gradients_are_finite(dtype: torch.dtype, log_var: f
         assert leaf.grad.isfinite().all()
     if dtype == torch.float32:
         exact = discretised_log_likelihood(levels.double().expand(len(mean), -1), mean.double(), variance.double())
-        # rounding of z is 1e-7 |z|; the error of the logarithm is |z| times that, and that over the width of a narrow bin
+        # z rounds at 1e-7 |z|; the error of the logarithm is |z| times that, and that over the width of a narrow bin
         width = 2 / 255 * math.exp(-log_var / 2)
         z = (3.0 + mean.abs()) * math.exp(-log_var / 2)
         error = (computed.double() - exact).abs() / (1 + z.double() ** 2)
@@ -239,7 +239,8 @@ def test_terms_and_gradients_are_finite_for_every_estimate(kind: str, steps: int
     image = LEVELS.float()[torch.tensor([0, 255, 0, 17])].expand(steps, 1, 1, 4)
     x = arc.mix(image, torch.randn(image.shape, generator=generator), b)
     for error in (0.0, 0.3, -2.0, 5.0):
-        estimates = [(image + error).requires_grad_(), torch.zeros_like(image), torch.full_like(image, 0.4).requires_grad_()]
+        fraction = torch.full_like(image, 0.4).requires_grad_()
+        estimates = [(image + error).requires_grad_(), torch.zeros_like(image), fraction]
         terms = step_term(Estimate(*estimates), image, x, b, a, table, kind)
         assert terms.isfinite().all()
         terms.sum().backward()

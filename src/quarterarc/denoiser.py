@@ -47,6 +47,7 @@ __all__ = [
     "traits",
 ]
 
+
 class Denoise(Protocol):
     """A denoiser: a callable `(x, angle) -> Estimate`, or `(x, angle, labels) -> Estimate` for one with classes.
 
