@@ -6,6 +6,8 @@ import csv
 import json
 import math
 import re
+import runpy
+import shutil
 from pathlib import Path
 
 import pytest
@@ -320,7 +322,8 @@ def test_all_experiments_end_in_an_index(
 
 # --- the shipped results --------------------------------------------------------------------------------------------
 
-SHIPPED = sorted((Path(__file__).parent.parent / "docs" / "results" / "digits").glob("*/results.json"))
+ROOT = Path(__file__).parent.parent
+SHIPPED = sorted((ROOT / "docs" / "results" / "digits").glob("*/results.json"))
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=[path.parent.name for path in SHIPPED])
@@ -345,6 +348,17 @@ def test_arms_and_cells_of_the_shipped_results_keep_their_names(path: Path) -> N
 def test_cell_keys_do_not_change(name: str, number: int, key: str) -> None:
     at = scale("digits")
     assert experiment(name).cells(at, (0,))[number].key(at, {"extractor": "digits"}) == key
+
+
+@pytest.mark.parametrize("name", ["ddpm-ablation", "progress", "training-speed"])
+def test_the_shipped_reports_have_the_current_wording(name: str, tmp_path: Path) -> None:
+    """If not, run `python tools/render_results.py docs/results/digits/*/`."""
+    tool = runpy.run_path(str(ROOT / "tools" / "render_results.py"))
+    shipped = ROOT / "docs" / "results" / "digits" / name
+    shutil.copytree(shipped, tmp_path / name)
+    tool["render"](tmp_path / name, tmp_path / "cache")
+    for file in ("results.json", "results.md"):
+        assert (tmp_path / name / file).read_text(encoding="utf-8") == (shipped / file).read_text(encoding="utf-8")
 
 
 # --- the plan ------------------------------------------------------------------------------------------------------
@@ -398,7 +412,7 @@ def test_bad_arguments_give_one_line_that_names_the_remedy(
     assert "no recipe file" in error_of("ablation", "--scale", tmp_path / "none.yaml")
     assert "whole numbers" in error_of("ablation", "--seeds", "a")
     assert "whole numbers" in error_of("ablation", "--seeds", "0.5")
-    assert "seed twice" in error_of("ablation", "--seeds", "0,0")
+    assert "occurs twice" in error_of("ablation", "--seeds", "0,0")
     assert "--jobs" in error_of("ablation", "--jobs", "0")
     assert "at least 8" in error_of("ablation", "--images", "2")
     assert "no images at" in error_of("ablation", "--scale", "cifar10", "--data", tmp_path / "none")

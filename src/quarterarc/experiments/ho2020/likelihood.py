@@ -180,7 +180,7 @@ def _rate_report(measured: Measurements) -> Findings:
 
     by_time = "Distortion is the root mean squared error of the image estimate for pixels in 0..255."
     rows = [
-        [label, *(f"{value:.3g}" for value in (rate[0], distortion[0], _at_rate(rate, distortion, 0.5 * rate[0])))]
+        [label, *(spread([value]) for value in (rate[0], distortion[0], _at_rate(rate, distortion, 0.5 * rate[0])))]
         for label, (_, rate, distortion) in known.items()
     ]
     table = Table(

@@ -115,7 +115,7 @@ def _report(measured: Measurements) -> Findings:
             Section(
                 "Image estimates over time",
                 "",
-                [*pictures, Chart("estimates", chart, f"Measurements on {scale.few} images per point.")],
+                [*pictures, Chart("estimates", chart, f"Measured on {scale.few} images per point.")],
             ),
             Section("Images that share a latent", "", [*latents, table]),
         ],

@@ -193,7 +193,7 @@ def _row_claims(measured: Measurements, grid: str) -> list[Claim]:
 
     def better(text: str, claimed: str, other: str, counts: Sequence[int] = steps) -> Claim:
         return Claim(
-            f"{text} ({GRIDS[grid]})",
+            f"{text[:-1]} ({GRIDS[grid]}).",
             "Zhang et al., Table 2 and section 5.1",
             [compare(measured, cells[claimed], cells[other], count) for count in counts],
         )

@@ -96,7 +96,7 @@ def _report(measured: Measurements) -> Findings:
         "known. The paper does not state which x it uses. A network that estimates only the image or only the noise "
         "gets the other estimate from x by a division by cos or sin, which amplifies its error where they are small."
     )
-    return Findings([Section("How it is measured", text), *sections], _claims(measured))
+    return Findings([Section("Method", text), *sections], _claims(measured))
 
 
 def _claims(measured: Measurements) -> list[Claim]:

@@ -68,7 +68,7 @@ def _claims(measured: Measurements, schedule: str, at: dict[str, CellAt]) -> lis
     def better(text: str, claimed: str, other: str) -> Claim:
         return Claim(
             f"On the schedule {schedule}, {text}",
-            "Zhang et al., sections 3.2 and 3.3, tested on another schedule",
+            "Zhang et al., sections 3.2 and 3.3, tested on several schedules",
             [compare(measured, at[claimed], at[other], steps) for steps in _steps(measured.scale)],
         )
 

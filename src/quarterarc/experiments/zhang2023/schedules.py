@@ -126,7 +126,7 @@ def _claims(tables: dict[str, Schedule], steps: int) -> list[Claim]:
     drops = [float(np.abs(np.diff(table.alpha_bar)).max()) for table in (arc, linear, jsd)]
     return [
         Claim(
-            "As a function of ᾱ, the velocity of x is singular at both ends.",
+            "As a function of ᾱ, the derivative of x is singular at both ends.",
             source,
             [
                 Comparison(
@@ -137,7 +137,7 @@ def _claims(tables: dict[str, Schedule], steps: int) -> list[Claim]:
             "it grows as 1/sin and 1/cos towards the ends, without bound as T grows",
         ),
         Claim(
-            "As a function of the angle, the velocity of x has no singularity.",
+            "As a function of the angle, the derivative of x has no singularity.",
             source,
             [
                 Comparison(

@@ -175,10 +175,10 @@ def _seed_report(measured: Measurements) -> Findings:
         "Standard deviation by its source",
         ["standard deviation", *(f"{steps} steps" for steps in counts)],
         [
-            ["over draws of noise, for one network", *(f"{value:.3g}" for value in within)],
+            ["over draws of noise, for one network", *(spread([value]) for value in within)],
             [
                 "over networks, of the mean over draws",
-                *("unknown (one network)" if value != value else f"{value:.3g}" for value in between),
+                *("unknown (one network)" if value != value else spread([value]) for value in between),
             ],
         ],
     )
