@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..common.errors import InputError
+from ..common.optional import need
 
 __all__ = ["completion_script"]
 
@@ -21,12 +21,7 @@ def completion_script(parser: argparse.ArgumentParser, shell: str) -> str:
     Raises:
         InputError: if shtab is not installed.
     """
-    try:
-        import shtab
-    except ImportError:
-        raise InputError(
-            "shell completion needs shtab: install it with `pip install 'quarterarc[completion]'`"
-        ) from None
+    shtab = need("shtab", "completion", "shell completion")
     names = _names()
     for action in _actions(parser):
         option = action.option_strings[0] if action.option_strings else action.dest

@@ -19,11 +19,20 @@ def need(module: str, extra: str, purpose: str) -> Any:
         purpose: what it is needed for, for the message: "reading parquet files".
 
     Raises:
-        InputError: if it is not installed, with the command that installs it.
+        InputError: if it is not installed (with the command that installs it), or fails on import.
     """
+    package = module.partition(".")[0]
     try:
         return import_module(module)
-    except ImportError as error:
-        raise InputError(
-            f"{purpose} needs {module.partition('.')[0]}, which is not installed: pip install 'quarterarc[{extra}]'"
-        ) from error
+    except ModuleNotFoundError as error:
+        if error.name in (module, package):
+            raise InputError(
+                f"{purpose} needs {package}, which is not installed: pip install 'quarterarc[{extra}]'"
+            ) from error
+        reason = str(error)
+    except Exception as error:  # an installed library that is broken raises anything on import
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+    raise InputError(
+        f"{purpose} needs {package}, whose import fails ({reason[:200]}): repair it, or "
+        f"pip install --force-reinstall 'quarterarc[{extra}]'"
+    )

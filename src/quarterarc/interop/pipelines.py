@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from ..arc import NOISE_END
 from ..common.errors import InputError, unknown_name
+from ..common.optional import need
 from ..denoiser import Denoiser
 from ..heads import Head, Image, LearnedVariance, Noise, Velocity
 from ..networks import UNet
@@ -141,7 +142,7 @@ def save_pipeline(denoise: Denoiser, path: str | Path) -> Path:
     Raises:
         InputError: for another head, a network that is neither this library's U-Net nor diffusers', or a path taken.
     """
-    diffusers, folder = _diffusers(), Path(path)
+    diffusers, folder = need("diffusers", "diffusers", "a diffusers pipeline"), Path(path)
     if not isinstance(denoise, Denoiser):
         raise InputError(f"a pipeline is made of a Denoiser, got {type(denoise).__name__}: give the one inside")
     if folder.exists():
@@ -176,16 +177,6 @@ def save_pipeline(denoise: Denoiser, path: str | Path) -> Path:
 
 
 # --- reading -----------------------------------------------------------------------------------------------------
-
-
-def _diffusers() -> Any:
-    try:
-        import diffusers
-    except ImportError:
-        raise InputError(
-            "diffusers is not installed, and its pipelines need it: pip install 'quarterarc[diffusers]'"
-        ) from None
-    return diffusers
 
 
 def _check_components(folder: Path) -> None:
@@ -238,7 +229,7 @@ def _read_unet(folder: Path) -> Any:
     from safetensors import SafetensorError
 
     try:
-        unet, found = _diffusers().UNet2DModel.from_pretrained(
+        unet, found = need("diffusers", "diffusers", "a diffusers pipeline").UNet2DModel.from_pretrained(
             folder, use_safetensors=True, local_files_only=True, output_loading_info=True
         )
     except (OSError, RuntimeError, TypeError, ValueError, SafetensorError) as error:

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..common.errors import InputError
+from ..common.optional import need
 from ..networks import UNet
 from ..networks.unet import Attention, ResidualBlock
 
@@ -148,11 +149,8 @@ def to_diffusers(unet: UNet) -> UNet2DModel:
     Raises:
         InputError: if diffusers is not installed.
     """
-    try:
-        from diffusers import UNet2DModel
-    except ImportError:
-        raise InputError("diffusers is not installed: pip install 'quarterarc[diffusers]'") from None
-    model = UNet2DModel(**diffusers_config(unet)).to(unet.input.weight)
+    diffusers = need("diffusers", "diffusers", "a diffusers model")
+    model: UNet2DModel = diffusers.UNet2DModel(**diffusers_config(unet)).to(unet.input.weight)
     model.load_state_dict(_to_theirs(unet))
     return model.eval()
 
