@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from itertools import count, pairwise, product
@@ -44,6 +45,12 @@ def points(count: int = 9) -> Tensor:
 
 def uniform(steps: int, b: float, a: float) -> list[float]:
     return np.linspace(b, a, steps + 1).tolist()
+
+
+@functools.cache
+def fine_solution(b: float, a: float) -> Tensor:
+    """The flow of `world_of_one` from `points` at angle b to angle a; solved once, since many tests compare with it."""
+    return sample(world_of_one(), points(), "rk4", grid=uniform(2048, b, a)).images
 
 
 @pytest.mark.parametrize("coarsest", [1.0, 8.0, 443.0])
@@ -211,7 +218,7 @@ def test_the_whole_arc_is_one_step(form: str, clock: str) -> None:
 @pytest.mark.parametrize(("form", "clock", "order"), [*product(("both", *FORMS), CLOCKS, (1, 2, 3, 4))])
 def test_order_in_every_form(form: str, clock: str, order: int) -> None:
     world, x, (b, a) = world_of_one(), points(), (1.2, 0.4)
-    fine = sample(world, x, "rk4", grid=uniform(2048, b, a)).images
+    fine = fine_solution(b, a)
     counts = (64, 96, 128, 192)
     rule = Multistep(order, form, clock, corrector=False, start="runge-kutta", finish="level")
     errors = [float((run(rule, world, x, uniform(n, b, a)) - fine).abs().mean()) for n in counts]
@@ -222,7 +229,7 @@ def test_order_in_every_form(form: str, clock: str, order: int) -> None:
 @pytest.mark.parametrize("order", [2, 3, 4])
 def test_the_corrector_keeps_the_order_and_gains_accuracy_for_nothing(order: int) -> None:
     world, x, (b, a) = world_of_one(), points(), (PI_2, 0.0)
-    fine = sample(world, x, "rk4", grid=uniform(2048, b, a)).images
+    fine = fine_solution(b, a)
     counts, errors = (48, 64, 96, 128), {}
     for corrector in (False, True):
         rule = Multistep(
@@ -242,7 +249,7 @@ def test_what_the_defaults_converge_at() -> None:
     """Falling, the last step is of order 1, so that 2 is left; level 3, with the corrector, or all 4, from a start of
     that order; and so does the default, whose last step is exact near the shapes of a mixture."""
     world, x = world_of_one(), points()
-    fine = sample(world, x, "rk4", grid=uniform(2048, PI_2, 0.0)).images
+    fine = fine_solution(PI_2, 0.0)
     counts = (64, 96, 128, 192)
     starts = {"start": "runge-kutta"}
     for options, order in (
