@@ -1,9 +1,11 @@
-"""Shared by all tests: one thread a process, since the tests themselves run in parallel."""
+"""Shared by all tests: one thread per process, since the tests themselves run in parallel."""
 
 import os
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import contextlib
+import io
 import subprocess
 import sys
 from collections.abc import Callable
@@ -27,7 +29,7 @@ TINY = (
     "training.keep=9",
     "optimizer.warmup=2",
 )
-"""Fields that make the digits recipe a matter of a second."""
+"""Fields with which the recipe `digits` trains within a second."""
 
 
 @pytest.fixture
@@ -57,11 +59,30 @@ Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture
-def cli(tmp_path: Path) -> Cli:
-    """Run the command line in a process of its own, in an empty folder."""
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """Run the command line in this process, in an empty folder: importing torch in another one takes seconds."""
+    from quarterarc.cli import main
 
-    def call(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object) -> subprocess.CompletedProcess[str]:
+        words, out, errors = [str(argument) for argument in arguments], io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+            try:
+                status = main(words)
+            except SystemExit as stopped:  # argparse; the code of a process is 0 for None
+                status = stopped.code if isinstance(stopped.code, int) else 0
+        return subprocess.CompletedProcess(words, status, out.getvalue(), errors.getvalue())
+
+    return call
+
+
+@pytest.fixture
+def cli_process(tmp_path: Path) -> Cli:
+    """Run the command line in a new process, in an empty folder."""
+
+    def call(*arguments: object) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "quarterarc", *map(str, arguments)]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, **options)  # type: ignore[call-overload]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
 
     return call

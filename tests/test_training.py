@@ -107,10 +107,10 @@ def test_a_run_says_whether_it_knows_images_without_labels(tmp_path, tiny, cli):
     assert not (tmp_path / "made").exists()
 
 
-def test_without_a_compiler_compiling_is_refused_in_one_line(tmp_path, tiny, monkeypatch, cli):
+def test_without_a_compiler_compiling_is_refused_in_one_line(tmp_path, tiny, monkeypatch, cli_process):
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
-    done = cli("train", "digits", "--out", "run", *tiny, "training.compile=true")
+    done = cli_process("train", "digits", "--out", "run", *tiny, "training.compile=true")
     assert done.returncode == 2
     assert re.fullmatch(r"quarterarc: error: training.compile=true cannot be done here [^\n]+\n", done.stderr)
     assert not checkpoints(tmp_path / "run")

@@ -187,19 +187,19 @@ def test_weights_are_fitted_with_widths_or_without_whichever_is_better(world: Mi
 
 
 def test_tune_and_sample_on_the_command_line(run: Path, cli: Callable, tmp_path: Path) -> None:
-    said = cli("tune", run, "--nfe", "3,4", "--images", "8", "--device", "cpu")
+    said = cli("tune", run, "--nfe", "2,3", "--images", "8", "--device", "cpu")
     assert said.returncode == 0, said.stderr
-    assert "3 evaluations (3 steps): untuned" in said.stdout
+    assert "2 evaluations (2 steps): untuned" in said.stdout
     grids = read_tuned(newest_checkpoint(run))
-    assert [one.steps for one in grids] == [3, 4]
+    assert [one.steps for one in grids] == [2, 3]
     made = tmp_path / "made"
-    said = cli("sample", run, "--grid", "tuned", "--steps", "4", "--seeds", "0-3", "--out", made)
+    said = cli("sample", run, "--grid", "tuned", "--steps", "3", "--seeds", "0-3", "--out", made)
     assert said.returncode == 0, said.stderr
     about = json.loads((made / "samples.json").read_text())
-    assert (about["grid"], about["nfe"], about["sampler"]) == ("tuned", 4, "multistep")
+    assert (about["grid"], about["nfe"], about["sampler"]) == ("tuned", 3, "multistep")
     np.testing.assert_allclose(about["angles"], grids[1].angles)
     # the plan holds the tuned weights too
-    assert Sampling(steps=4, grid="tuned").plan(load(run)).sampler == grids[1].apply(Multistep())
+    assert Sampling(steps=3, grid="tuned").plan(load(run)).sampler == grids[1].apply(Multistep())
 
 
 def test_tuning_again_replaces_and_adds(run: Path) -> None:
