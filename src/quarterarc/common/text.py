@@ -1,4 +1,4 @@
-"""Numbers in messages, written as a person writes them."""
+"""Numbers and errors in messages: counts, durations, ranges, one-line errors."""
 
 from __future__ import annotations
 
@@ -12,27 +12,30 @@ def counted(count: int, noun: str, plural: str | None = None) -> str:
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
-_UNITS = (("year", 365.25 * 86400.0), ("day", 86400.0), ("hour", 3600.0), ("min", 60.0))
-
-
 def duration(seconds: float) -> str:
-    """A duration: "2.0 s", "45 s", "3 min 20 s", "5.5 hours", "12 days", "76 years"."""
-    if seconds < 10.0:
-        return f"{seconds:.1f} s" if seconds >= 0.1 else f"{1e3 * seconds:.3g} ms"
-    if round(seconds) < 60:
-        return f"{round(seconds)} s"
-    if seconds < 5400.0:
-        minutes, rest = divmod(round(seconds), 60)
-        return f"{minutes} min {rest} s" if minutes < 10 and rest else f"{minutes} min"
-    name, unit = next((name, unit) for name, unit in _UNITS if seconds >= (1.5 if name == "year" else 1.0) * unit)
-    if name == "day" and seconds < 2.0 * unit:
-        name, unit = "hour", 3600.0
+    """A duration: "12 ms", "2.0 s", "45 s", "3 min 20 s", "17 min", "5.5 hours", "12 days", "76 years"."""
+    if seconds < 0.1:
+        return f"{1e3 * seconds:.3g} ms"
+    if round(seconds, 1) < 10.0:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 1:
+        return f"{rest} s"
+    if minutes < 10:
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+    if round(seconds / 60.0) < 90:
+        return f"{round(seconds / 60.0)} min"
+    name, unit = next((name, unit) for name, unit, least in _UNITS if seconds >= least * unit)
     value = seconds / unit
-    return f"{value:.1f} {name}s" if value < 10.0 else f"{value:,.0f} {name}s"
+    return f"{value:.1f} {name}" if round(value, 1) < 10.0 else f"{value:,.0f} {name}"
+
+
+# the unit of a duration, and how many of it there are at least: 36 hours, 400 days
+_UNITS = (("years", 365.25 * 86400.0, 1.5), ("days", 86400.0, 2.0), ("hours", 3600.0, 0.0))
 
 
 def ranges(numbers: Iterable[int]) -> str:
-    """Ascending whole numbers in short: "0-63,100"."""
+    """Ascending whole numbers, consecutive ones joined: "0-63,100"."""
     parts: list[tuple[int, int]] = []
     for number in numbers:
         if parts and number == parts[-1][1] + 1:
@@ -43,5 +46,5 @@ def ranges(numbers: Iterable[int]) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """An error's message without line breaks; the name of its class if it has none."""
+    """The message of an error without line breaks; the name of its class for an empty message."""
     return " ".join(str(error).split()) or type(error).__name__
