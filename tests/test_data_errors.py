@@ -151,9 +151,9 @@ def test_missing_and_ambiguous_columns_list_all_columns(tmp_path: Path) -> None:
     assert "column 'image' holds no whole numbers" in message_of(path, labels=True, label_column="image")
     path = written(tmp_path / "b.parquet", arrow.table({"one": cells, "two": cells, "word": ["a", "b", "c"]}))
     message = message_of(path)
-    assert "cannot tell which column holds encoded images (bytes, or bytes and a path); set image_column" in message
+    assert "cannot choose the column of encoded images (bytes, or bytes and a path); set image_column" in message
     assert "(columns: one (encoded), two (encoded), word (string))" in message
-    assert "cannot tell which column holds whole numbers" in message_of(path, image_column="one", labels=True)
+    assert "cannot choose the column of whole numbers" in message_of(path, image_column="one", labels=True)
     assert "column 'word' holds no whole" in message_of(path, image_column="one", labels=True, label_column="word")
 
 

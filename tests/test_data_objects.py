@@ -173,6 +173,7 @@ def test_other_objects_are_named_with_what_is_expected() -> None:
     assert "call torch.stack(images)" in message(list(stack()))
     assert "the list of images is empty" in message([])
     assert "dictionary of splits was given (train, test)" in message(DatasetDict(train=dataset(), test=dataset()))
+    assert "has no length: give a Dataset" in message(dataset().to_iterable_dataset())
     assert "has no column 'photo'" in message(dataset(), image_column="photo")
 
 

@@ -43,15 +43,19 @@ def memory_source(images: Any, spec: DataSpec) -> Source:
         InputError: for another type, or for a data type, axes or labels that cannot be used.
     """
     images, labels = _pair(images)
-    datasets = sys.modules.get("datasets")  # an instance of its classes exists only after its import
-    if datasets is not None and isinstance(images, datasets.Dataset):
+    if _is(images, "Dataset"):
         if labels is not None:
             raise InputError("a dataset contains its labels: give the dataset alone, and choose label_column")
         from .tables import dataset_source
 
         return dataset_source(spec, images)
-    if datasets is not None and isinstance(images, datasets.DatasetDict | datasets.IterableDatasetDict):
+    if _is(images, "DatasetDict", "IterableDatasetDict"):
         raise InputError(f"a dictionary of splits was given ({', '.join(images)}): give one of them, data['train']")
+    if _is(images, "IterableDataset"):
+        raise InputError(
+            "an IterableDataset was given, which has no length: give a Dataset, or its hub name as the source with "
+            "memory: stream"
+        )
     if isinstance(images, Tensor | np.ndarray):
         return TensorSource(images, labels, spec)
     if isinstance(images, Sequence) and not isinstance(images, str | bytes):
@@ -78,7 +82,7 @@ def memory_spec(images: Any, **fields: Any) -> DataSpec:
         first = memory_source(given, DataSpec(source=MEMORY, size=1, limit=1, **columns)).read(0)
         shape = shape_of(first)
         if shape is None:
-            raise InputError("cannot tell the size of the first image: give size=(height, width)")
+            raise InputError("the first image has no readable header: give size=(height, width) and channels")
         channels, height, width = shape
     return DataSpec(**{**derived, "size": (height, width), "channels": channels, **fields})
 
@@ -191,6 +195,12 @@ class PictureSource:
 
     def read(self, number: int) -> Encoded:
         return self._images[number]
+
+
+def _is(images: Any, *names: str) -> bool:
+    """Whether `images` is an instance of classes of `datasets`, which is not imported: instances exist only after."""
+    datasets = sys.modules.get("datasets")
+    return isinstance(images, tuple(getattr(datasets, name) for name in names if hasattr(datasets, name)))
 
 
 def _pair(images: Any) -> tuple[Any, Any]:

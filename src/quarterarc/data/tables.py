@@ -93,7 +93,7 @@ def _only(*candidates: Sequence[str], usual: tuple[str, str]) -> str | None:
 def _no_column(field: str, name: str | None, expected: str, kinds: Mapping[str, str], what: str) -> InputError:
     listed = ", ".join(f"{column} ({kind})" for column, kind in kinds.items())
     if name is None:
-        return InputError(f"{what}: cannot tell which column holds {expected}; set {field} (columns: {listed})")
+        return InputError(f"{what}: cannot choose the column of {expected}; set {field} (columns: {listed})")
     if name not in kinds:
         return InputError(f"{what} has no column '{name}'; set {field} (columns: {listed})")
     return InputError(f"{what}: column '{name}' holds no {expected}; set {field} (columns: {listed})")
