@@ -25,6 +25,7 @@ FLOORS = (
     {"estimate", "grids"},
     {"heads", "objectives"},
     {"denoiser"},
+    {"wrappers"},
     {"closed_form", "samplers", "storage"},
     {"report", "data"},
     {"sampling"},

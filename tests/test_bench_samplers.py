@@ -15,8 +15,8 @@ from benchmarks.report import Row
 from benchmarks.samplers import comparison, subjects
 from benchmarks.worlds import mixture
 from quarterarc.closed_form import MixtureData
-from quarterarc.denoiser import Evaluator
 from quarterarc.samplers import Multistep
+from quarterarc.wrappers import Evaluator
 
 
 @pytest.fixture(scope="module")

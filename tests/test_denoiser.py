@@ -17,20 +17,11 @@ from quarterarc import arc
 from quarterarc.arc import mix
 from quarterarc.closed_form import GaussianData
 from quarterarc.common.errors import InputError
-from quarterarc.denoiser import (
-    Clipped,
-    Denoiser,
-    Evaluator,
-    Guided,
-    Projected,
-    Traits,
-    angle_range,
-    call,
-    traits,
-)
+from quarterarc.denoiser import Denoiser, Traits, angle_range, call, traits
 from quarterarc.estimate import PROJECTIONS, Estimate
 from quarterarc.heads import HEADS, head
 from quarterarc.schedules import SCHEDULES, schedule
+from quarterarc.wrappers import Clipped, Evaluator, Guided, Projected
 
 ARC = schedule("arc", 500)
 SHAPE = (2, 3, 3)

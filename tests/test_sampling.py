@@ -15,7 +15,7 @@ from torch import Tensor
 from quarterarc import arc
 from quarterarc.closed_form import GaussianData, MixtureData
 from quarterarc.common.errors import InputError
-from quarterarc.denoiser import Clipped, Denoiser, Guided
+from quarterarc.denoiser import Denoiser
 from quarterarc.estimate import Estimate
 from quarterarc.grids import GRIDS, grid
 from quarterarc.heads import HEADS, head
@@ -23,6 +23,7 @@ from quarterarc.samplers import DDIM, sampler
 from quarterarc.sampling.plans import DEFAULT_STEPS, Sampling
 from quarterarc.sampling.trajectories import sample, trajectory
 from quarterarc.schedules import Schedule, schedule
+from quarterarc.wrappers import Clipped, Guided
 
 PI_2 = math.pi / 2
 SHAPE = (1, 3, 2)

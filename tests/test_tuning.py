@@ -18,7 +18,6 @@ from quarterarc import load, noise, sample
 from quarterarc.arc import Angle
 from quarterarc.closed_form import GaussianData, MixtureData
 from quarterarc.common.errors import InputError
-from quarterarc.denoiser import Clipped, Evaluator, Replayed
 from quarterarc.estimate import Estimate
 from quarterarc.samplers import Multistep
 from quarterarc.samplers.step_weights import StepWeights
@@ -28,6 +27,7 @@ from quarterarc.sampling.plans import Sampling
 from quarterarc.sampling.tuned_grids import TunedGrid, read_tuned, write_tuned
 from quarterarc.sampling.tuning import tune
 from quarterarc.storage.runs import newest_checkpoint
+from quarterarc.wrappers import Clipped, Evaluator, Replayed
 
 
 @pytest.fixture(scope="module")

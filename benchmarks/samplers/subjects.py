@@ -18,10 +18,11 @@ from benchmarks.samplers.ours import CANDIDATE, NFE_FINE
 from benchmarks.samplers.peers import PREDICTIONS, Choice, Peer, angles_of, solve_by_peer
 from quarterarc.closed_form import MixtureData
 from quarterarc.common.devices import pick_device
-from quarterarc.denoiser import Denoise, Denoiser, Evaluator, traits
+from quarterarc.denoiser import Denoise, Denoiser, traits
 from quarterarc.evaluation import collect, extractor, frechet_distance, open_reference
 from quarterarc.sampling.tuned_grids import TunedGrid, read_tuned
 from quarterarc.storage.runs import newest_checkpoint
+from quarterarc.wrappers import Evaluator
 
 PURE_NOISE = 0.05
 """The largest cosine of a starting angle that counts as pure noise."""

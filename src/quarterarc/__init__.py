@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .closed_form import GaussianData, MixtureData
     from .common.errors import InputError
     from .data.pixels import to_float, to_uint8
-    from .denoiser import Clipped, Denoiser, Guided, Projected, Traits
+    from .denoiser import Denoiser, Traits
     from .estimate import Estimate
     from .grids import grid
     from .heads import head
@@ -31,13 +31,14 @@ if TYPE_CHECKING:
     from .sampling.tuning import tune
     from .schedules import Schedule, schedule
     from .storage.checkpoints import load, save
+    from .wrappers import Clipped, Guided, Projected
 
 _HOME = {
     "arc": ("mix", "rotate", "velocity"),
     "closed_form": ("GaussianData", "MixtureData"),
     "common.errors": ("InputError",),
     "data.pixels": ("to_float", "to_uint8"),
-    "denoiser": ("Clipped", "Denoiser", "Guided", "Projected", "Traits"),
+    "denoiser": ("Denoiser", "Traits"),
     "estimate": ("Estimate",),
     "grids": ("grid",),
     "heads": ("head",),
@@ -51,6 +52,7 @@ _HOME = {
     "sampling.tuning": ("tune",),
     "schedules": ("Schedule", "schedule"),
     "storage.checkpoints": ("load", "save"),
+    "wrappers": ("Clipped", "Guided", "Projected"),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 

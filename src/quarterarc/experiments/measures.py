@@ -24,7 +24,7 @@ from ..common.errors import InputError
 from ..common.streams import Purpose, normal, stream
 from ..data.order import permutation
 from ..data.pixels import to_float, to_uint8
-from ..denoiser import Clipped, Denoise, Denoiser, Projected
+from ..denoiser import Denoise, Denoiser
 from ..evaluation import evaluate
 from ..evaluation.sets import SampledSet, TensorSet
 from ..likelihood.evaluation import LikelihoodSettings, evaluate_likelihood
@@ -35,6 +35,7 @@ from ..sampling.generation import generate, noise
 from ..sampling.plans import Sampling, resolve_grid
 from ..sampling.trajectories import sample, trajectory
 from ..storage.pictures import contact_sheet, write_png
+from ..wrappers import Clipped, Projected
 from .cells import Cell
 from .lab import Lab
 

@@ -15,8 +15,9 @@ from typing import ClassVar, TypeAlias
 import numpy as np
 from torch import Tensor
 
-from ..denoiser import Denoise, Evaluator
+from ..denoiser import Denoise
 from ..estimate import Estimate
+from ..wrappers import Evaluator
 
 __all__ = ["Denoise", "Draw", "LinearSampler", "Sampler", "State", "Weights", "of_rows"]
 

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from ..arc import octave, octave_to_angle
 from ..common.errors import InputError
-from ..denoiser import Denoise, Evaluator, Replayed, angle_range
+from ..denoiser import Denoise, angle_range
 from ..samplers import Multistep, Sampler
 from ..samplers.step_weights import StepWeights
+from ..wrappers import Evaluator, Replayed
 from .plans import Plan
 from .trajectories import sample
 

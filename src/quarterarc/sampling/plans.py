@@ -20,9 +20,10 @@ from ..arc import NOISE_END, ROUNDING
 from ..common.errors import InputError
 from ..common.streams import Purpose, normal, stream
 from ..common.text import counted
-from ..denoiser import Denoise, Evaluator, Guided, project, traits
+from ..denoiser import Denoise, traits
 from ..samplers import Draw, Sampler, State, current_options
 from ..samplers import sampler as named_sampler
+from ..wrappers import Evaluator, Guided, project
 from .tuned_grids import tuned_grid
 
 __all__ = ["DEFAULT_SAMPLER", "DEFAULT_STEPS", "GridLike", "Plan", "Sampling", "check_labels", "resolve_grid"]

@@ -15,10 +15,11 @@ from torch import nn
 
 from .. import __version__
 from ..common.errors import InputError
-from ..denoiser import DEFAULT_PROJECTION, Denoiser, project
+from ..denoiser import DEFAULT_PROJECTION, Denoiser
 from ..heads import head
 from ..networks import build_network, describe_network
 from ..schedules import Schedule, schedule
+from ..wrappers import project
 from .files import read_json, replace_folder, write_json
 from .runs import CONFIG, WEIGHTS, newest_checkpoint
 from .weights import load_weights, save_tensors, sha256

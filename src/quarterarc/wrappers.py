@@ -1,0 +1,210 @@
+"""Wrappers: denoisers that change or observe the estimates of another denoiser.
+
+`Clipped`, `Projected` and `Guided` change the flow, and their traits declare it. `Evaluator` and `Replayed` leave the
+estimates unchanged: they fill in labels, count evaluations, and cache them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .arc import Angle, cos_sin
+from .common.errors import InputError, unknown_name
+from .denoiser import DEFAULT_PROJECTION, Denoise, Denoiser, Traits, call, traits
+from .estimate import PROJECTIONS, Estimate
+
+__all__ = ["Clipped", "Evaluator", "Guided", "Projected", "Replayed", "project"]
+
+
+@dataclass(frozen=True)
+class Clipped:
+    """A denoiser whose image estimate is clipped to a range, as in DDPM's sampler.
+
+    Attributes:
+        inner: the denoiser.
+        low, high: the range.
+        rederive: whether to replace the noise estimate by the one that agrees with the clipped image,
+            (x - cos image)/sin. If not, the two estimates disagree wherever the image was clipped. At angle 0, where x
+            does not determine the noise, the inner noise estimate is kept.
+    """
+
+    inner: Denoise
+    low: float = -1.0
+    high: float = 1.0
+    rederive: bool = True
+
+    @property
+    def traits(self) -> Traits:
+        """The traits of the inner denoiser, with an altered flow."""
+        return replace(traits(self.inner), altered="clipped")
+
+    def __call__(self, x: Tensor, angle: Angle, labels: Tensor | None = None) -> Estimate:
+        estimate = call(self.inner, x, angle, labels)
+        image = estimate.image.clamp(self.low, self.high)
+        if not self.rederive:
+            return replace(estimate, image=image)
+        c, s = cos_sin(angle, x)
+        at_image = torch.as_tensor(s == 0.0, device=x.device)
+        return replace(estimate, image=image, noise=torch.where(at_image, estimate.noise, (x - c * image) / s))
+
+
+@dataclass(frozen=True)
+class Projected:
+    """A denoiser whose estimates are projected to agree on x (`Estimate.projected`).
+
+    For denoisers other than `Denoiser`, which has the attribute `projection`.
+
+    Attributes:
+        inner: the denoiser.
+        keep: `velocity`, `image` or `noise`.
+    """
+
+    inner: Denoise
+    keep: str = "velocity"
+
+    @property
+    def traits(self) -> Traits:
+        """The traits of the inner denoiser, with an altered flow."""
+        return replace(traits(self.inner), altered="projected")
+
+    def __call__(self, x: Tensor, angle: Angle, labels: Tensor | None = None) -> Estimate:
+        return call(self.inner, x, angle, labels).projected(x, angle, self.keep)
+
+
+@dataclass(frozen=True)
+class Guided:
+    """Classifier-free guidance (Ho & Salimans 2022): unconditional + scale (conditional - unconditional).
+
+    Attributes:
+        inner: a denoiser with classes, trained with some labels dropped.
+        scale: 1 gives the conditional estimate; larger values strengthen the condition.
+
+    Raises:
+        InputError: for a denoiser that was trained with a label for every image, a scale that is not finite, or a call
+            without labels.
+    """
+
+    inner: Denoise
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.scale):
+            raise InputError(f"the guidance scale is a finite number, got {self.scale}")
+        if not traits(self.inner).unlabelled:
+            raise InputError("guidance needs a denoiser that was trained with dropped labels (training.drop_labels)")
+
+    @property
+    def traits(self) -> Traits:
+        """The traits of the inner denoiser, with an altered flow and twice the evaluations."""
+        inner = traits(self.inner)
+        return replace(inner, altered="guided", evaluations=2 * inner.evaluations)
+
+    def __call__(self, x: Tensor, angle: Angle, labels: Tensor | None = None) -> Estimate:
+        classes = traits(self.inner).classes
+        if labels is None or classes is None:
+            raise InputError("guidance needs labels and a denoiser that was trained with classes")
+        twice = torch.cat([angle, angle]) if isinstance(angle, Tensor) and angle.numel() > 1 else angle
+        estimate = self.inner(torch.cat([x, x]), twice, torch.cat([labels, torch.full_like(labels, classes)]))
+        fraction = estimate.variance_fraction
+        return Estimate(
+            self._combine(estimate.image),
+            self._combine(estimate.noise),
+            None if fraction is None else fraction[: len(x)],
+        )
+
+    def _combine(self, both: Tensor) -> Tensor:
+        conditional, unconditional = both.chunk(2)
+        return unconditional + self.scale * (conditional - unconditional)
+
+
+def project(denoise: Denoise, keep: str) -> Denoise:
+    """A denoiser with another projection of estimates that disagree.
+
+    Args:
+        denoise: the denoiser.
+        keep: `velocity`, `image` or `noise`, as for `Estimate.projected`; `none` leaves the estimates unchanged.
+
+    Raises:
+        InputError: for another name, or for `none` with a denoiser that is wrapped in `Projected`.
+    """
+    if keep not in (*PROJECTIONS, "none"):
+        raise unknown_name("projection", keep, (*PROJECTIONS, "none"))
+    if isinstance(denoise, Denoiser):
+        same = denoise.head.agrees or keep == DEFAULT_PROJECTION
+        altered = None if same else f"projected by '{keep}'"
+        return replace(denoise, projection=None if keep == "none" else keep, altered=altered)
+    if isinstance(denoise, Guided):
+        return replace(denoise, inner=project(denoise.inner, keep))
+    if keep == "none":
+        if isinstance(denoise, Projected):
+            raise InputError("the denoiser is wrapped in Projected: give its inner denoiser for projection='none'")
+        return denoise
+    return Projected(denoise, keep)
+
+
+class Evaluator:
+    """The denoiser that a sampler is given: it fills in the labels and counts network evaluations.
+
+    Args:
+        inner: the denoiser.
+        labels: classes, int64, one per image, shape (B,); None without labels.
+    """
+
+    def __init__(self, inner: Denoise, labels: Tensor | None = None) -> None:
+        self.inner, self.labels = inner, labels
+        self.traits = traits(inner)
+        self._evaluated = self._images = 0
+
+    def __call__(self, x: Tensor, angle: Angle, labels: Tensor | None = None) -> Estimate:
+        return self._evaluate(x, angle, self.labels if labels is None else labels)
+
+    def of_rows(self, rows: Tensor) -> Denoise:
+        """The denoiser of a part of the batch, given by row numbers; its evaluations are counted here too."""
+        if self.labels is None:
+            return self
+        labels = self.labels[rows.to(self.labels.device)]
+        return lambda x, angle: self._evaluate(x, angle, labels)
+
+    def _evaluate(self, x: Tensor, angle: Angle, labels: Tensor | None) -> Estimate:
+        self._images = max(self._images, len(x))
+        self._evaluated += len(x) * self.traits.evaluations
+        return call(self.inner, x, angle, labels)
+
+    @property
+    def nfe(self) -> float:
+        """Network evaluations per image, averaged over the batch; an int where the average is whole."""
+        mean = self._evaluated / max(self._images, 1)
+        return int(mean) if mean.is_integer() else mean
+
+
+class Replayed:
+    """A cache of the evaluations of the first run; later runs read it as long as they evaluate at the same points.
+
+    All runs must have the same labels.
+    """
+
+    def __init__(self, inner: Denoise) -> None:
+        self.inner = inner
+        self.traits = traits(inner)
+        self._run: list[tuple[Tensor, Angle, Estimate]] = []
+        self._first, self._call = True, 0
+
+    def rewind(self) -> None:
+        """Start another run."""
+        self._first, self._call = False, 0
+
+    def __call__(self, x: Tensor, angle: Angle, labels: Tensor | None = None) -> Estimate:
+        if self._first:
+            self._run.append((x, angle, call(self.inner, x, angle, labels)))
+            return self._run[-1][2]
+        if self._call < len(self._run):
+            point, at, estimate = self._run[self._call]
+            if at == angle and torch.equal(point, x):
+                self._call += 1
+                return estimate
+            self._call = len(self._run)  # the runs differ from this point on
+        return call(self.inner, x, angle, labels)
