@@ -25,7 +25,7 @@ from torch import Tensor
 from benchmarks.report import Row, environment, markdown, number
 from quarterarc.common.errors import InputError, unknown_name
 from quarterarc.common.text import counted
-from quarterarc.evaluation import Moments, Statistics, frechet_distance
+from quarterarc.evaluation import MeanCovariance, Statistics, frechet_distance
 from quarterarc.evaluation import precision_recall as our_precision_recall
 
 PARTS = ("frechet", "precision-recall")
@@ -138,7 +138,7 @@ def _by_trace(trace_root: Callable[[Tensor, Tensor], float]) -> FrechetDistance:
 
 
 def _our_frechet(mean: Tensor, a: Tensor, b: Tensor) -> float:
-    return frechet_distance(Moments(mean, a), Moments(torch.zeros_like(mean), b))
+    return frechet_distance(MeanCovariance(mean, a), MeanCovariance(torch.zeros_like(mean), b))
 
 
 def _eigvalsh(a: Tensor, b: Tensor) -> float:

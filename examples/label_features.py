@@ -21,4 +21,4 @@ features = trained_classifier(spec, Path("classifiers"), steps=args.steps)  # ke
 images = open_data(spec, progress=False)
 count = images.count or 0
 first, second = (images.batch(range(start, count, 2)).images for start in (0, 1))
-print(evaluate(first, second, ["fid"], features)["metrics"])  # two halves of the same images: near 0
+print(evaluate(first, second, ["fid"], features=features)["metrics"])  # two halves of the same images: near 0

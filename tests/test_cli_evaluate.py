@@ -94,7 +94,7 @@ def test_saved_statistics_replace_the_images_of_a_reference(
     folder = write_folder(tmp_path / "half", digits[::20])
     saved = tmp_path / "deep" / "ref.safetensors"
     assert main(["evaluate", "digits", "--save-reference", str(saved), "--features", "digits", "--with-features"]) == 0
-    assert "statistics of 1797 images of digits in" in capsys.readouterr().out
+    assert "statistics of 1,797 images of digits: " in capsys.readouterr().out
     assert [path.name for path in saved.parent.iterdir()] == ["ref.safetensors"]
     direct = evaluate(tmp_path / "a.json", folder, "--reference", "digits", "--metrics", METRICS)
     through = evaluate(tmp_path / "b.json", folder, "--reference", saved, "--metrics", METRICS,
@@ -162,7 +162,7 @@ def test_an_interrupted_likelihood_continues_at_the_next_image(
     assert main(command("b.json")) == 0
     whole = json.loads((tmp_path / "b.json").read_text())
     assert json.loads((tmp_path / "a.json").read_text()) == whole
-    assert set(whole["model"]) == {"what", "checkpoint", "checkpoint_sha256", "projection"}
+    assert set(whole["model"]) == {"what", "checkpoint", "checkpoint_sha256", "precision", "projection"}
 
 
 def test_bits_of_a_single_image_have_no_standard_error(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -205,8 +205,8 @@ def test_every_error_is_one_line_and_leaves_no_file(
     use = ["--features", "digits", "--out", tmp_path / "deep" / "out.json"]
     to = [folder, "--reference", "digits", *use]
     assert "did you mean 'fid'" in fails(*to, "--metrics", "fiid")
-    assert "there are no metrics" in fails(*to, "--metrics", ",")
-    assert "give --reference" in fails(folder, *use)
+    assert "--metrics names no metric" in fails(*to, "--metrics", ",")
+    assert "give a reference" in fails(folder, *use)
     assert "'sfid' needs spatial" in fails(*to, "--metrics", "sfid")
     assert "did you mean 'pixels'" in fails(folder, "--reference", "digits", "--features", "pixel")
     assert "no such data" in fails(folder, "--reference", tmp_path / "none", *use)
@@ -217,18 +217,18 @@ def test_every_error_is_one_line_and_leaves_no_file(
     (tmp_path / "stats.pkl").write_bytes(pickle.dumps([1]))
     assert "never loaded" in fails(folder, "--reference", tmp_path / "stats.pkl", *use)
     np.savez(tmp_path / "wide.npz", mu=np.zeros(2048), sigma=np.eye(2048))
-    assert "gives 64" in fails(folder, "--reference", tmp_path / "wide.npz", "--metrics", "fid", *use)
+    assert "computes 64" in fails(folder, "--reference", tmp_path / "wide.npz", "--metrics", "fid", *use)
     assert "at least 4" in fails(*to, "--metrics", "precision", "--count", 3)
-    assert "--count is at least 1" in fails(*to, "--count", 0)
-    assert "batch_size is at least 1" in fails(*to, "--batch-size", 0)
-    assert "neighbours is at least 1" in fails(*to, "--neighbours", 0)
-    assert "is no run" in fails(*to, "--steps", 5)
-    assert "is no run" in fails(folder, "--metrics", "bits-per-dim", *use)
-    assert "two commands" in fails(tiny_run, "--metrics", "bits-per-dim,fid", *use)
-    assert "goes with --save-reference" in fails(*to, "--with-features")
+    assert "count must be at least 1" in fails(*to, "--count", 0)
+    assert "batch_size must be at least 1" in fails(*to, "--batch-size", 0)
+    assert "neighbours must be at least 1" in fails(*to, "--neighbours", 0)
+    assert "is not a run" in fails(*to, "--steps", 5)
+    assert "is not a run" in fails(folder, "--metrics", "bits-per-dim", *use)
+    assert "two evaluations" in fails(tiny_run, "--metrics", "bits-per-dim,fid", *use)
+    assert "needs --save-reference" in fails(*to, "--with-features")
     assert "one of these endings" in fails(folder, "--save-reference", tmp_path / "ref.pkl", "--features", "digits")
     assert "take no weights" in fails(*to, "--weights", "a.pth")
-    assert "cannot be used here" in fails(*to, "--device", "warp")
+    assert "cannot be used on this machine" in fails(*to, "--device", "warp")
     assert "is a folder" in fails(folder, "--reference", "digits", "--features", "digits", "--out", tmp_path)
     assert "cannot write" in fails(folder, "--reference", "digits", "--features", "digits",
                                    "--out", tmp_path / "stats.pkl" / "a.json")  # fmt: skip
@@ -236,17 +236,17 @@ def test_every_error_is_one_line_and_leaves_no_file(
     assert "not both" in fails(*of_run, "--seeds", "0-9", "--count", 5)
     assert "did you mean 'heun'" in fails(*of_run, "--sampler", "huen")
     assert "without labels" in fails(*of_run, "--labels", 3)
-    assert "--labels" in fails(*of_run, "--guidance", 2)
+    assert "guidance needs labels" in fails(*of_run, "--guidance", 2)
     (tmp_path / "begun" / "checkpoints").mkdir(parents=True)
     assert "no complete checkpoint" in fails(tmp_path / "begun", "--reference", "digits", *use)
     (tmp_path / "begun" / "recipe.yaml").write_text("data: 3")
-    assert "does not say what" in fails(folder, "--reference", tmp_path / "begun", *use)
+    assert "does not describe the training data" in fails(folder, "--reference", tmp_path / "begun", *use)
     np.savez(tmp_path / "negative.npz", mu=np.zeros(64), sigma=-np.eye(64))
     assert "no negative eigenvalue" in fails(folder, "--reference", tmp_path / "negative.npz", "--metrics", "fid", *use)
     one = write_folder(tmp_path / "one", digits[:1])
     assert "at least 2 images" in fails(one, "--features", "digits", "--save-reference", tmp_path / "deep" / "a.npz")
     (tmp_path / "no.pth").write_bytes(pickle.dumps([1]))
-    assert "tensors alone" in fails(
+    assert "tensors only" in fails(
         folder, "--reference", "digits", "--features", "inception", "--weights", tmp_path / "no.pth"
     )
     assert not (tmp_path / "deep").exists()
@@ -279,7 +279,7 @@ def test_images_that_cannot_be_used_are_named(digits: Tensor, tmp_path: Path, fa
     colour = write_folder(tmp_path / "colour", digits[:20].expand(-1, 3, -1, -1))
     assert "3 channels" in fails(colour, *use)
     large = write_folder(tmp_path / "large", digits[:20].repeat_interleave(2, 2).repeat_interleave(2, 3))
-    assert "nothing is resized" in fails(large, *use)
+    assert "never resized" in fails(large, *use)
     (large / "samples.json").write_text(json.dumps({"complete": False}))
     assert "not complete" in fails(large, *use)
 
@@ -292,4 +292,4 @@ def test_a_cache_of_features_is_used_only_for_the_same_kinds(digits: Tensor, tmp
     images, take = TensorSet(digits[:20]), extractor("digits")
     collect(images, take, ["pool"], cache=tmp_path / "cache", progress=False)
     result = collect(images, take, [], ["logits"], cache=tmp_path / "cache", progress=False)
-    assert result.features["logits"].shape == (20, 10)
+    assert result.vectors["logits"].shape == (20, 10)

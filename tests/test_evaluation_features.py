@@ -20,7 +20,8 @@ from quarterarc.evaluation.extractors import Extractor, extractor
 from quarterarc.evaluation.extractors.digits import HELD_OUT, WEIGHTS
 from quarterarc.evaluation.extractors.inception import FILE, Inception, find_weights, load_inception, resize_tf1
 from quarterarc.evaluation.features import collect
-from quarterarc.evaluation.sets import BatchSet, NpzSet, TensorSet, open_set
+from quarterarc.evaluation.image_files import NpzSet, open_set
+from quarterarc.evaluation.sets import BatchSet, TensorSet
 from quarterarc.evaluation.statistics import Statistics
 from quarterarc.storage.pictures import write_png
 
@@ -71,11 +72,11 @@ def test_an_extractor_says_what_it_is():
 
 def test_images_that_do_not_fit_are_refused(digits):
     take = extractor("digits")
-    with pytest.raises(InputError, match="to_uint8 rounds"):
+    with pytest.raises(InputError, match=r"quarterarc.to_uint8\(images\)"):
         take(digits.images[:2].float())
     with pytest.raises(InputError, match="3 channels"):
         take(digits.images[:2].expand(-1, 3, -1, -1))
-    with pytest.raises(InputError, match="64x64 pixels, but 'digits' features are of sides from 8 to 32"):
+    with pytest.raises(InputError, match="64x64 pixels, but 'digits' features need sides of 8 to 32 pixels"):
         take(torch.zeros(1, 1, 64, 64, dtype=torch.uint8))
     with pytest.raises(InputError, match="uint8 of shape"):
         TensorSet(torch.zeros(2, 1, 8, 8))
@@ -115,7 +116,7 @@ def test_any_network_by_its_path(theirs, name, digits):
     assert found.describe()["resize"] == "none at all"
     expected = digits.images[:5].float().flatten(1).mean(1, keepdim=True)
     torch.testing.assert_close(found(digits.images[:5])["pool"], expected)
-    result = evaluate(digits.images[:50], digits.images[50:], ["fid"], name, progress=False)
+    result = evaluate(digits.images[:50], digits.images[50:], ["fid"], features=name, progress=False)
     assert result["extractor"]["name"] == name
 
 
@@ -123,11 +124,11 @@ def test_networks_that_cannot_be_used_are_refused(theirs, digits):
     for name, said in (
         ("their_features:nothing", "no attribute 'nothing'"),
         ("no_such_package:it", "No module named"),
-        ("their_features:number", "are a int, expected"),
+        ("their_features:number", "is a int: a class or function is expected"),
     ):
         with pytest.raises(InputError, match=said):
             extractor(name)
-    with pytest.raises(InputError, match=r"gives pool features of shape \(5, 1, 8, 8\) for 5 images"):
+    with pytest.raises(InputError, match=r"returns pool features of shape \(5, 1, 8, 8\) for 5 images"):
         extractor("their_features:broken")(digits.images[:5])
 
 
@@ -228,13 +229,13 @@ def test_inception_weights_that_cannot_be_used(inception_weights, tmp_path, monk
 
     for name, content in (("evil", {"fc.weight": Evil()}), ("list", [1, 2])):
         torch.save(content, tmp_path / f"{name}.pth")
-        with pytest.raises(InputError, match="not a file of tensors alone"):
+        with pytest.raises(InputError, match="does not hold tensors only"):
             load_inception(tmp_path / f"{name}.pth")
     (tmp_path / "cut.pth").write_bytes(inception_weights.read_bytes()[:5000])
-    with pytest.raises(InputError, match="not a file of tensors alone"):
+    with pytest.raises(InputError, match="does not hold tensors only"):
         load_inception(tmp_path / "cut.pth")
     torch.save({"fc.weight": torch.zeros(3)}, tmp_path / "other.pth")
-    with pytest.raises(InputError, match="other weights than those of FID's Inception"):
+    with pytest.raises(InputError, match="does not hold the weights of FID's Inception"):
         load_inception(tmp_path / "other.pth")
     with pytest.raises(InputError, match=f"no weights at .*give the file {FILE}"):
         load_inception(tmp_path / "none.pth")
@@ -263,7 +264,7 @@ def test_a_library_that_breaks_on_import_is_one_line(monkeypatch):
             raise RuntimeError("operator torchvision::nms does not exist")
 
     monkeypatch.setitem(sys.modules, "transformers", Breaks("transformers"))
-    with pytest.raises(InputError, match=r"breaks when it is imported .*nms does not exist.*remove torchvision"):
+    with pytest.raises(InputError, match=r"whose import fails .*nms does not exist.*remove torchvision"):
         extractor("dinov2")
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(InputError, match="need transformers"):
@@ -313,18 +314,18 @@ def test_a_png_round_trip_gives_the_same_features_bit_for_bit(digits, tmp_path):
         NpzSet(tmp_path / "images.npz"),
     ]
     first, *others = (collect(each, take, ["pool"], ["pool", "logits"], batch_size=16, progress=False) for each in sets)
-    assert torch.equal(first.features["pool"], torch.cat([take(part)["pool"] for part in images.split(16)]))
+    assert torch.equal(first.vectors["pool"], torch.cat([take(part)["pool"] for part in images.split(16)]))
     for other in others:
         assert other.count == 70
         assert other.shape == (1, 8, 8)
-        assert torch.equal(other.features["pool"], first.features["pool"])
-        assert torch.equal(other.features["logits"], first.features["logits"])
+        assert torch.equal(other.vectors["pool"], first.vectors["pool"])
+        assert torch.equal(other.vectors["logits"], first.vectors["logits"])
         assert torch.equal(other.statistics["pool"].mean, first.statistics["pool"].mean)
 
 
 def test_moments_alone_keep_no_features(digits):
     found = collect(TensorSet(digits.images[:100]), extractor("digits"), ["pool"], progress=False)
-    assert not found.features
+    assert not found.vectors
     assert found.statistics["pool"].count == 100
 
 
@@ -345,7 +346,7 @@ def test_processes_share_the_batches_and_join_to_the_same(digits, monkeypatch, c
         shared = collect(images, take, ["pool"], ["logits"], batch_size=16, progress=False)
         assert (shared.count == 0) == (rank > 0)
     assert shared.count == 90
-    assert torch.equal(shared.features["logits"], whole.features["logits"])
+    assert torch.equal(shared.vectors["logits"], whole.vectors["logits"])
     # float64 sums in another order
     torch.testing.assert_close(shared.statistics["pool"].mean, whole.statistics["pool"].mean, rtol=1e-13, atol=1e-13)
     for one, other in [(shared.statistics["pool"].covariance, whole.statistics["pool"].covariance)]:
@@ -380,12 +381,12 @@ def test_an_interrupted_pass_goes_on_where_it_stopped(digits, tmp_path):
     again = Interrupts(99)
     resumed = run(again)
     assert again.seen == 50 - 3 * 8
-    assert torch.equal(resumed.features["pool"], whole.features["pool"])
+    assert torch.equal(resumed.vectors["pool"], whole.vectors["pool"])
     assert torch.equal(resumed.statistics["pool"].scatter, whole.statistics["pool"].scatter)
     assert resumed.count == 50
     write_png(folder / "0007.png", 255 - digits.images[7])  # other images: nothing of theirs is there
     other = Interrupts(99)
-    assert not torch.equal(run(other).features["pool"], whole.features["pool"])
+    assert not torch.equal(run(other).vectors["pool"], whole.vectors["pool"])
     assert other.seen == 50
 
 
@@ -397,7 +398,9 @@ def test_nan_in_features_names_how_many_and_the_first_image(digits):
 
     images = digits.images[:40].clone()
     images[[21, 23]] = 255
-    with pytest.raises(InputError, match=r"pool features that 'bad' gives .* in 2 of 16 rows, first in row 21"):
+    with pytest.raises(
+        InputError, match=r"the pool features of the images \('bad'\) hold .* in 2 of 16 rows, first in row 21"
+    ):
         collect(TensorSet(images), Extractor.of("bad", Bad()), ["pool"], batch_size=16, progress=False)
 
 
@@ -441,10 +444,10 @@ def test_an_npz_that_holds_no_images_is_refused(digits, tmp_path):
         with pytest.raises(InputError, match=said):
             NpzSet(path)
     np.savez(path, other=images)
-    with pytest.raises(InputError, match="has them as arr_0"):
+    with pytest.raises(InputError, match="save them as arr_0"):
         NpzSet(path)
     path.write_bytes(b"\x80\x04no zip")
-    with pytest.raises(InputError, match="no npz"):
+    with pytest.raises(InputError, match="not an npz file"):
         NpzSet(path)
 
 
@@ -457,6 +460,6 @@ def test_an_npz_is_read_piece_by_piece_and_compressed_ones_too(digits, tmp_path)
 
 def test_statistics_of_a_pass_are_those_of_its_features(digits):
     found = collect(TensorSet(digits.images[:200]), extractor("pixels"), ["pool"], ["pool"], progress=False)
-    expected = Statistics.of(found.features["pool"])
+    expected = Statistics.of(found.vectors["pool"])
     torch.testing.assert_close(found.statistics["pool"].covariance, expected.covariance, rtol=1e-12, atol=1e-14)
-    assert found.features["pool"].max() <= 1.0
+    assert found.vectors["pool"].max() <= 1.0

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from quarterarc.common.errors import InputError
-from quarterarc.evaluation import Moments, Statistics, frechet_distance
+from quarterarc.evaluation import MeanCovariance, Statistics, frechet_distance
 
 ROUNDING = 1e-12
 """Of traces of about 1 to 1000: some hundred float64 operations' worth."""
@@ -19,8 +19,8 @@ def matrix(rows: Any) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64)
 
 
-def gaussian(covariance: Tensor, mean: list[float] | None = None) -> Moments:
-    return Moments(matrix(mean or [0.0] * len(covariance)), covariance)
+def gaussian(covariance: Tensor, mean: list[float] | None = None) -> MeanCovariance:
+    return MeanCovariance(matrix(mean or [0.0] * len(covariance)), covariance)
 
 
 def draw(count: int, rank: int, dimensions: int, seed: int) -> Tensor:
@@ -130,7 +130,7 @@ def test_eigenvalues_serve_only_where_they_are_right(spread: float, seed: int, m
     """Standard deviations over up to seven decades, whose squares' squares eigenvalues cannot hold."""
     random = torch.Generator().manual_seed(seed)
 
-    def covariance(deviations: Tensor) -> Moments:
+    def covariance(deviations: Tensor) -> MeanCovariance:
         root = torch.linalg.qr(torch.randn(60, 60, generator=random, dtype=torch.float64)).Q * deviations
         found = root @ root.T
         return gaussian((found + found.T) / 2)
@@ -178,13 +178,13 @@ def test_few_images_warn_with_the_numbers(few: int) -> None:
 
 def test_enough_images_or_an_unknown_count_do_not_warn() -> None:
     x = draw(32, 16, 16, 1)
-    unknown = Moments(torch.zeros(16), torch.eye(16))
+    unknown = MeanCovariance(torch.zeros(16), torch.eye(16))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         frechet_distance(x, x)
         frechet_distance(x, unknown)
     with pytest.warns(UserWarning, match="from 5 images"):
-        frechet_distance(x, Moments(torch.zeros(16), torch.eye(16), count=5))
+        frechet_distance(x, MeanCovariance(torch.zeros(16), torch.eye(16), count=5))
 
 
 def test_what_is_no_covariance_is_refused() -> None:

@@ -223,7 +223,7 @@ def test_numpy_and_torch_and_the_parts_agree_and_the_arrays_are_only_read() -> N
             "fake features hold 3 NaN or infinite numbers in 1 of 9",
         ),
         (draw(9, 3), draw(0, 3), 3, "fake features are empty"),
-        (draw(9, 3), draw(9, 3), 0, "from 1, got k = 0"),
+        (draw(9, 3), draw(9, 3), 0, "at least 1, got k = 0"),
         (draw(9, 3), draw(9, 3).double() * 1e200, 3, "overflow float64"),
     ],
 )

@@ -59,7 +59,9 @@ def halves(digits):
 
 @pytest.fixture(scope="module")
 def result(halves):
-    return evaluate(halves[0], halves[1], ALL, "digits", settings=Settings(subsets=10, subset_size=300), progress=False)
+    return evaluate(
+        halves[0], halves[1], ALL, features="digits", settings=Settings(subsets=10, subset_size=300), progress=False
+    )
 
 
 class Both(nn.Module):
@@ -89,7 +91,7 @@ def collected(halves, stand_in):
 def test_metrics_tell_real_digits_from_noise(halves, result):
     real = result["metrics"]
     shaped = torch.rand(halves[0].shape, generator=torch.Generator().manual_seed(0))
-    noise = evaluate((shaped * 255).to(torch.uint8), halves[1], ALL, "digits", progress=False)["metrics"]
+    noise = evaluate((shaped * 255).to(torch.uint8), halves[1], ALL, features="digits", progress=False)["metrics"]
     assert real["fid"] < 3.0
     assert noise["fid"] > 30 * real["fid"]
     assert real["precision"] > 0.8
@@ -112,20 +114,22 @@ def test_the_numbers_are_those_of_the_functions(halves, result):
     assert (values["precision"], values["recall"]) == pytest.approx(precision_recall(real, fake), abs=0.003)
     kid = kernel_distance(fake, real, 10, 300)
     assert (values["kid"], values["kid_std"]) == pytest.approx((kid.mean, kid.std), rel=1e-3, abs=1e-4)
-    adm = evaluate(halves[0], None, ["is"], "digits", settings=Settings(inception_score="adm"), progress=False)
+    adm = evaluate(halves[0], None, ["is"], features="digits", settings=Settings(inception_score="adm"), progress=False)
     assert adm["metrics"]["is"] == pytest.approx(inception_score_adm(logits).mean, rel=1e-5)
     assert adm["reference"] is None
 
 
 def test_a_mode_collapse_has_precision_but_no_recall(halves):
     collapsed = halves[1][:1].repeat(100, 1, 1, 1)
-    values = evaluate(collapsed, halves[1], ["precision", "recall"], "digits", progress=False)["metrics"]
+    values = evaluate(collapsed, halves[1], ["precision", "recall"], features="digits", progress=False)["metrics"]
     assert values["precision"] == 1.0
     assert values["recall"] < 0.01  # the one digit itself
 
 
 def test_the_same_images_are_at_no_distance(digits):
-    values = evaluate("digits", digits, ["fid", "precision", "recall", "coverage"], "pixels", progress=False)["metrics"]
+    values = evaluate("digits", digits, ["fid", "precision", "recall", "coverage"], features="pixels", progress=False)[
+        "metrics"
+    ]
     assert values["fid"] < 1e-10
     assert (values["precision"], values["recall"], values["coverage"]) == (1.0, 1.0, 1.0)
 
@@ -149,12 +153,12 @@ def test_a_result_says_what_it_is(result):
 
 
 def test_few_images_are_noted(halves):
-    few = evaluate(halves[0][:100], halves[1], ["fid"], "digits", progress=False)
+    few = evaluate(halves[0][:100], halves[1], ["fid"], features="digits", progress=False)
     assert "100 images, fewer than 2 x 64 = 128" in few["notes"][0]
 
 
 def test_kid_of_few_images_says_how_large_its_subsets_were(halves):
-    few = evaluate(halves[0][:50], halves[1], ["kid"], "digits", progress=False)
+    few = evaluate(halves[0][:50], halves[1], ["kid"], features="digits", progress=False)
     assert few["settings"]["subset_size"] == 50
 
 
@@ -163,7 +167,7 @@ def test_sampled_images_are_evaluated_and_described(digits, halves):
     with pytest.raises(InputError, match="does not declare the shape"):
         SampledSet(lambda x, angle: denoise(x, angle), range(4))
     made = SampledSet(denoise, range(64), Sampling("ddim", 20))
-    values = evaluate(made, halves[0], ["precision", "recall"], "digits", batch_size=32, progress=False)
+    values = evaluate(made, halves[0], ["precision", "recall"], features="digits", batch_size=32, progress=False)
     assert values["metrics"]["precision"] > 0.9
     sampling = values["images"]["sampling"]
     assert (sampling["sampler"], sampling["steps"], sampling["nfe"], sampling["seeds"]) == ("ddim", 20, 20, "0-63")
@@ -189,9 +193,13 @@ def test_samples_that_are_not_numbers_are_refused(halves):
         image[3] = torch.nan
         return Estimate(image, torch.zeros_like(x))
 
-    with pytest.raises(InputError, match="made 1 of 8 images with NaN or infinity, first that of seed 13"):
+    with pytest.raises(InputError, match="sampled 1 of 8 images with NaN or infinity, first the image of seed 13"):
         evaluate(
-            SampledSet(Shaped(wrong), range(10, 18), Sampling("ddim", 2)), halves[0], ["fid"], "digits", progress=False
+            SampledSet(Shaped(wrong), range(10, 18), Sampling("ddim", 2)),
+            halves[0],
+            ["fid"],
+            features="digits",
+            progress=False,
         )
 
 
@@ -204,10 +212,10 @@ def test_statistics_read_back_as_they_were(collected, stand_in, tmp_path, name):
     save_statistics(path, collected, stand_in.describe(), what="digits", fingerprint="abc")
     read = read_statistics(path)
     for kind in ("pool", "spatial"):
-        assert torch.equal(read.moments[kind].mean, collected.statistics[kind].mean)
-        assert torch.equal(read.moments[kind].covariance, collected.statistics[kind].covariance)
-        assert read.moments[kind].count == 898
-    assert torch.equal(read.features["pool"], collected.features["pool"])
+        assert torch.equal(read.saved.statistics[kind].mean, collected.statistics[kind].mean)
+        assert torch.equal(read.saved.statistics[kind].covariance, collected.statistics[kind].covariance)
+        assert read.saved.statistics[kind].count == 898
+    assert torch.equal(read.saved.vectors["pool"], collected.vectors["pool"])
     assert (read.shape, read.count, read.fingerprint) == ((1, 8, 8), 898, "abc")
     assert read.extractor == stand_in.describe()
 
@@ -215,10 +223,10 @@ def test_statistics_read_back_as_they_were(collected, stand_in, tmp_path, name):
 def test_every_layout_gives_the_same_distance(halves, collected, stand_in, tmp_path):
     """Ours in both formats, pytorch-fid's (mu, sigma), ADM's with and without its images."""
     metrics = ["fid", "sfid"]
-    direct = evaluate(halves[0], halves[1], metrics, stand_in, progress=False)
+    direct = evaluate(halves[0], halves[1], metrics, features=stand_in, progress=False)
     save_statistics(tmp_path / "ours.safetensors", collected, stand_in.describe(), what="digits",
-                    fingerprint=direct["reference"]["fingerprint"], features=False)  # fmt: skip
-    save_statistics(tmp_path / "ours.npz", collected, stand_in.describe(), what="digits", features=False)
+                    fingerprint=direct["reference"]["fingerprint"], vectors=False)  # fmt: skip
+    save_statistics(tmp_path / "ours.npz", collected, stand_in.describe(), what="digits", vectors=False)
     moments = {kind: (found.mean.numpy(), found.covariance.numpy()) for kind, found in collected.statistics.items()}
     fid = dict(zip(("mu", "sigma"), moments["pool"], strict=True))
     adm = {**fid, **dict(zip(("mu_s", "sigma_s"), moments["spatial"], strict=True))}
@@ -227,43 +235,45 @@ def test_every_layout_gives_the_same_distance(halves, collected, stand_in, tmp_p
     np.savez(tmp_path / "adm_images.npz", halves[1].permute(0, 2, 3, 1).numpy(), **adm)
     np.savez(tmp_path / "images.npz", halves[1].permute(0, 2, 3, 1).numpy())
     for name in ("ours.safetensors", "ours.npz", "adm.npz", "adm_images.npz", "images.npz"):
-        found = evaluate(halves[0], tmp_path / name, metrics, stand_in, progress=False)
+        found = evaluate(halves[0], tmp_path / name, metrics, features=stand_in, progress=False)
         assert found["metrics"] == pytest.approx(direct["metrics"], rel=1e-12), name
-    only = evaluate(halves[0], tmp_path / "pytorch_fid.npz", ["fid"], stand_in, progress=False)
+    only = evaluate(halves[0], tmp_path / "pytorch_fid.npz", ["fid"], features=stand_in, progress=False)
     assert only["metrics"]["fid"] == pytest.approx(direct["metrics"]["fid"], rel=1e-12)
     with pytest.raises(InputError, match="no statistics of spatial features"):
-        evaluate(halves[0], tmp_path / "pytorch_fid.npz", ["sfid"], stand_in, progress=False)
+        evaluate(halves[0], tmp_path / "pytorch_fid.npz", ["sfid"], features=stand_in, progress=False)
     with pytest.raises(InputError, match=r"no pool feature vectors, which precision.*--with-features"):
-        evaluate(halves[0], tmp_path / "ours.npz", ["fid", "recall"], stand_in, progress=False)
+        evaluate(halves[0], tmp_path / "ours.npz", ["fid", "recall"], features=stand_in, progress=False)
     with np.load(tmp_path / "ours.npz", allow_pickle=False) as ours:  # what pytorch-fid reads
         assert np.array_equal(ours["mu"], fid["mu"])
         assert np.array_equal(ours["sigma"], fid["sigma"])
     # statistics of other features stand back where the images are there too
-    pixels = evaluate(halves[0], halves[1], ["fid", "recall"], "digits", progress=False)
+    pixels = evaluate(halves[0], halves[1], ["fid", "recall"], features="digits", progress=False)
     np.savez(
         tmp_path / "of_inception.npz", halves[1].permute(0, 2, 3, 1).numpy(), mu=np.zeros(2048), sigma=np.eye(2048)
     )
-    through = evaluate(halves[0], tmp_path / "of_inception.npz", ["fid", "recall"], "digits", progress=False)
+    through = evaluate(halves[0], tmp_path / "of_inception.npz", ["fid", "recall"], features="digits", progress=False)
     assert through["metrics"] == pixels["metrics"]
     assert through["reference"]["statistics"] == []
     # the same images, saved or not, are the same reference
-    saved = evaluate(halves[0], tmp_path / "ours.safetensors", metrics, stand_in, progress=False)
+    saved = evaluate(halves[0], tmp_path / "ours.safetensors", metrics, features=stand_in, progress=False)
     assert differences(direct, saved) == []
 
 
 def test_saved_features_give_every_metric(halves, stand_in, tmp_path):
     metrics = ["fid", "precision", "recall", "density", "coverage", "kid"]
     path = tmp_path / "reference.safetensors"
-    evaluate(halves[1], halves[0], ["fid"], stand_in, save_to=path, save_features=True, progress=False)
+    evaluate(halves[1], halves[0], ["fid"], features=stand_in, save_to=path, save_features=True, progress=False)
     options: dict[str, Any] = {"settings": Settings(subsets=5, subset_size=300), "progress": False}
-    direct = evaluate(halves[0], halves[1], metrics, stand_in, **options)["metrics"]
-    assert evaluate(halves[0], path, metrics, stand_in, **options)["metrics"] == pytest.approx(direct, rel=1e-12)
+    direct = evaluate(halves[0], halves[1], metrics, features=stand_in, **options)["metrics"]
+    assert evaluate(halves[0], path, metrics, features=stand_in, **options)["metrics"] == pytest.approx(
+        direct, rel=1e-12
+    )
 
 
 def test_references_that_cannot_be_used_are_refused(halves, collected, stand_in, tmp_path):
     def refused(name, metrics=("fid",), features=stand_in):
         with pytest.raises(InputError) as caught:
-            evaluate(halves[0], tmp_path / name, list(metrics), features, progress=False)
+            evaluate(halves[0], tmp_path / name, list(metrics), features=features, progress=False)
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
@@ -286,7 +296,7 @@ def test_references_that_cannot_be_used_are_refused(halves, collected, stand_in,
     np.savez(tmp_path / "nothing.npz", other=np.zeros(3))
     assert "neither statistics (mu, sigma) nor images (arr_0), only other" in refused("nothing.npz")
     np.savez(tmp_path / "wide.npz", mu=np.zeros(2048), sigma=np.eye(2048))
-    assert "2048 pool features, but 'stand-in' gives 64" in refused("wide.npz")
+    assert "2048 pool features, but 'stand-in' computes 64" in refused("wide.npz")
     np.savez(tmp_path / "square.npz", mu=np.zeros(64), sigma=np.eye(63))
     assert "the statistics in" in refused("square.npz")
     assert "(64, 64)" not in refused("square.npz")
@@ -295,57 +305,60 @@ def test_references_that_cannot_be_used_are_refused(halves, collected, stand_in,
     np.savez(tmp_path / "bent.npz", mu=np.zeros(64), sigma=np.triu(np.ones((64, 64))))
     assert "not symmetric" in refused("bent.npz")
     save_statistics(tmp_path / "ours.safetensors", collected, stand_in.describe(), what="digits")
-    assert "name stand-in where these have digits" in refused("ours.safetensors", features="digits")
+    assert "name is stand-in, not digits" in refused("ours.safetensors", features="digits")
     whole = (tmp_path / "ours.safetensors").read_bytes()
     (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
     assert "not readable as safetensors" in refused("cut.safetensors")
-    with pytest.raises(InputError, match="one of these endings"):
+    with pytest.raises(InputError, match="use one of these endings"):
         save_statistics(tmp_path / "ours.pkl", collected, stand_in.describe(), what="digits")
     with pytest.raises(InputError, match="give a reference"):
-        evaluate(halves[0], None, ["fid"], stand_in, progress=False)
+        evaluate(halves[0], None, ["fid"], features=stand_in, progress=False)
 
 
 def test_other_weights_under_the_same_name_are_refused(halves, collected, stand_in, tmp_path):
     save_statistics(tmp_path / "ours.npz", collected, {**stand_in.describe(), "weights_sha256": "0"}, what="digits")
-    with pytest.raises(InputError, match="other features, weights_sha256 0 where"):
-        evaluate(halves[0], tmp_path / "ours.npz", ["fid"], stand_in, progress=False)
+    with pytest.raises(InputError, match="other features: weights_sha256 is 0, not"):
+        evaluate(halves[0], tmp_path / "ours.npz", ["fid"], features=stand_in, progress=False)
 
 
 def test_images_that_do_not_fit_the_reference_are_refused_before_any_work(halves):
     larger = halves[1].repeat_interleave(2, 2)
-    with pytest.raises(InputError, match=r"8x8 pixels and 1 channel, .* of 16x8 pixels and 1 channel: nothing is res"):
-        evaluate(halves[0], larger, ["fid"], "pixels", progress=False)
+    with pytest.raises(
+        InputError,
+        match=r"\(8x8 pixels and 1 channel\) and the reference \(16x8 pixels and 1 channel\) .*never resized",
+    ):
+        evaluate(halves[0], larger, ["fid"], features="pixels", progress=False)
     with pytest.raises(InputError, match="3 channels"):
-        evaluate(halves[0], halves[1].expand(-1, 3, -1, -1), ["fid"], "pixels", progress=False)
-    with pytest.raises(InputError, match="has 3 images, but 'precision' needs at least 4"):
-        evaluate(halves[0][:3], halves[1], ["precision"], "pixels", progress=False)
-    with pytest.raises(InputError, match="has 1 image, but 'fid' needs at least 2"):
-        evaluate(halves[0], halves[1][:1], ["fid"], "pixels", progress=False)
-    with pytest.raises(InputError, match="has 9 images, but 'is' needs at least 10"):
-        evaluate(halves[0][:9], None, ["is"], "digits", progress=False)
+        evaluate(halves[0], halves[1].expand(-1, 3, -1, -1), ["fid"], features="pixels", progress=False)
+    with pytest.raises(InputError, match="the images: 3 images, but 'precision' needs at least 4"):
+        evaluate(halves[0][:3], halves[1], ["precision"], features="pixels", progress=False)
+    with pytest.raises(InputError, match="the reference: 1 image, but 'fid' needs at least 2"):
+        evaluate(halves[0], halves[1][:1], ["fid"], features="pixels", progress=False)
+    with pytest.raises(InputError, match="the images: 9 images, but 'is' needs at least 10"):
+        evaluate(halves[0][:9], None, ["is"], features="digits", progress=False)
 
 
 def test_metrics_that_the_features_cannot_give_are_refused(halves):
-    with pytest.raises(InputError, match="'sfid' needs spatial features, but 'digits' gives pool and logits"):
-        evaluate(halves[0], halves[1], ["sfid"], "digits", progress=False)
-    with pytest.raises(InputError, match="'is' needs logits features, but 'pixels' gives pool"):
-        evaluate(halves[0], halves[1], ["is"], "pixels", progress=False)
+    with pytest.raises(InputError, match="'sfid' needs spatial features, but 'digits' computes pool and logits"):
+        evaluate(halves[0], halves[1], ["sfid"], features="digits", progress=False)
+    with pytest.raises(InputError, match="'is' needs logits features, but 'pixels' computes pool"):
+        evaluate(halves[0], halves[1], ["is"], features="pixels", progress=False)
     with pytest.raises(InputError, match=r"unknown metric 'fiid'; did you mean 'fid'\?"):
-        evaluate(halves[0], halves[1], ["fiid"], "pixels", progress=False)
+        evaluate(halves[0], halves[1], ["fiid"], features="pixels", progress=False)
     with pytest.raises(InputError, match="there are no metrics"):
-        evaluate(halves[0], halves[1], [], "pixels", progress=False)
-    with pytest.raises(InputError, match="asks a model"):
-        evaluate(halves[0], halves[1], ["bits-per-dim"], "pixels", progress=False)
+        evaluate(halves[0], halves[1], [], features="pixels", progress=False)
+    with pytest.raises(InputError, match="evaluates a model"):
+        evaluate(halves[0], halves[1], ["bits-per-dim"], features="pixels", progress=False)
     with pytest.raises(InputError, match="unknown inception score 'improved'"):
         Settings(inception_score="improved")
-    with pytest.raises(InputError, match="neighbours is at least 1"):
+    with pytest.raises(InputError, match="neighbours must be at least 1"):
         Settings(neighbours=0)
 
 
 def test_every_metric_reads_only_what_it_needs():
     for name, metric in METRICS.items():
-        assert metric.vectors == (name not in ("fid", "sfid"))
-        assert metric.against == (name != "is")
+        assert metric.needs_vectors == (name not in ("fid", "sfid"))
+        assert metric.needs_reference == (name != "is")
 
 
 # comparing
@@ -356,14 +369,14 @@ def test_results_stand_in_one_table_only_if_they_are_comparable(halves, result):
     text = table({"ten": result, "fifty": other})
     assert text.splitlines()[0].startswith("|  | fid | precision | recall |")
     assert len(text.splitlines()) == 4
-    fewer = evaluate(halves[0][:500], halves[1], ["fid"], "pixels", progress=False)
+    fewer = evaluate(halves[0][:500], halves[1], ["fid"], features="pixels", progress=False)
     with pytest.raises(
         InputError, match=r"fewer and all differ in extractor name: digits and pixels.*number of images"
     ):
         table({"all": result, "fewer": fewer})
     said = table({"all": result, "fewer": fewer}, anyway=True)
     assert "Not comparable: fewer and all differ in number of images: 899 and 500." in said
-    with pytest.raises(InputError, match="no result of metrics of images"):
+    with pytest.raises(InputError, match="not a result of metrics of images"):
         table({"model": {"metrics": {}}})
     with pytest.raises(InputError, match="no results"):
         table({})
@@ -441,5 +454,5 @@ def test_bits_a_dimension_of_a_set_are_those_of_its_images(digits):
 def test_a_reference_is_opened_once(digits):
     known = open_reference(digits)
     assert open_reference(known) is known
-    with pytest.raises(InputError, match="got a int"):
+    with pytest.raises(InputError, match="got int"):
         open_reference(7)

@@ -132,7 +132,7 @@ def test_unbiased_where_the_sets_are_alike() -> None:
 
 
 def test_subsets_that_cannot_be() -> None:
-    with pytest.raises(InputError, match="120 and 110 images hold no subset of 1000"):
+    with pytest.raises(InputError, match="120 and 110 images are fewer than subset_size = 1000"):
         kernel_distance(draw(120, 6), draw(110, 6))
     with pytest.raises(InputError, match="at least 1 subset of at least 2 images, got 0 of 10"):
         kernel_distance(draw(120, 6), draw(110, 6), subsets=0, subset_size=10)

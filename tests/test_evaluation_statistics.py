@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from quarterarc.common.errors import InputError
-from quarterarc.evaluation import Moments, Statistics, frechet_distance, inception_score, kernel_distance
+from quarterarc.evaluation import MeanCovariance, Statistics, frechet_distance, inception_score, kernel_distance
 
 
 def features(count: int, dimensions: int = 24, offset: float = 0.0, seed: int = 0) -> Tensor:
@@ -98,7 +98,7 @@ def test_float32_numpy_and_half_are_taken_in_float64() -> None:
 
 def test_moments_become_symmetric_float64() -> None:
     covariance = torch.tensor([[2.0, 0.5], [0.5 + 1e-7, 1.0]])
-    moments = Moments(torch.zeros(2), covariance)
+    moments = MeanCovariance(torch.zeros(2), covariance)
     assert moments.covariance.dtype == moments.mean.dtype == torch.float64
     assert torch.equal(moments.covariance, moments.covariance.T)
 
@@ -112,7 +112,7 @@ def bad(*rows: int) -> Tensor:
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        (torch.zeros(5), "of shape (images, dimensions), got (5,)"),
+        (torch.zeros(5), "must have shape (images, dimensions), got (5,)"),
         (torch.zeros(2, 3, 4), "got (2, 3, 4): flatten"),
         (torch.zeros(0, 4), "empty"),
         (torch.zeros(4, 0), "empty"),
@@ -165,7 +165,7 @@ def test_one_image_has_no_covariance() -> None:
 )
 def test_saved_statistics_are_checked(mean: Tensor, covariance: Tensor, says: str) -> None:
     with pytest.raises(InputError, match=says):
-        Moments(mean, covariance)
+        MeanCovariance(mean, covariance)
 
 
 @pytest.mark.parametrize("metric", [frechet_distance, kernel_distance])

@@ -152,7 +152,7 @@ class Trained(Subject):
             raise qa.InputError(f"{run} has no images to compare with: give a run folder whose recipe names its data")
         self.features = features or ("digits" if shape[0] == 1 and max(shape[1:]) <= 32 else "inception")
         self.extractor, self.batch = extractor(self.features, where), batch
-        data = collect(reference, self.extractor, moments=("pool",), batch_size=batch, progress=False)
+        data = collect(reference, self.extractor, statistics=("pool",), batch_size=batch, progress=False)
         self.real, self.count = data.statistics["pool"], data.count
         about = {
             "frechet": f"Frechet distance on the features {self.features} of {images} images to the {self.count} of "

@@ -1,7 +1,7 @@
-"""How good generated images are: metrics of images by name, and the pure functions of feature arrays behind them.
+"""Evaluation: metrics of models and images by name, and the functions of feature arrays that compute them.
 
-Feature arrays are numpy or torch, shape (images, dimensions). What reads images (`evaluate`, `evaluate_model`,
-`extractor`, `open_reference`, ...) is loaded when first used; the pure functions need torch alone.
+Feature arrays are numpy or torch, shape (images, dimensions). The functions of feature arrays require torch only;
+everything that reads images (`evaluate`, `extractor`, `open_reference`, ...) is imported when first used.
 """
 
 from __future__ import annotations
@@ -21,43 +21,50 @@ from .manifold import (
     precision_recall,
 )
 from .score import INCEPTION_SCORES, inception_score, inception_score_adm
-from .statistics import Moments, Statistics
+from .statistics import MeanCovariance, Statistics
 
 if TYPE_CHECKING:
-    from .extractors import Extractor, extractor
-    from .features import collect
+    from .extractors import EXTRACTORS, Extractor, FeatureNetwork, extractor
+    from .features import ImageFeatures, collect
+    from .image_files import open_set
     from .measure import evaluate
     from .metrics import METRICS, Settings
     from .references import Reference, open_reference, save_statistics
     from .results import differences, table
-    from .sets import SampledSet, open_set
+    from .sets import BatchSet, SampledSet, TensorSet
 
 _HOME = {
-    "extractors": ("Extractor", "extractor"),
-    "features": ("collect",),
+    "extractors": ("EXTRACTORS", "Extractor", "FeatureNetwork", "extractor"),
+    "features": ("ImageFeatures", "collect"),
+    "image_files": ("open_set",),
     "measure": ("evaluate",),
     "metrics": ("METRICS", "Settings"),
     "references": ("Reference", "open_reference", "save_statistics"),
     "results": ("differences", "table"),
-    "sets": ("SampledSet", "open_set"),
+    "sets": ("BatchSet", "SampledSet", "TensorSet"),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
+    "EXTRACTORS",
     "INCEPTION_SCORES",
     "METRICS",
+    "BatchSet",
     "DensityCoverage",
     "Extractor",
+    "FeatureNetwork",
     "Features",
     "Gaussian",
+    "ImageFeatures",
     "ManifoldScores",
+    "MeanCovariance",
     "MeanStd",
-    "Moments",
     "PrecisionRecall",
     "Reference",
     "SampledSet",
     "Settings",
     "Statistics",
+    "TensorSet",
     "collect",
     "density_coverage",
     "differences",

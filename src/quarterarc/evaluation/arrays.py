@@ -1,4 +1,4 @@
-"""Feature arrays as they come in: numpy or torch, any device, any real dtype; checked once, shared where they fit."""
+"""Feature arrays as arguments: numpy or torch, any device, any real dtype; checked once, without a copy if possible."""
 
 from __future__ import annotations
 
@@ -11,47 +11,47 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..common.errors import InputError
+from ..common.text import counted
 
 __all__ = ["Features", "MeanStd", "as_features", "as_pair"]
 
 Features: TypeAlias = Tensor | NDArray[Any]
-"""One row an image: shape (images, dimensions), of real numbers."""
+"""One row per image: real numbers, shape (images, dimensions)."""
 
 
 class MeanStd(NamedTuple):
-    """A score over splits or subsets: their mean, and their standard deviation with divisor n."""
+    """Mean of a score over splits or subsets, and the standard deviation with divisor n."""
 
     mean: float
     std: float
 
 
 def as_features(values: Features, what: str = "features", fewest: int = 1, start: int = 0) -> Tensor:
-    """The array as a floating-point tensor of shape (images, dimensions), sharing memory where it can.
+    """The array as a floating-point tensor of shape (images, dimensions), sharing memory if possible.
 
     Args:
-        values: the array; whole numbers become float32 (up to 16 bits) or float64, half precision becomes float32.
-        what: what the array is called in an error.
-        fewest: the fewest images that can be used.
-        start: the number of the first row, where the array is a part of a longer one.
+        values: the array; integers become float32 (up to 16 bits) or float64, half precision becomes float32.
+        what: name of the array, for messages.
+        fewest: the smallest valid number of images.
+        start: number of the first row, for a part of a longer array.
 
     Raises:
-        InputError: if it is no array of real numbers, not of that shape, of fewer images, or holds NaN or infinity.
+        InputError: for values that are not real numbers, another shape, fewer images, NaN or infinity.
     """
     tensor = _floating(values if isinstance(values, Tensor) else _from_numpy(values, what), what)
     if tensor.ndim != 2:
-        raise InputError(f"{what} must be of shape (images, dimensions), got {tuple(tensor.shape)}: flatten each image")
+        raise InputError(f"{what} must have shape (images, dimensions), got {tuple(tensor.shape)}: flatten each image")
     count, dimensions = tensor.shape
     if count == 0 or dimensions == 0:
         raise InputError(f"{what} are empty, of shape {tuple(tensor.shape)}: give at least {max(1, fewest)} images")
     if count < fewest:
-        images = "1 image" if count == 1 else f"{count} images"
-        raise InputError(f"{what} hold {images} where at least {fewest} are needed: give more images")
+        raise InputError(f"{what} hold {counted(count, 'image')} where at least {fewest} are needed: give more images")
     _check_finite(tensor, what, start)
     return tensor
 
 
 def as_pair(a: Features, b: Features, names: tuple[str, str], fewest: int) -> tuple[Tensor, Tensor]:
-    """Two arrays to compare, each as `as_features` gives it, both on the device of the first.
+    """Two arrays to compare, as `as_features` returns them, both on the device of the first.
 
     Raises:
         InputError: as `as_features`, and if their dimensions differ.
@@ -71,7 +71,7 @@ def _from_numpy(values: object, what: str) -> Tensor:
         array = array.astype(np.float64)
     array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # it is only read
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nothing writes to it
         return torch.from_numpy(array)
 
 
@@ -79,9 +79,9 @@ def _floating(tensor: Tensor, what: str) -> Tensor:
     if tensor.is_complex():
         raise InputError(f"{what} must be real numbers, got {tensor.dtype}")
     tensor = tensor.detach()
-    if tensor.device.type == "mps":  # it has no float64
+    if tensor.device.type == "mps":  # MPS has no float64
         tensor = tensor.cpu()
-    tensor = tensor.contiguous()  # sums over a row take the same order whatever the layout
+    tensor = tensor.contiguous()  # the order of the sums over a row must not depend on the layout
     if tensor.dtype in (torch.float32, torch.float64):
         return tensor
     exact_in_float32 = tensor.is_floating_point() or tensor.dtype.itemsize <= 2
@@ -89,13 +89,13 @@ def _floating(tensor: Tensor, what: str) -> Tensor:
 
 
 def _check_finite(tensor: Tensor, what: str, start: int) -> None:
-    """A row's sum is finite unless something in it is not, or it overflowed: look closer only at those rows."""
+    """Check the sums of rows first: only a row whose sum is not finite can hold NaN or infinity (or it overflowed)."""
     suspects = (~torch.isfinite(tensor.sum(1))).nonzero()[:, 0]
     wrong = (~torch.isfinite(tensor[suspects])).sum(1)
     if not wrong.any():
         return
     rows = suspects[wrong > 0]
-    numbers = "1 NaN or infinite number" if wrong.sum() == 1 else f"{int(wrong.sum())} NaN or infinite numbers"
+    numbers = counted(int(wrong.sum()), "NaN or infinite number")
     raise InputError(
         f"{what} hold {numbers} in {len(rows)} of {len(tensor)} rows, first in row {start + int(rows[0])}: "
         "remove these images or extract them again"

@@ -1,9 +1,9 @@
-"""The kernel distance, an unbiased squared maximum mean discrepancy, which on Inception features is KID.
+"""The kernel distance, an unbiased squared maximum mean discrepancy; on Inception features it is KID.
 
     k(x, y) = (x . y / D + 1)^3                                          (Binkowski et al. 2018, section 4)
     distance = mean_{i != j} k(a_i, a_j) + mean_{i != j} k(b_i, b_j) - 2 mean_{i, j} k(a_i, b_j)
 
-Being unbiased it is negative about as often as positive where the two are alike. Everything is summed in float64.
+It is unbiased, so that for equal distributions it is negative about as often as positive. All sums are float64.
 """
 
 from __future__ import annotations
@@ -28,34 +28,36 @@ def kernel_distance(a: Features, b: Features, subsets: int = 100, subset_size: i
 
     Args:
         a, b: features, shapes (N, D) and (M, D).
-        subsets: how many, at least 1.
-        subset_size: images in a subset, from 2 to the smaller of N and M.
-        seed: of the choice.
+        subsets: number of subsets, at least 1.
+        subset_size: images per subset, from 2 to the smaller of N and M.
+        seed: seed of the random choice.
 
     Raises:
-        InputError: on different dimensions, fewer images than a subset takes, or NaN or infinity.
+        InputError: for different dimensions, fewer images than `subset_size`, or NaN or infinity.
     """
     if subsets < 1 or subset_size < 2:
         raise InputError(f"give at least 1 subset of at least 2 images, got {subsets} of {subset_size}")
     x, y = as_pair(a, b, _NAMES, fewest=2)
     if min(len(x), len(y)) < subset_size:
         counts = f"{len(x)} and {len(y)} images"
-        raise InputError(f"{counts} hold no subset of {subset_size}: give more images or a smaller subset_size")
+        raise InputError(
+            f"{counts} are fewer than subset_size = {subset_size}: give more images or a smaller subset_size"
+        )
     random = np.random.RandomState(seed)
     distances = [_distance(_choice(random, x, subset_size), _choice(random, y, subset_size)) for _ in range(subsets)]
     return MeanStd(float(np.mean(distances)), float(np.std(distances)))
 
 
 def full_kernel_distance(a: Features, b: Features) -> float:
-    """The unbiased kernel distance from every pair of images: what the mean over subsets estimates.
+    """The unbiased kernel distance over all pairs of images, which the mean over subsets estimates.
 
-    Memory is that of one block of pairs; time grows with (N + M)^2 D.
+    Memory: one block of pairs. Time: proportional to (N + M)^2 D.
 
     Args:
-        a, b: features, shapes (N, D) and (M, D), at least 2 images each.
+        a, b: features, shapes (N, D) and (M, D), N and M at least 2.
 
     Raises:
-        InputError: on different dimensions, fewer than 2 images, or NaN or infinity.
+        InputError: for different dimensions, fewer than 2 images, or NaN or infinity.
     """
     return _distance(*as_pair(a, b, _NAMES, fewest=2))
 
@@ -70,7 +72,7 @@ def _distance(x: Tensor, y: Tensor) -> float:
 
 
 def _mean_within(x: Tensor) -> Tensor:
-    """The mean of k over pairs of different images: each block of pairs once, its mirror image by doubling."""
+    """The mean of k over pairs of different images; a block above the diagonal counts twice, for its mirror image."""
     total = torch.zeros((), dtype=torch.float64, device=x.device)
     blocks = x.split(_BLOCK)
     for i, a in enumerate(blocks):

@@ -1,22 +1,21 @@
-"""Precision, recall, density and coverage: which images lie in a ball around which (Kynkaanniemi et al. 2019, Eq. 2-3).
+"""Precision, recall, density and coverage, from balls around images (Kynkaanniemi et al. 2019, Eq. 2-3).
 
-The ball of an image reaches to the k-th nearest other image of its own set, border included.
+The radius of an image's ball is the distance to the k-th nearest other image of its own set; the ball is closed.
 
-    precision   the share of fake images in the ball of some real image
-    recall      the share of real images in the ball of some fake image
-    density     the mean number of real balls that a fake image lies in, over k    (Naeem et al. 2020, Eq. 4)
-    coverage    the share of real images whose ball holds some fake image          (Naeem et al. 2020, Eq. 5)
+    precision   fraction of fake images in the ball of at least one real image
+    recall      fraction of real images in the ball of at least one fake image
+    density     mean number of real balls per fake image, divided by k                     (Naeem et al. 2020, Eq. 4)
+    coverage    fraction of real images whose ball contains at least one fake image        (Naeem et al. 2020, Eq. 5)
 
-Every decision is the one that squared distances sum((x - y)^2), in float64 from the features as given, would make, so
-it depends on no block size, and equal rows are at distance 0 exactly. Nearly all of them are cheap: one float32 matrix
-product a block of pairs gives |x|^2 + |y|^2 - 2 x.y of the centred features with a proven bound on its error,
+Every comparison has the result that squared distances sum((x - y)^2) in float64 would have, so it does not depend on
+the block size, and equal rows have distance exactly 0. Most comparisons are cheap: one float32 matrix product per block
+of pairs gives |x|^2 + |y|^2 - 2 x.y of the centred features with a proven error bound,
 
     error <= tolerance (|x|^2 + |y|^2),       tolerance = (D + 32) u       (Higham 2002, section 3.1; u is 2^-24)
 
-and only a pair whose distance may be on either side of a radius is measured in float64. (A radius can be the next
-distance instead where more than 5 further images tie with it to 1e-12, as far as float64 products tell them apart.)
-Peak memory beyond the features is a float32 copy of them, 4 bytes a number, and a few blocks of pairs; each pair of
-images is multiplied once.
+and only pairs whose distance may be on either side of a radius are computed in float64. (Exception: if more than 5
+further images tie with a radius to 1e-12, the radius may be the next distance.) Peak memory beyond the features: a
+float32 copy of them and a few blocks of pairs. Each pair of images is multiplied once.
 """
 
 from __future__ import annotations
@@ -44,27 +43,27 @@ __all__ = [
 _BLOCK = 2048
 _SPARE = 5
 _NUMBERS = 2**18
-"""Numbers that are worked on in float64 at a time: 2 MiB, which stay in the cache."""
+"""Numbers per chunk in float64: 2 MiB, which fit in the cache."""
 _TINY = 1e-30
-"""Above what underflow can cost a squared distance, where the longest feature vector has a length in [1/2, 1]."""
+"""Larger than the underflow error of a squared distance, if the longest feature vector has a length in [1/2, 1]."""
 
 
 class PrecisionRecall(NamedTuple):
-    """Shares in [0, 1]: fake images that look real, and real images that the fake ones reach."""
+    """Fractions in [0, 1]: fake images within the real manifold, and real images within the fake manifold."""
 
     precision: float
     recall: float
 
 
 class DensityCoverage(NamedTuple):
-    """Density, from 0 and not bounded by 1, and coverage in [0, 1]."""
+    """Density, at least 0 and possibly above 1, and coverage in [0, 1]."""
 
     density: float
     coverage: float
 
 
 class ManifoldScores(NamedTuple):
-    """All four, of one pass."""
+    """The four scores of one pass."""
 
     precision: float
     recall: float
@@ -90,14 +89,14 @@ def manifold_scores(real: Features, fake: Features, k: int = 3, block: int = _BL
 
     Args:
         real, fake: features, shapes (N, D) and (M, D).
-        k: the neighbour that a ball reaches to, counted without the image itself.
-        block: images a side of the blocks that pairs are worked on in; it changes time and memory, not the result.
+        k: the neighbour whose distance is a ball's radius; the image itself does not count.
+        block: side of the blocks of pairs, in images; it affects time and memory, not the result.
 
     Raises:
-        InputError: on different dimensions, fewer than k + 1 images, or NaN or infinity.
+        InputError: for different dimensions, fewer than k + 1 images, or NaN or infinity.
     """
     if k < 1 or block < 1:
-        raise InputError(f"k and block are whole numbers from 1, got k = {k} and block = {block}")
+        raise InputError(f"k and block must be at least 1, got k = {k} and block = {block}")
     real, fake = as_pair(real, fake, ("real features", "fake features"), fewest=k + 1)
     reals, fakes = _frame(real, fake)
     dtypes = _filters(real.device)
@@ -113,11 +112,11 @@ def manifold_scores(real: Features, fake: Features, k: int = 3, block: int = _BL
             fake_in[columns][in_real[1]] = True
             real_in[rows][in_fake[0]] = True
             inside += in_real.shape[1]
-    return ManifoldScores(_share(fake_in), _share(real_in), inside / (k * len(fake)), _share(covered))
+    return ManifoldScores(_fraction(fake_in), _fraction(real_in), inside / (k * len(fake)), _fraction(covered))
 
 
 class _Points:
-    """Features, a centred and scaled float32 copy for the filter, and the squared lengths of its rows in float64."""
+    """Features; a centred, scaled float32 copy for the filter; the squared lengths of its rows in float64."""
 
     def __init__(self, features: Tensor, centre: Tensor, scale: float) -> None:
         self.features, self.centre, self.scale = features, centre, scale
@@ -135,15 +134,17 @@ class _Points:
         return self.copy[rows] if dtype == torch.float32 else self._centred(rows)
 
     def tolerance(self, dtype: torch.dtype) -> float:
-        """The bound above with 1 in 100 to spare; 32 covers centring, rounding to dtype, and adding up."""
+        """The bound above with a margin of 1%; the 32 covers centring, rounding to dtype, and summation."""
         return 1.01 * (self.features.shape[1] + 32) * torch.finfo(dtype).eps / 2
 
     def _centred(self, rows: slice | Tensor) -> Tensor:
-        return (self.features[rows].double() - self.centre).mul_(self.scale)  # double() may be the caller's own array
+        return (self.features[rows].double() - self.centre).mul_(
+            self.scale
+        )  # not in place: double() may return the caller's array
 
 
 def _frame(real: Tensor, fake: Tensor) -> tuple[_Points, _Points]:
-    """Both sets about the middle of their means, scaled by a power of 2 to lengths of at most 1."""
+    """Both sets, centred on the midpoint of their means and scaled by a power of 2 to lengths of at most 1."""
     centre = (_mean(real) + _mean(fake)) / 2
     parts = [rows for x in (real, fake) for rows in x.split(_chunk(x))]
     longest = max((rows.double() - centre).square_().sum(1).max().sqrt().item() for rows in parts)
@@ -163,10 +164,10 @@ def _chunk(features: Tensor) -> int:
 
 
 def _filters(device: torch.device) -> tuple[torch.dtype, ...]:
-    """The dtypes to try for the filter: float32 only where a product of it keeps all its bits, then float64."""
+    """The dtypes of the filter, in order: float32 only if matrix products keep full float32 precision, then float64."""
     try:
         whole = torch.get_float32_matmul_precision() == "highest" and not torch.is_autocast_enabled(device.type)
-    except RuntimeError:  # set backend by backend: it cannot be told
+    except RuntimeError:  # the precision was set per backend and has no single value
         whole = False
     return (torch.float32, torch.float64) if whole else (torch.float64,)
 
@@ -175,12 +176,12 @@ def _blocks(count: int, block: int) -> list[slice]:
     return [slice(start, min(start + block, count)) for start in range(0, count, block)]
 
 
-def _share(mask: Tensor) -> float:
+def _fraction(mask: Tensor) -> float:
     return int(mask.sum()) / len(mask)
 
 
 def _lower(a: _Points, rows: slice | Tensor, b: _Points, columns: slice, dtype: torch.dtype) -> Tensor:
-    """What no scaled squared distance from a[rows] to b[columns] is below; the bound above is 2 tolerances wide."""
+    """A lower bound of the scaled squared distances from a[rows] to b[columns]; it is at most `_widths` too low."""
     kept = 1.0 - a.tolerance(dtype)
     lower = torch.addmm(
         (kept * b.norms[columns] - _TINY).to(dtype), a.part(rows, dtype), b.part(columns, dtype).T, alpha=-2
@@ -193,9 +194,9 @@ def _widths(norms_a: Tensor, norms_b: Tensor, tolerance: float) -> Tensor:
 
 
 def _squared_distances(a: Tensor, rows: Tensor, b: Tensor, columns: Tensor) -> Tensor:
-    """sum((a[row] - b[column])^2) of each pair in float64, shape (pairs,).
+    """sum((a[row] - b[column])^2) per pair in float64, shape (pairs,).
 
-    Always so many pairs at a time, filled up with others, so that two equal pairs give equal bits on any device.
+    Chunks have a constant size, padded with other pairs, so that equal pairs give equal bits on any device.
     """
     count, chunk = len(rows), _chunk(a)
     rows, columns = (pad(index, (0, -count % chunk)) for index in (rows, columns))
@@ -205,14 +206,14 @@ def _squared_distances(a: Tensor, rows: Tensor, b: Tensor, columns: Tensor) -> T
 
 
 class _Nearest:
-    """The candidates of each row so far: those of the smallest lower bounds, with their numbers."""
+    """The nearest candidates of each row so far: the smallest lower bounds, and the numbers of their images."""
 
     def __init__(self, count: int, width: int, dtype: torch.dtype, device: torch.device) -> None:
         self.lower = torch.full((count, width), math.inf, dtype=dtype, device=device)
         self.index = torch.zeros((count, width), dtype=torch.int64, device=device)
 
     def offer(self, rows: slice, lower: Tensor, columns: slice) -> None:
-        """Candidates for some rows: lower bounds, shape (rows, columns), infinite for the image itself."""
+        """Add candidates for `rows`: lower bounds, shape (rows, columns), infinite for the image itself."""
         width = self.lower.shape[1]
         values, places = lower.topk(min(width, lower.shape[1]), dim=1, largest=False, sorted=False)
         values = torch.cat([self.lower[rows], values], 1)
@@ -222,9 +223,9 @@ class _Nearest:
 
 
 def _squared_radii(points: _Points, k: int, block: int, dtypes: tuple[torch.dtype, ...]) -> Tensor:
-    """The squared distance of each image to its k-th nearest other one, float64, shape (N,).
+    """The squared distance of each image to its k-th nearest other image, float64, shape (N,).
 
-    Where more images than candidates are too near a tie for float32 to order, float64 goes over all of them again.
+    Rows with more near-ties than candidates, which float32 cannot order, are searched again in float64.
     """
     everyone = torch.arange(len(points), device=points.features.device)
     squared, settled = _kth(points, everyone, _neighbours(points, k + _SPARE, block, dtypes[0]), k, dtypes[0])
@@ -235,7 +236,7 @@ def _squared_radii(points: _Points, k: int, block: int, dtypes: tuple[torch.dtyp
 
 
 def _neighbours(points: _Points, width: int, block: int, dtype: torch.dtype) -> _Nearest:
-    """Candidates of every image: a block of pairs serves its rows and, mirrored, its columns."""
+    """Candidates of every image; a block of pairs is used for its rows and, transposed, for its columns."""
     nearest = _Nearest(len(points), width, dtype, points.features.device)
     blocks = _blocks(len(points), block)
     for i, rows in enumerate(blocks):
@@ -260,7 +261,7 @@ def _neighbours_of(points: _Points, rows: Tensor, width: int, block: int, dtype:
 
 
 def _kth(points: _Points, rows: Tensor, nearest: _Nearest, k: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The k-th smallest squared distance of each row among its candidates, and whether no other image can be nearer."""
+    """The k-th smallest squared distance per row among its candidates, and whether no other image can be nearer."""
     low, norms = nearest.lower.double(), points.norms
     high = low + _widths(norms[rows, None], norms[nearest.index], points.tolerance(dtype))
     nearer = high < low.kthvalue(k, dim=1, keepdim=True).values
@@ -273,26 +274,26 @@ def _kth(points: _Points, rows: Tensor, nearest: _Nearest, k: int, dtype: torch.
 
 
 class _Block:
-    """A block of pairs of a real and a fake image."""
+    """A block of pairs of real and fake images."""
 
     def __init__(self, a: _Points, rows: slice, b: _Points, columns: slice) -> None:
         self.a, self.rows, self.b, self.columns = a, rows, b, columns
 
     def inside(self, radii_a: Tensor, radii_b: Tensor, dtypes: tuple[torch.dtype, ...]) -> Iterator[Tensor]:
-        """The pairs (2, n) within the ball of the row's image, then those within that of the column's.
+        """The pairs (2, n) within the ball of the row's image, then those within the ball of the column's image.
 
-        Where float32 leaves more than a few pairs open, float64 closes most of them before any is measured.
+        If float32 leaves many pairs undecided, the filter is repeated in float64 before distances are computed.
         """
         for dtype in dtypes:
             lower = _lower(self.a, self.rows, self.b, self.columns, dtype)
-            found = self._sort(lower, radii_a[:, None], dtype), self._sort(lower, radii_b[None], dtype)
-            if sum(open_pairs.shape[1] for _, open_pairs in found) <= lower.numel() // 256:
+            sorted_pairs = self._sort(lower, radii_a[:, None], dtype), self._sort(lower, radii_b[None], dtype)
+            if sum(open_pairs.shape[1] for _, open_pairs in sorted_pairs) <= lower.numel() // 256:
                 break
-        for (sure, open_pairs), radii, side in zip(found, (radii_a, radii_b), (0, 1), strict=True):
+        for (sure, open_pairs), radii, side in zip(sorted_pairs, (radii_a, radii_b), (0, 1), strict=True):
             yield torch.cat([sure, open_pairs[:, self._measure(open_pairs) <= radii[open_pairs[side]]]], 1)
 
     def _sort(self, lower: Tensor, radii: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """The pairs that are surely within the radii, which broadcast over the block, and those that may be."""
+        """The pairs that are certainly within the radii (which broadcast over the block), and the undecided pairs."""
         limits = radii * self.a.scale**2
         rounded_up = torch.nextafter(limits.to(dtype), torch.full_like(limits, math.inf, dtype=dtype))
         i, j = (lower <= rounded_up).nonzero(as_tuple=True)

@@ -1,9 +1,9 @@
-"""Metrics by name, from one pass over the images: what was computed, on what, by what.
+"""`evaluate`: metrics of a run, a denoiser or images, by name.
 
-    evaluate("made/", "digits", ["fid", "precision", "recall"], extractor="digits")
+    evaluate("runs/demo", "digits", ["fid", "precision", "recall"], features="digits", count=400)
 
-A result is JSON types alone. It names the extractor, a hash of its weights and its resize, counts, the reference, how
-the images were sampled, every number that a metric depends on, and the versions that computed it.
+A result consists of JSON types. It contains the extractor with the hash of its weights and its resize, counts, the
+reference, how the images were sampled, every setting that a metric depends on, and versions.
 """
 
 from __future__ import annotations
@@ -13,270 +13,345 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from .. import __version__
-from ..common.devices import processes
+from ..common.devices import pick_device, processes
 from ..common.errors import InputError
-from ..data.image_set import ImageSet, Shape
-from ..likelihood.evaluation import LIKELIHOOD_METRICS
-from .extractors import EXTRACTORS, Extractor
+from ..data.image_set import ImageSet
+from ..likelihood.evaluation import LIKELIHOOD_METRICS, LikelihoodSettings, evaluate_likelihood
+from ..samplers import Sampler
+from ..sampling.plans import GridLike, Sampling
+from ..storage.files import check_writable, make_folder, write_json
+from .checks import check_counts, check_kinds, check_pair, check_same_shape, check_saved, usable_reference
+from .extractors import Extractor
 from .extractors import extractor as named_extractor
-from .features import Collected, collect
-from .metrics import METRICS, Metric, Settings, Side, check_metrics, label, needs
+from .features import ImageFeatures, collect
+from .metrics import METRICS, Metric, Settings, check_metrics, label, needs
 from .references import Reference, check_ending, open_reference, save_statistics
-from .sets import as_set
+from .resume import partial_results
+from .sets import SampledSet
+from .sources import Model, as_set, is_model, open_model, source_name
 
 __all__ = ["evaluate"]
 
 FORMAT = 1
+DEFAULT_METRICS = ("fid", "precision", "recall")
+LARGEST_DEFAULT = 50_000
+"""The largest default number of sampled images, the usual number for FID."""
 
 
 def evaluate(
-    images: object,
+    source: object,
     reference: object = None,
-    metrics: Sequence[str] = ("fid", "precision", "recall"),
-    extractor: str | Extractor = "inception",
+    metrics: str | Sequence[str] = DEFAULT_METRICS,
     *,
-    settings: Settings | None = None,
+    count: int | None = None,
+    features: str | Extractor = "inception",
+    weights: str | Path | None = None,
+    seeds: Sequence[int] | None = None,
+    sampler: str | Sampler | None = None,
+    steps: int | None = None,
+    grid: GridLike | None = None,
+    options: Mapping[str, Any] | None = None,
+    labels: Sequence[int] | None = None,
+    guidance: float | None = None,
+    projection: str | None = None,
+    precision: torch.dtype | None = None,
+    settings: Settings | LikelihoodSettings | None = None,
     batch_size: int = 64,
-    device: torch.device | str = "cpu",
-    cache: Path | None = None,
-    save_to: Path | None = None,
+    device: torch.device | str = "auto",
+    out: str | Path | None = None,
+    cache: str | Path | None = None,
+    save_to: str | Path | None = None,
     save_features: bool = False,
-    progress: bool | None = None,
+    progress: bool = True,
 ) -> dict[str, Any]:
-    """Compute metrics of images, each image seen once.
+    """Compute metrics of a run, a denoiser or images; every image is generated or read once.
 
     Args:
-        images: a set of `quarterarc.evaluation.sets`, a path or name, an array uint8 (N, C, H, W), or an iterable of
-            such batches.
-        reference: what they are compared with: the same, a file of statistics, or a run folder for its training images.
-        metrics: names of `METRICS`.
-        extractor: what makes the features, by name or made already.
-        settings: the numbers that metrics depend on.
-        batch_size: images at once.
-        device: where the extractor runs, if it is given by name.
-        cache: a folder for the features of finished batches, see `collect`.
-        save_to: a file that the statistics of the images are written to as well, see `save_statistics`.
-        save_features: whether the feature vectors go there too.
-        progress: whether to show a progress bar; None for one on a terminal and none in a pipe.
+        source: a run folder, a checkpoint folder or a denoiser, which is sampled; or images: a folder, an npz or the
+            name of a data set, a tensor or array, uint8 (N, C, H, W), a list of PIL images, a `datasets.Dataset`, an
+            iterable of batches, or an image set of `quarterarc.evaluation`.
+        reference: the real images, in the same forms; a file of statistics; or a run folder, for its training images.
+            The likelihood metrics (`bits-per-dim`, `flow-bits-per-dim`) evaluate these images, by default the training
+            images of the run.
+        metrics: names in `METRICS`, or names in `quarterarc.likelihood.LIKELIHOOD_METRICS`. Empty together with
+            `save_to`, to write statistics only.
+        count: number of images. By default a run or a denoiser samples as many images as the reference has, at most
+            50,000; of images, all are used.
+        features: a feature extractor: a name in `EXTRACTORS`, an import path, or an `Extractor`.
+        weights: weights of the extractor, for `inception` or `dinov2`; by default the usual download.
+        seeds: seeds of the sampled images; by default 0..count - 1.
+        sampler, steps, grid, options, guidance, projection: as for `quarterarc.Sampling`.
+        labels: classes, used in turn: the image of seed s has the label labels[s % len(labels)].
+        precision: dtype to autocast a run's network to, such as `torch.bfloat16`.
+        settings: the numbers that the metrics depend on: `Settings`, or `LikelihoodSettings` for likelihood metrics.
+        batch_size: images per batch.
+        device: device of a run's network and of the extractor; "auto" for the fastest one available.
+        out: file for the result, as JSON. Partial results are kept beside it, so that the same call continues after an
+            interrupt.
+        cache: folder for partial results that is kept, instead of one beside `out`.
+        save_to: file for the statistics of the images, see `save_statistics`.
+        save_features: whether `save_to` gets the feature vectors too.
+        progress: whether to show a progress bar on a terminal.
 
     Returns:
-        The result as JSON types; empty in every process but the first.
+        The result as JSON types, with the values under `metrics`; empty in every process but the first.
 
     Raises:
-        InputError: for unknown names, metrics that the features cannot give, a missing or unfitting reference, images
-            of different channels or sizes, too few of them, or NaN.
+        InputError: for unknown names; metrics that the features, the source or the reference do not support; arguments
+            that do not apply to the source; images of different shapes, too few images, or floating-point images; NaN.
     """
-    settings = settings or Settings()
-    check_metrics(metrics)
-    for name in metrics:
-        if name in LIKELIHOOD_METRICS:
-            raise InputError(f"'{name}' asks a model, not its images: evaluate the run with it")
-    chosen = {name: METRICS[name] for name in dict.fromkeys(metrics)}
-    found = named_extractor(extractor, device) if isinstance(extractor, str) else extractor
-    _check_kinds(chosen, found)
-    against = [metric for metric in chosen.values() if metric.against]
-    known = _reference_for(reference, against)
-    given = as_set(images)
-    _check_pair(given, known, chosen, found, settings)
-    known = _fitting(known, given.shape or known.shape, found)
-    _check_holds(known, against)
-
-    moments, vectors = needs(chosen.values())
-    if save_to is not None:
-        check_ending(save_to)
-        moments |= {*found.kinds} - {"logits"}
-        vectors |= {"pool"} if save_features else set()
-    collected = collect(given, found, moments, vectors, batch_size=batch_size, cache=cache, progress=progress)
-    other = _reference_side(known, against, found, batch_size, cache, progress)
-    if processes().rank:
-        return {}
-    if save_to is not None:
-        save_statistics(
-            save_to, collected, found.describe(), what=given.what, fingerprint=given.fingerprint, features=save_features
+    names = list(dict.fromkeys([metrics] if isinstance(metrics, str) else metrics))
+    if names or save_to is None:
+        check_metrics(names)
+    likelihoods = [name for name in names if name in LIKELIHOOD_METRICS]
+    if likelihoods and len(likelihoods) < len(names):
+        others = ", ".join(name for name in names if name not in likelihoods)
+        raise InputError(
+            f"{', '.join(likelihoods)} evaluate the model on given images, {others} its samples: compute them in two "
+            "evaluations"
         )
-    _check_alike(given.what, collected.shape, known)
-    mine = Side(collected.statistics, collected.features, collected.count)
-    _check_counts(chosen, settings, (given.what, mine.count), (known.what, other.count))
-    values, notes = _compute(chosen, mine, other, settings)
-    return {
-        "quarterarc": __version__,
-        "format": FORMAT,
-        "metrics": values,
-        "labels": {name: label(name, found.name, settings) for name in chosen},
-        "notes": notes,
-        "extractor": found.describe(),
-        "images": {
-            "what": given.what,
-            "count": collected.count,
-            "shape": list(collected.shape or ()),
-            "fingerprint": given.fingerprint,
-            "sampling": given.sampling,
-        },
-        "reference": {**known.describe(), "count": other.count} if against else None,
-        "settings": _used(chosen, settings, mine, other),
-        "batch_size": batch_size,
-        "device": str(found.device),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+    if count is not None and count < 1:
+        raise InputError(f"count must be at least 1, got {count}")
+    if count is not None and seeds is not None:
+        raise InputError("give seeds or a count, not both: a count of 100 means the seeds 0 to 99")
+    if save_features and save_to is None:
+        raise InputError("feature vectors are saved with the statistics: give the file of the statistics (save_to) too")
+    request = Sampling(sampler, steps, grid, options or {}, guidance, projection)
+    _check_sampling_arguments(source, request, seeds, labels, likelihoods)
+    result_path, statistics_path = (None if path is None else Path(path) for path in (out, save_to))
+    for path in (result_path, statistics_path):
+        if path is not None:
+            check_writable(path)
+    folder = None if cache is None else Path(cache)
+    if likelihoods:
+        likelihood_settings = _of_kind(settings, LikelihoodSettings)
+        images = _likelihood_images(source, reference, count, likelihoods)
+        model = open_model(source, device, precision, projection)
+        about = {key: value for key, value in model.about.items() if key not in ("model", "guidance")}
+        with partial_results(None if cache else result_path, "partial") as partial:
+            result = evaluate_likelihood(
+                model.denoise, images, likelihoods, likelihood_settings,
+                batch_size=batch_size, what=str(model.about["model"]), about=about,
+                cache=folder or partial, progress=progress,
+            )  # fmt: skip
+            _write(result, result_path)
+            processes().wait()
+        return result
+
+    image_settings = _of_kind(settings, Settings)
+    chosen = {name: METRICS[name] for name in names}
+    known = _reference_for(reference, chosen)
+    if statistics_path is not None:
+        check_ending(statistics_path)
+    if is_model(source):
+        number = count or min(known.count or LARGEST_DEFAULT, LARGEST_DEFAULT)
+        model = open_model(source, device, precision, projection, guidance)
+        images = _sampled(model, request, range(number) if seeds is None else seeds, labels)
+    else:
+        images = as_set(source, "the images", count)
+    network = (
+        features if isinstance(features, Extractor) else named_extractor(features, pick_device(str(device)), weights)
+    )
+    with partial_results(None if cache else result_path or statistics_path, "features") as partial:
+        result = _evaluate_images(
+            images, known, chosen, network, image_settings, batch_size,
+            folder or partial, statistics_path, save_features, progress,
+        )  # fmt: skip
+        _write(result, result_path)
+        processes().wait()
+    return result
+
+
+Kind = TypeVar("Kind", Settings, LikelihoodSettings)
+
+
+def _of_kind(settings: Settings | LikelihoodSettings | None, kind: type[Kind]) -> Kind:
+    if settings is None:
+        return kind()
+    if not isinstance(settings, kind):
+        raise InputError(f"these metrics take settings of type {kind.__name__}, got {type(settings).__name__}")
+    return settings
+
+
+def _check_sampling_arguments(
+    source: object,
+    request: Sampling,
+    seeds: Sequence[int] | None,
+    labels: Sequence[int] | None,
+    likelihoods: Sequence[str],
+) -> None:
+    """Raise an InputError for arguments of sampling that have no effect, or contradict each other."""
+    arguments = {
+        "seeds": seeds,
+        "sampler": request.sampler,
+        "steps": request.steps,
+        "grid": request.grid,
+        "options": request.options or None,
+        "labels": labels,
+        "guidance": request.guidance,
     }
+    given = [name for name, value in arguments.items() if value is not None]
+    if likelihoods and not is_model(source):
+        raise InputError(
+            f"{', '.join(likelihoods)}: the metric evaluates a model, but {source_name(source)} is not a run or a "
+            "denoiser: give a run folder"
+        )
+    if given and likelihoods:
+        raise InputError(f"{given[0]} has no effect on {', '.join(likelihoods)}, which samples no images: leave it out")
+    if given and not is_model(source):
+        raise InputError(
+            f"{given[0]} applies to sampled images, but {source_name(source)} is not a run or a denoiser: leave it out"
+        )
+    if request.guidance is not None and labels is None:
+        raise InputError("guidance needs labels: it steers towards a class")
 
 
-def _check_kinds(chosen: Mapping[str, Metric], extractor: Extractor) -> None:
-    for name, metric in chosen.items():
-        if metric.kind not in extractor.kinds:
-            giving = {"spatial": "inception", "logits": "inception or digits"}.get(metric.kind, ", ".join(EXTRACTORS))
-            raise InputError(
-                f"'{name}' needs {metric.kind} features, but '{extractor.name}' gives {' and '.join(extractor.kinds)}: "
-                f"take the features of {giving}, or leave '{name}' out"
-            )
+def _sampled(model: Model, request: Sampling, seeds: Sequence[int], labels: Sequence[int] | None) -> ImageSet:
+    if "checkpoint" in model.about:  # a run's network is loaded with its projection
+        request = replace(request, projection=None)
+    return SampledSet(model.denoise, seeds, request, labels=labels, what=model.what, about=model.about)
 
 
-def _reference_for(reference: object, against: Sequence[Metric]) -> Reference:
-    if not against:
+def _likelihood_images(source: object, reference: object, count: int | None, names: Sequence[str]) -> ImageSet:
+    """The images of likelihood metrics: those of the reference, by default the training images of the run."""
+    if reference is None and not isinstance(source, str | Path):
+        raise InputError(f"{', '.join(names)}: a denoiser has no training images: give the images as the reference")
+    opened = open_reference(source if reference is None else reference, count)
+    if opened.images is None:
+        raise InputError(f"{', '.join(names)} need images, but {opened.what} holds statistics: give the images")
+    return opened.images
+
+
+def _reference_for(reference: object, metrics: Mapping[str, Metric]) -> Reference:
+    comparing = [name for name, metric in metrics.items() if metric.needs_reference]
+    if not comparing:
         return Reference("no reference")
     if reference is None:
         raise InputError(
-            "these metrics compare with real images: give a reference (a folder, a data set, or saved statistics)"
+            f"{', '.join(comparing)}: these metrics compare with real images: give a reference (a folder, a data set, "
+            "or saved statistics)"
         )
     return open_reference(reference)
 
 
-def _check_pair(
-    images: ImageSet, reference: Reference, chosen: Mapping[str, Metric], extractor: Extractor, settings: Settings
-) -> None:
-    """What can be told of images and reference before the first image is read."""
-    _check_alike(images.what, images.shape, reference)
-    _check_counts(chosen, settings, (images.what, images.count), (reference.what, reference.count))
-    for what, shape in ((images.what, images.shape), (reference.what, reference.shape)):
-        if shape is not None:
-            extractor.check(shape, what)
-
-
-def _fitting(reference: Reference, shape: Shape | None, extractor: Extractor) -> Reference:
-    """The reference as it is if its statistics are of these features, else its images alone."""
-    wrong = _misfit(reference, shape, extractor)
-    if wrong is None:
-        return reference
-    if reference.images is None:
-        raise InputError(wrong)
-    return replace(reference, moments={}, features={})
-
-
-def _misfit(reference: Reference, shape: Shape | None, extractor: Extractor) -> str | None:
-    """Why statistics are not of the features that this extractor makes of images of that shape, if they are not."""
-    if not reference.moments and not reference.features:
-        return None
-    made_by, ours = reference.extractor, extractor.describe()
-    if made_by is not None:
-        for key in ours:
-            if made_by.get(key) != ours[key]:
-                return (
-                    f"{reference.what} holds statistics of other features, {key} {made_by.get(key)} where these have "
-                    f"{ours[key]}: choose --features, or write the reference again"
-                )
-    if shape is not None:
-        probe = extractor(torch.zeros(1, *shape, dtype=torch.uint8))
-        for kind, moments in reference.moments.items():
-            if kind in probe and probe[kind].shape[1] != len(moments.mean):
-                return (
-                    f"{reference.what} holds statistics of {len(moments.mean)} {kind} features, but '{extractor.name}' "
-                    f"gives {probe[kind].shape[1]}: they were made by another extractor"
-                )
-    return None
-
-
-def _check_holds(reference: Reference, against: Sequence[Metric]) -> None:
-    """Refuse saved statistics that lack what the metrics need."""
-    if reference.images is not None:
-        return
-    moments, vectors = needs(against)
-    for kind in sorted(moments):
-        if kind not in reference.moments:
-            raise InputError(
-                f"{reference.what} holds no statistics of {kind} features: leave out the metrics that need them"
-            )
-    for kind in sorted(vectors):
-        if kind not in reference.features:
-            raise InputError(
-                f"{reference.what} holds no {kind} feature vectors, which precision, recall, density, coverage and kid "
-                "need: give the images, or write the reference with --with-features"
-            )
-
-
-def _check_alike(what: str, shape: Shape | None, reference: Reference) -> None:
-    if shape is None or reference.shape is None or shape == reference.shape:
-        return
-    raise InputError(
-        f"{what} has images of {_in_words(shape)}, the reference {reference.what} of {_in_words(reference.shape)}: "
-        "nothing is resized or converted unseen, so make them alike first"
-    )
-
-
-def _in_words(shape: Shape) -> str:
-    return f"{shape[1]}x{shape[2]} pixels and {shape[0]} channel{'s' if shape[0] > 1 else ''}"
-
-
-def _check_counts(
-    chosen: Mapping[str, Metric], settings: Settings, images: tuple[str, int | None], reference: tuple[str, int | None]
-) -> None:
-    for name, metric in chosen.items():
-        fewest = metric.fewest(settings)
-        for what, count in (images, reference) if metric.against else (images,):
-            if count is not None and count < fewest:
-                there = "1 image" if count == 1 else f"{count} images"
-                raise InputError(f"{what} has {there}, but '{name}' needs at least {fewest}: give more")
-
-
-def _reference_side(
+def _evaluate_images(
+    images: ImageSet,
     reference: Reference,
-    against: Sequence[Metric],
+    metrics: Mapping[str, Metric],
+    extractor: Extractor,
+    settings: Settings,
+    batch_size: int,
+    cache: Path | None,
+    save_to: Path | None,
+    save_features: bool,
+    progress: bool,
+) -> dict[str, Any]:
+    """Metrics of an image set; the result of `evaluate`."""
+    comparing = [metric for metric in metrics.values() if metric.needs_reference]
+    check_kinds(metrics, extractor)
+    check_pair(images, reference, metrics, extractor, settings)
+    reference = usable_reference(reference, images.shape or reference.shape, extractor)
+    check_saved(reference, comparing)
+
+    statistics, vectors = needs(metrics.values())
+    if save_to is not None:
+        statistics |= {*extractor.kinds} - {"logits"}
+        vectors |= {"pool"} if save_features else set()
+    computed = collect(images, extractor, statistics, vectors, batch_size=batch_size, cache=cache, progress=progress)
+    compared = _reference_features(reference, comparing, extractor, batch_size, cache, progress)
+    if processes().rank:
+        return {}
+    if save_to is not None:
+        save_statistics(
+            save_to, computed, extractor.describe(),
+            what=images.what, fingerprint=images.fingerprint, vectors=save_features,
+        )  # fmt: skip
+    check_same_shape(images.what, computed.shape, reference)
+    check_counts(metrics, settings, (images.what, computed.count), (reference.what, compared.count))
+    values, notes = _compute(metrics, computed, compared, settings)
+    return {
+        "quarterarc": __version__,
+        "format": FORMAT,
+        "metrics": values,
+        "labels": {name: label(name, extractor.name, settings) for name in metrics},
+        "notes": notes,
+        "extractor": extractor.describe(),
+        "images": {
+            "what": images.what,
+            "count": computed.count,
+            "shape": list(computed.shape or ()),
+            "fingerprint": images.fingerprint,
+            "sampling": images.sampling,
+        },
+        "reference": {**reference.describe(), "count": compared.count} if comparing else None,
+        "settings": _used_settings(metrics, settings, computed, compared),
+        "batch_size": batch_size,
+        "device": str(extractor.device),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+    }
+
+
+def _reference_features(
+    reference: Reference,
+    metrics: Sequence[Metric],
     extractor: Extractor,
     batch_size: int,
     cache: Path | None,
-    progress: bool | None,
-) -> Side:
-    """Saved statistics where there are any, and what is missing from the images."""
-    moments, vectors = needs(against)
-    moments, vectors = moments - reference.moments.keys(), vectors - reference.features.keys()
-    collected = Collected()
-    if moments or vectors:
-        assert reference.images is not None
-        collected = collect(
-            reference.images, extractor, moments, vectors, batch_size=batch_size, cache=cache, progress=progress
-        )
-    return Side(
-        {**collected.statistics, **reference.moments},
-        {**collected.features, **reference.features},
-        collected.count or reference.count,
+    progress: bool,
+) -> ImageFeatures:
+    """The saved features of a reference, completed from its images."""
+    saved = reference.saved
+    statistics, vectors = needs(metrics)
+    statistics, vectors = statistics - saved.statistics.keys(), vectors - saved.vectors.keys()
+    if not statistics and not vectors:
+        return replace(saved, count=reference.count)
+    assert reference.images is not None
+    computed = collect(
+        reference.images, extractor, statistics, vectors, batch_size=batch_size, cache=cache, progress=progress
+    )
+    return ImageFeatures(
+        computed.count or reference.count,
+        computed.shape,
+        {**computed.statistics, **saved.statistics},
+        {**computed.vectors, **saved.vectors},
     )
 
 
 def _compute(
-    chosen: Mapping[str, Metric], images: Side, reference: Side, settings: Settings
+    metrics: Mapping[str, Metric], images: ImageFeatures, reference: ImageFeatures, settings: Settings
 ) -> tuple[dict[str, float], list[str]]:
-    """The values by name, and what the computation warned of."""
+    """The values by name, and the warnings of the computation."""
     values: dict[str, float] = {}
-    done: dict[Any, dict[str, float]] = {}
+    computed: dict[Any, dict[str, float]] = {}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        for name, metric in chosen.items():
-            if metric.compute not in done:
-                done[metric.compute] = metric.compute(images, reference, settings)
-            found = done[metric.compute]
-            values |= {key: found[key] for key in (name, f"{name}_std") if key in found}
+        for name, metric in metrics.items():
+            if metric.compute not in computed:
+                computed[metric.compute] = metric.compute(images, reference, settings)
+            scores = computed[metric.compute]
+            values |= {key: scores[key] for key in (name, f"{name}_std") if key in scores}
     return values, list(dict.fromkeys(str(warning.message) for warning in caught))
 
 
-def _used(chosen: Mapping[str, Metric], settings: Settings, images: Side, reference: Side) -> dict[str, Any]:
-    """The settings that the chosen metrics depend on, as they came out."""
-    used = {name for metric in chosen.values() for name in metric.uses}
+def _used_settings(
+    metrics: Mapping[str, Metric], settings: Settings, images: ImageFeatures, reference: ImageFeatures
+) -> dict[str, Any]:
+    """The settings that the metrics depend on, with the actual subset size."""
+    used = {name for metric in metrics.values() for name in metric.uses}
     values = {name: value for name, value in asdict(settings).items() if name in used}
-    if "kid" in chosen:
-        smaller = min(len(side.features["pool"]) for side in (images, reference))
+    if "kid" in metrics:
+        smaller = min(len(features.vectors["pool"]) for features in (images, reference))
         values["subset_size"] = min(settings.subset_size, smaller)
     return values
+
+
+def _write(result: dict[str, Any], path: Path | None) -> None:
+    if path is not None and result:
+        make_folder(path.parent)
+        write_json(path, result)

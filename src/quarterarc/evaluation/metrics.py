@@ -1,34 +1,32 @@
-"""The metrics of features by name: what each needs, which settings it depends on, and what it is called in full."""
+"""The metrics of features by name: the features and settings that each depends on, and its full name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-
-from torch import Tensor
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 from ..common.errors import InputError, unknown_name
 from ..likelihood.evaluation import LIKELIHOOD_METRICS
+from .features import ImageFeatures
 from .frechet import frechet_distance
 from .kernel import kernel_distance
 from .manifold import manifold_scores
 from .score import INCEPTION_SCORES, inception_score
-from .statistics import Moments, Statistics
 
-__all__ = ["METRICS", "Metric", "Settings", "Side", "check_metrics", "label", "needs"]
+__all__ = ["METRICS", "Metric", "Settings", "check_metrics", "label", "needs"]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The numbers that metrics depend on.
+    """The numbers that metrics of features depend on.
 
     Attributes:
         neighbours: k of precision, recall, density and coverage.
-        inception_score: how the images are split, one of `INCEPTION_SCORES`.
-        splits: into how many, for `torch-fidelity`.
-        subsets: how many subsets KID takes the mean over.
-        subset_size: images in each; a smaller set is one subset, and the result says so.
-        seed: of the shuffle for the inception score and of KID's subsets.
+        inception_score: convention for splitting the images, one of `INCEPTION_SCORES`.
+        splits: number of splits, for `torch-fidelity`.
+        subsets: number of subsets of the kernel distance.
+        subset_size: images per subset; a smaller set is one subset, which the result records.
+        seed: seed of the shuffle of the inception score and of the subsets of the kernel distance.
     """
 
     neighbours: int = 3
@@ -43,16 +41,7 @@ class Settings:
             raise unknown_name("inception score", self.inception_score, INCEPTION_SCORES)
         for name, least in (("neighbours", 1), ("splits", 1), ("subsets", 1), ("subset_size", 2)):
             if getattr(self, name) < least:
-                raise InputError(f"{name} is at least {least}, got {getattr(self, name)}")
-
-
-@dataclass(frozen=True, eq=False)
-class Side:
-    """The images, or the reference, as metrics see them: moments and feature vectors by kind, and how many images."""
-
-    moments: Mapping[str, Statistics | Moments] = field(default_factory=dict)
-    features: Mapping[str, Tensor] = field(default_factory=dict)
-    count: int | None = None
+                raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -60,50 +49,50 @@ class Metric:
     """A metric of features.
 
     Attributes:
-        summary: what it is, after which features it is of.
+        summary: name of the metric without the features.
         kind: the kind of features.
-        vectors: whether it needs every feature vector, not only mean and covariance.
-        against: whether it needs a reference.
+        needs_vectors: whether it needs feature vectors, not only mean and covariance.
+        needs_reference: whether it compares with a reference.
         uses: the settings that it depends on.
-        fewest: the fewest images of either side.
-        compute: (images, reference, settings) -> values by name; several metrics may share one.
+        fewest: settings -> smallest valid number of images, of the set and of the reference.
+        compute: (features of the images, features of the reference, settings) -> values by name; metrics may share one.
     """
 
     summary: str
     kind: str
-    vectors: bool
-    against: bool
+    needs_vectors: bool
+    needs_reference: bool
     uses: tuple[str, ...]
     fewest: Callable[[Settings], int]
-    compute: Callable[[Side, Side, Settings], dict[str, float]]
+    compute: Callable[[ImageFeatures, ImageFeatures, Settings], dict[str, float]]
 
 
-def _frechet(kind: str, name: str) -> Callable[[Side, Side, Settings], dict[str, float]]:
-    def compute(images: Side, reference: Side, settings: Settings) -> dict[str, float]:
-        return {name: frechet_distance(reference.moments[kind], images.moments[kind])}
+def _frechet(kind: str, name: str) -> Callable[[ImageFeatures, ImageFeatures, Settings], dict[str, float]]:
+    def compute(images: ImageFeatures, reference: ImageFeatures, settings: Settings) -> dict[str, float]:
+        return {name: frechet_distance(reference.statistics[kind], images.statistics[kind])}
 
     return compute
 
 
-def _manifold(images: Side, reference: Side, settings: Settings) -> dict[str, float]:
-    scores = manifold_scores(reference.features["pool"], images.features["pool"], settings.neighbours)
+def _manifold(images: ImageFeatures, reference: ImageFeatures, settings: Settings) -> dict[str, float]:
+    scores = manifold_scores(reference.vectors["pool"], images.vectors["pool"], settings.neighbours)
     return scores._asdict()
 
 
-def _kernel(images: Side, reference: Side, settings: Settings) -> dict[str, float]:
-    real, fake = reference.features["pool"], images.features["pool"]
+def _kernel(images: ImageFeatures, reference: ImageFeatures, settings: Settings) -> dict[str, float]:
+    real, fake = reference.vectors["pool"], images.vectors["pool"]
     size = min(settings.subset_size, len(real), len(fake))
-    found = kernel_distance(fake, real, settings.subsets, size, settings.seed)
-    return {"kid": found.mean, "kid_std": found.std}
+    distance = kernel_distance(fake, real, settings.subsets, size, settings.seed)
+    return {"kid": distance.mean, "kid_std": distance.std}
 
 
-def _inception_score(images: Side, reference: Side, settings: Settings) -> dict[str, float]:
-    logits = images.features["logits"]
+def _inception_score(images: ImageFeatures, reference: ImageFeatures, settings: Settings) -> dict[str, float]:
+    logits = images.vectors["logits"]
     if settings.inception_score == "torch-fidelity":
-        found = inception_score(logits, settings.splits, settings.seed)
+        score = inception_score(logits, settings.splits, settings.seed)
     else:
-        found = INCEPTION_SCORES[settings.inception_score](logits)
-    return {"is": found.mean, "is_std": found.std}
+        score = INCEPTION_SCORES[settings.inception_score](logits)
+    return {"is": score.mean, "is_std": score.std}
 
 
 def _near(summary: str) -> Metric:
@@ -129,20 +118,17 @@ METRICS: dict[str, Metric] = {
 
 
 def check_metrics(names: Sequence[str]) -> None:
-    """Refuse names that no metric has.
-
-    Raises:
-        InputError: naming the known ones.
-    """
+    """Raise an InputError for an empty list or an unknown name, which lists the known names."""
+    known = [*METRICS, *LIKELIHOOD_METRICS]
     if not names:
-        raise InputError(f"there are no metrics: give some of {', '.join([*METRICS, *LIKELIHOOD_METRICS])}")
+        raise InputError(f"there are no metrics: give some of {', '.join(known)}")
     for name in names:
-        if name not in METRICS and name not in LIKELIHOOD_METRICS:
-            raise unknown_name("metric", name, [*METRICS, *LIKELIHOOD_METRICS])
+        if name not in known:
+            raise unknown_name("metric", name, known)
 
 
 def label(name: str, extractor: str, settings: Settings | None = None) -> str:
-    """What a metric is called in full: `FID` is of Inception's features only, precision says its k."""
+    """The full name of a metric: `FID` only on Inception features, otherwise "Frechet distance of ... features"."""
     settings = settings or Settings()
     if name in ("fid", "sfid", "kid", "is") and extractor == "inception":
         short = {"fid": "FID", "sfid": "sFID", "kid": "KID", "is": "inception score"}[name]
@@ -153,9 +139,9 @@ def label(name: str, extractor: str, settings: Settings | None = None) -> str:
 
 
 def needs(metrics: Iterable[Metric]) -> tuple[set[str], set[str]]:
-    """The kinds that moments are needed of, and those that every feature vector is needed of."""
-    moments: set[str] = set()
+    """The kinds of features whose statistics are needed, and those whose vectors are needed."""
+    statistics: set[str] = set()
     vectors: set[str] = set()
     for metric in metrics:
-        (vectors if metric.vectors else moments).add(metric.kind)
-    return moments, vectors
+        (vectors if metric.needs_vectors else statistics).add(metric.kind)
+    return statistics, vectors

@@ -1,9 +1,9 @@
-"""What images are compared with: another set of images, or statistics that were saved from one.
+"""References of metrics: a set of images, or statistics that were saved from one.
 
-Statistics are `mu` (D,) and `sigma` (D, D) of pool features and `mu_s`, `sigma_s` of spatial ones, as safetensors or
-npz; pytorch-fid's npz holds the first two, ADM's all four and perhaps its images as `arr_0`. Ours also say what made
-them, and may hold the feature vectors (`features`, float32 (N, D)), which precision, recall and KID need. A pickle is
-never loaded.
+A file of statistics is safetensors or npz with `mu` (D,) and `sigma` (D, D) of pool features, and `mu_s`, `sigma_s` of
+spatial features. pytorch-fid's npz holds the first two, ADM's all four and sometimes the images as `arr_0`. Files of
+`save_statistics` also describe the extractor, and may hold the feature vectors (`features`, float32 (N, D)), which
+precision, recall and KID need. A pickle is never loaded.
 """
 
 from __future__ import annotations
@@ -24,76 +24,81 @@ from ..common.errors import InputError
 from ..data.image_set import ImageSet, Shape
 from ..storage.files import replace_file
 from ..storage.weights import save_tensors
-from .features import Collected
-from .sets import NpzSet, as_set, open_set, training_images
-from .statistics import Moments
+from .features import ImageFeatures
+from .image_files import NpzSet, open_set, training_images
+from .sources import as_set
+from .statistics import MeanCovariance
 
 __all__ = ["Reference", "open_reference", "read_statistics", "save_statistics"]
 
 _NAMES = {"pool": ("mu", "sigma", "features"), "spatial": ("mu_s", "sigma_s", "features_s")}
-"""How the moments and feature vectors of each kind are called in a file."""
+"""Names of mean, covariance and feature vectors of each kind in a file."""
 _PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".bin", ".npy")
 
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """What is known of a reference.
+    """A reference: images, saved features, or both.
 
     Attributes:
-        what: what it is, for messages and results.
-        moments: mean and covariance by kind, where saved.
-        features: feature vectors by kind, where saved, float32 (N, D).
-        images: the images, where they are there.
-        extractor: name, weights_sha256 and resize of what made the statistics; None where nobody wrote it down.
-        shape: (C, H, W) of the images, where known.
-        count: how many images, where known.
-        fingerprint: stands for the images, or for the statistics where nobody wrote down of which images they are.
+        what: name of the reference, for messages and results.
+        images: the images; None if there are only saved features.
+        saved: saved features; empty if there are only images.
+        extractor: name, weights_sha256 and resize of the extractor of the saved features; None if unknown.
+        fingerprint: identifies the images; for saved features of unknown images, the features.
     """
 
     what: str
-    moments: Mapping[str, Moments] = field(default_factory=dict)
-    features: Mapping[str, Tensor] = field(default_factory=dict)
     images: ImageSet | None = None
+    saved: ImageFeatures = field(default_factory=ImageFeatures)
     extractor: Mapping[str, str] | None = None
-    shape: Shape | None = None
-    count: int | None = None
     fingerprint: str | None = None
 
+    @property
+    def count(self) -> int | None:
+        """Number of images; None if unknown."""
+        return self.saved.count if self.images is None else self.images.count
+
+    @property
+    def shape(self) -> Shape | None:
+        """(C, H, W) of the images; None if unknown."""
+        return self.saved.shape if self.images is None else self.images.shape
+
     def describe(self) -> dict[str, Any]:
-        """As JSON types."""
+        """JSON types, for results."""
         return {
             "what": self.what,
             "count": self.count,
             "shape": None if self.shape is None else list(self.shape),
             "fingerprint": self.fingerprint,
-            "statistics": sorted(self.moments),
+            "statistics": sorted(self.saved.statistics),
         }
 
 
 def open_reference(given: object, limit: int | None = None, split: str = "train") -> Reference:
-    """A reference from a path, a name, an array of images, an image set, or a `Reference`.
+    """A reference from a path, a name, images in any form that `as_set` accepts, or a `Reference`.
 
-    A path is a folder of images, a run folder (which stands for the images that it was trained on, cropped and resized
-    as they were then), a file of statistics, or an npz of images; a name is any source of `quarterarc.data.open_data`.
+    A path is a folder of images, a run folder (for its training images, cropped and resized as in training), a file of
+    statistics, or an npz of images; a name is any source of `quarterarc.data.open_data`.
 
     Args:
-        given: it.
-        limit: only so many of the first images of a folder, a dataset or a run.
-        split: of a dataset that has several.
+        given: the reference.
+        limit: number of images to use, the first ones; all if None.
+        split: split of a data set that has several.
 
     Raises:
-        InputError: if it is not there, empty, or cannot be used.
+        InputError: if it is missing, empty, or cannot be used.
     """
     if isinstance(given, Reference):
         return given
     if not isinstance(given, str | Path):
-        return _of(as_set(given, "the reference"))
+        return _of(as_set(given, "the reference", limit))
     path = Path(given).expanduser()
     suffix = path.suffix.lower()
     if suffix in _PICKLES:
         raise InputError(
-            f"{path} may be a pickle, which is never loaded: give statistics as .safetensors or .npz (mu, sigma), or "
-            "images"
+            f"{path} may be a pickle, which is never loaded: give images, or statistics as .safetensors or .npz (mu, "
+            "sigma)"
         )
     if suffix in (".npz", ".safetensors"):
         return read_statistics(path)
@@ -103,59 +108,50 @@ def open_reference(given: object, limit: int | None = None, split: str = "train"
 
 
 def _of(images: ImageSet) -> Reference:
-    return Reference(images.what, images=images, shape=images.shape, count=images.count, fingerprint=images.fingerprint)
+    return Reference(images.what, images, fingerprint=images.fingerprint)
 
 
 def read_statistics(path: Path) -> Reference:
-    """Statistics from a .safetensors or .npz file; an npz may hold images too, or only images.
+    """Statistics from a .safetensors or .npz file; an npz may also hold images, or only images.
 
     Raises:
-        InputError: if the file is missing, is damaged or a pickle, or holds neither statistics nor images.
+        InputError: if the file is missing, damaged or a pickle, or holds neither statistics nor images.
     """
     if not path.is_file():
         raise InputError(f"no reference at {path}: write one with `quarterarc evaluate IMAGES --save-reference {path}`")
     arrays, about = (_read_safetensors if path.suffix.lower() == ".safetensors" else _read_npz)(path)
-    moments, features = {}, {}
+    statistics, vectors = {}, {}
     for kind, (mean, covariance, rows) in _NAMES.items():
         if (mean in arrays) != (covariance in arrays):
-            there, missing = (mean, covariance) if mean in arrays else (covariance, mean)
-            raise InputError(f"{path} holds {there} but no {missing}: statistics need both")
+            present, missing = (mean, covariance) if mean in arrays else (covariance, mean)
+            raise InputError(f"{path} holds {present} but no {missing}: statistics need both")
         if mean in arrays:
-            moments[kind] = _moments(path, arrays[mean], arrays[covariance], about.get("count"))
+            statistics[kind] = _statistics(path, arrays[mean], arrays[covariance], about.get("count"))
         if rows in arrays:
-            features[kind] = arrays[rows].float()
-    images = None
-    if "arr_0" in arrays:
-        images = NpzSet(path)
-    if not moments and not features and images is None:
-        there = ", ".join(sorted(arrays)) or "nothing"
-        raise InputError(f"{path} holds neither statistics (mu, sigma) nor images (arr_0), only {there}")
+            vectors[kind] = arrays[rows].float()
+    images = NpzSet(path) if "arr_0" in arrays else None
+    if not statistics and not vectors and images is None:
+        names = ", ".join(sorted(arrays)) or "nothing"
+        raise InputError(f"{path} holds neither statistics (mu, sigma) nor images (arr_0), only {names}")
     shape = about.get("shape")
-    return Reference(
-        f"{path}",
-        moments,
-        features,
-        images,
-        about.get("extractor"),
-        images.shape if images else (shape[0], shape[1], shape[2]) if shape else None,
-        images.count if images else about.get("count"),
-        about.get("fingerprint") or (images.fingerprint if images else _hash(moments)),
-    )
+    saved = ImageFeatures(about.get("count"), (shape[0], shape[1], shape[2]) if shape else None, statistics, vectors)
+    fingerprint = about.get("fingerprint") or (images.fingerprint if images else _hash(statistics))
+    return Reference(f"{path}", images, saved, about.get("extractor"), fingerprint)
 
 
-def _moments(path: Path, mean: Tensor, covariance: Tensor, count: int | None) -> Moments:
+def _statistics(path: Path, mean: Tensor, covariance: Tensor, count: int | None) -> MeanCovariance:
     try:
         if mean.ndim != 1:
-            raise InputError(f"a mean must be of shape (D,), got {tuple(mean.shape)}")
-        return Moments(mean, covariance, count)
+            raise InputError(f"a mean must have shape (D,), got {tuple(mean.shape)}")
+        return MeanCovariance(mean, covariance, count)
     except InputError as error:
         raise InputError(f"the statistics in {path} cannot be used: {error}") from None
 
 
-def _hash(moments: Mapping[str, Moments]) -> str:
+def _hash(statistics: Mapping[str, MeanCovariance]) -> str:
     digest = hashlib.sha256()
-    for kind in sorted(moments):
-        for tensor in (moments[kind].mean, moments[kind].covariance):
+    for kind in sorted(statistics):
+        for tensor in (statistics[kind].mean, statistics[kind].covariance):
             digest.update(tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()[:12]
 
@@ -165,19 +161,19 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     try:
         with safe_open(path, "pt") as file:
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a mapping
             return arrays, _about(path, (file.metadata() or {}).get("about", "{}"))
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path} is not readable as safetensors ({error}); a pickle is never loaded") from None
 
 
 def _read_npz(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The arrays of an npz, without its images, which can be many: those are an empty tensor here."""
+    """The arrays of an npz; images and arrays of other names are empty tensors, since they may be large."""
     arrays: dict[str, Tensor] = {}
     about: dict[str, Any] = {}
     try:
         if not zipfile.is_zipfile(path):
-            raise ValueError("it is no npz")
+            raise ValueError("it is not an npz file")
         with np.load(path, allow_pickle=False) as stored:
             for name in stored.files:
                 if name == "arr_0":
@@ -204,44 +200,44 @@ def _about(path: Path, text: str) -> dict[str, Any]:
     except ValueError:
         about = None
     if not isinstance(about, dict):
-        raise InputError(f"{path} does not say in JSON what made it: write the reference again")
+        raise InputError(f"{path}: its entry 'about' is not JSON: write the reference again")
     return about
 
 
 def save_statistics(
     path: Path,
-    collected: Collected,
+    computed: ImageFeatures,
     extractor: Mapping[str, str],
     *,
     what: str,
     fingerprint: str | None = None,
-    features: bool = True,
+    vectors: bool = True,
 ) -> None:
-    """Write statistics that `open_reference` reads: .safetensors, or .npz for other programs too.
+    """Write statistics that `open_reference` reads: as .safetensors, or as .npz, which other programs read too.
 
     Args:
-        path: the file; its ending chooses the format.
-        collected: moments of pool and spatial features, and the feature vectors that are to be kept.
-        extractor: what made them, `Extractor.describe()`.
-        what: what the images are.
-        fingerprint: stands for the images.
-        features: whether feature vectors that were collected are written too.
+        path: the file; its ending selects the format.
+        computed: statistics of pool and spatial features, and feature vectors.
+        extractor: `Extractor.describe()`.
+        what: name of the images.
+        fingerprint: identifies the images.
+        vectors: whether feature vectors are written too.
 
     Raises:
-        InputError: for another ending, fewer than 2 images, or a folder that cannot be written to.
+        InputError: for another ending, fewer than 2 images, or a folder that is not writable.
     """
     check_ending(path)
     arrays: dict[str, Tensor] = {}
     for kind, (mean, covariance, rows) in _NAMES.items():
-        if kind in collected.statistics:
-            arrays[mean] = collected.statistics[kind].mean.cpu()
-            arrays[covariance] = collected.statistics[kind].covariance.cpu()
-        if features and kind in collected.features:
-            arrays[rows] = collected.features[kind].cpu().contiguous()
+        if kind in computed.statistics:
+            arrays[mean] = computed.statistics[kind].mean.cpu()
+            arrays[covariance] = computed.statistics[kind].covariance.cpu()
+        if vectors and kind in computed.vectors:
+            arrays[rows] = computed.vectors[kind].cpu().contiguous()
     about = {
         "what": what,
-        "count": collected.count,
-        "shape": collected.shape,
+        "count": computed.count,
+        "shape": computed.shape,
         "extractor": dict(extractor),
         "fingerprint": fingerprint,
     }
@@ -250,8 +246,8 @@ def save_statistics(
         with replace_file(path) as beside:
             if path.suffix.lower() == ".npz":
                 with beside.open("wb") as file:
-                    given: dict[str, Any] = {name: tensor.numpy() for name, tensor in arrays.items()}
-                    np.savez(file, about=np.array(json.dumps(about)), **given)
+                    entries: dict[str, Any] = {name: tensor.numpy() for name, tensor in arrays.items()}
+                    np.savez(file, about=np.array(json.dumps(about)), **entries)
             else:
                 save_tensors(arrays, beside, {"about": json.dumps(about)})
     except OSError as error:
@@ -259,6 +255,6 @@ def save_statistics(
 
 
 def check_ending(path: Path) -> None:
-    """Refuse a name that no reference can be written under."""
+    """Raise an InputError unless the name ends in .safetensors or .npz."""
     if path.suffix.lower() not in (".npz", ".safetensors"):
-        raise InputError(f"a reference is written as .safetensors or .npz, got {path}: give it one of these endings")
+        raise InputError(f"a reference is written as .safetensors or .npz, got {path}: use one of these endings")

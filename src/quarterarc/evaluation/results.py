@@ -1,4 +1,4 @@
-"""Results side by side: a table of those that may be compared, and why others may not."""
+"""Comparison of results: a table of comparable results, and the differences that make results incomparable."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["differences", "table"]
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """Why two results may not stand side by side: one line each, none if they may.
+    """The differences that make two results incomparable, one line per difference; empty for comparable results.
 
-    Extractor, weights, resize, counts, reference and the settings of metrics must agree; how images were sampled need
-    not, because that is what is compared.
+    Extractor, weights, resize, counts, reference and the settings of metrics must agree. Sampling may differ, because
+    that is what results compare.
     """
     pairs: list[tuple[str, Any, Any]] = [
         *(
@@ -25,33 +25,33 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
         ("shape of images", a["images"]["shape"], b["images"]["shape"]),
     ]
     if a["reference"] and b["reference"]:
-        # saved statistics and the images that they are of are the same reference
+        # saved statistics and the images that they were computed from are the same reference
         pairs += [(f"reference {key}", a["reference"][key], b["reference"][key]) for key in ("fingerprint", "count")]
     shared = a["settings"].keys() & b["settings"].keys()
     pairs += [(key, a["settings"][key], b["settings"][key]) for key in sorted(shared)]
-    return [f"{name}: {one} and {other}" for name, one, other in pairs if one != other]
+    return [f"{name}: {first} and {second}" for name, first, second in pairs if first != second]
 
 
 def table(results: Mapping[str, Mapping[str, Any]], anyway: bool = False) -> str:
-    """Results side by side, one a row, in Markdown.
+    """A table of results in Markdown, one per row.
 
     Args:
-        results: by the name that a row gets.
-        anyway: put even those side by side that are not comparable; a line below the table then says why they are not.
+        results: results of `evaluate`, by the name of the row.
+        anyway: include results that are not comparable; the differences are listed below the table.
 
     Raises:
-        InputError: if two of them are not comparable, or there are none.
+        InputError: if two results are not comparable, or there are none.
     """
     if not results:
-        raise InputError("there are no results: give at least one")
+        raise InputError("there are no results: give at least 1")
     for name, result in results.items():
         if "extractor" not in result or "images" not in result:
-            raise InputError(f"{name} is no result of metrics of images: a table takes what `evaluate` returns")
+            raise InputError(f"{name} is not a result of metrics of images: give results of quarterarc.evaluate")
     (first, base), *others = results.items()
     wrong = [f"{name} and {first} differ in {line}" for name, result in others for line in differences(base, result)]
     if wrong and not anyway:
         raise InputError(
-            f"these results are not comparable: {'; '.join(wrong)}: compute them alike, or say anyway=True"
+            f"these results are not comparable: {'; '.join(wrong)}: compute them alike, or give anyway=True"
         )
     names = list(dict.fromkeys(name for result in results.values() for name in result["metrics"]))
     rows = [["", *names], ["---"] * (len(names) + 1)]

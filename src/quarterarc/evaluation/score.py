@@ -1,7 +1,7 @@
 """The inception score, exp E KL(p(y|x) || p(y)) (Salimans et al. 2016, section 4), from a classifier's logits.
 
-Two published ways to split the images are here by name; both take the logarithms from the logits in float64, so that
-no probability underflows to log 0.
+Two published conventions for splitting the images are available by name. Logarithms of probabilities are computed from
+the logits in float64, so that none underflows to log 0.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ __all__ = ["INCEPTION_SCORES", "inception_score", "inception_score_adm"]
 
 
 def inception_score(logits: Features, splits: int = 10, seed: int = 2020) -> MeanStd:
-    """The inception score as torch-fidelity defines it: shuffle, cut into equal splits, score each.
+    """The inception score by torch-fidelity's convention: shuffle, divide into equal splits, average their scores.
 
     Args:
-        logits: unnormalised log probabilities, shape (N, classes); FID's Inception gives 1008, without biases.
-        splits: how many, at least 1 and at most N; split i holds the shuffled images from i N // splits.
-        seed: of numpy's `RandomState`, whose permutation shuffles the images.
+        logits: unnormalised log probabilities, shape (N, classes); FID's Inception has 1008, without biases.
+        splits: number of splits, in 1..N; split i starts at shuffled image i N // splits.
+        seed: seed of numpy's `RandomState`, whose permutation shuffles the images.
 
     Returns:
         Mean and standard deviation over the splits; each score lies in [1, classes].
 
     Raises:
-        InputError: on a wrong shape, NaN or infinity, or fewer images than splits.
+        InputError: for a wrong shape, NaN or infinity, or fewer images than splits.
     """
     if splits < 1:
         raise InputError(f"the inception score needs at least 1 split, got {splits}")
@@ -42,19 +42,19 @@ def inception_score(logits: Features, splits: int = 10, seed: int = 2020) -> Mea
 
 
 def inception_score_adm(logits: Features, split_size: int = 5000) -> MeanStd:
-    """The inception score as ADM's evaluator defines it: in the order given, cut every 5000 images.
+    """The inception score by the convention of ADM's evaluator: splits of 5000 images in the given order.
 
-    The last split is as long as what is left. ADM reports the mean alone.
+    The last split has the remaining images. ADM reports only the mean.
 
     Args:
         logits: as for `inception_score`.
-        split_size: images a split, at least 1.
+        split_size: images per split, at least 1.
 
     Raises:
-        InputError: on a wrong shape, or NaN or infinity.
+        InputError: for a wrong shape, or NaN or infinity.
     """
     if split_size < 1:
-        raise InputError(f"a split of the inception score holds at least 1 image, got {split_size}")
+        raise InputError(f"a split of the inception score needs at least 1 image, got {split_size}")
     return _mean_std(as_features(logits, "logits").split(split_size))
 
 
@@ -62,7 +62,7 @@ INCEPTION_SCORES: dict[str, Callable[[Features], MeanStd]] = {
     "torch-fidelity": inception_score,
     "adm": inception_score_adm,
 }
-"""The ways to split, by name."""
+"""The conventions for splitting the images, by name."""
 
 
 def _mean_std(splits: Iterable[Tensor]) -> MeanStd:

@@ -1,10 +1,10 @@
-"""Mean and covariance of features, batch by batch and shard by shard, in float64.
+"""Mean and covariance of features in float64: accumulated from batches, merged from shards, or read from a file.
 
-A batch is centred on its own mean, so that a large offset costs no digits, and joins what came before by
+A batch is centred on its own mean, so that a large offset costs no precision. Two parts merge by
 
     scatter = scatter_a + scatter_b + n_a n_b / (n_a + n_b) (mean_b - mean_a)(mean_b - mean_a)^T
 
-(Chan, Golub & LeVeque 1983, Eq. 2.1, in matrix form).
+(Chan, Golub & LeVeque 1983, Eq. 2.1, for matrices).
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from torch import Tensor
 from ..common.errors import InputError
 from .arrays import Features, as_features
 
-__all__ = ["Moments", "Statistics"]
+__all__ = ["MeanCovariance", "Statistics"]
 
 _ROWS = 512
 _PANEL = 512
 
 
 @dataclass(frozen=True, eq=False)
-class Moments:
-    """The mean and covariance of features, as saved statistics give them.
+class MeanCovariance:
+    """Mean and covariance of features, as a file of statistics holds them.
 
     Attributes:
-        mean: shape (D,), becomes float64.
-        covariance: shape (D, D), symmetric; becomes float64 and exactly symmetric.
-        count: how many images they are of, None where nobody wrote it down.
+        mean: shape (D,), converted to float64.
+        covariance: shape (D, D), symmetric; converted to float64 and made exactly symmetric.
+        count: number of images; None if unknown.
 
     Raises:
-        InputError: on wrong shapes, NaN or infinity, or a matrix that is not symmetric to 1e-6.
+        InputError: for wrong shapes, NaN or infinity, or a matrix that is not symmetric to 1e-6.
     """
 
     mean: Tensor
@@ -45,23 +45,23 @@ class Moments:
         mean = as_features(self.mean[None], "the mean")[0].double()
         covariance = as_features(self.covariance, "the covariance").double().to(mean.device)
         if covariance.shape != (len(mean), len(mean)):
-            shapes = f"{tuple(covariance.shape)} beside a mean of {len(mean)}"
-            raise InputError(f"a covariance must be of shape (D, D) beside a mean of (D,), got {shapes}")
+            shapes = f"{tuple(covariance.shape)} and ({len(mean)},)"
+            raise InputError(f"covariance and mean must have shapes (D, D) and (D,), got {shapes}")
         if (covariance - covariance.T).abs().max() > 1e-6 * covariance.abs().max():
-            raise InputError("the covariance is not symmetric: these are no statistics of features")
+            raise InputError("the covariance is not symmetric: give statistics of features")
         object.__setattr__(self, "mean", mean)
         object.__setattr__(self, "covariance", (covariance + covariance.T) / 2)
 
 
 class Statistics:
-    """Mean and covariance of a stream of features; shards merge into the same numbers.
+    """Mean and covariance of a stream of features; statistics of shards merge into those of the whole.
 
-    The scatter matrix stays on the device of the first batch: 32 MiB for 2048 dimensions, whatever the count.
+    The scatter matrix takes 32 MiB for 2048 dimensions, for any number of images.
 
     Attributes:
-        count: images so far.
+        count: number of images so far.
         mean: their mean, float64, shape (D,).
-        scatter: the sum of (x - mean)(x - mean)^T, float64, shape (D, D); only its upper triangle is kept up to date.
+        scatter: the sum of (x - mean)(x - mean)^T, float64, shape (D, D); only the upper triangle is valid.
     """
 
     def __init__(self, dimensions: int, device: torch.device | str = "cpu") -> None:
@@ -78,10 +78,10 @@ class Statistics:
         return statistics
 
     def update(self, batch: Features) -> Statistics:
-        """Take in a batch of features, shape (B, D); returns itself.
+        """Add a batch of features, shape (B, D); returns itself.
 
         Raises:
-            InputError: on other dimensions, or NaN or infinity (the row named counts from the start of the stream).
+            InputError: for other dimensions, or NaN or infinity (the row number counts from the start of the stream).
         """
         tensor = as_features(batch, "features", start=self.count)
         self._check_dimensions(tensor.shape[1])
@@ -89,10 +89,10 @@ class Statistics:
         return self
 
     def merge(self, other: Statistics) -> Statistics:
-        """Take in the images of another, which is left as it is; returns itself.
+        """Add the images of other statistics, which stay unchanged; returns itself.
 
         Raises:
-            InputError: if its features have other dimensions.
+            InputError: for features of other dimensions.
         """
         self._check_dimensions(len(other.mean))
         if other.count > 0:
@@ -106,7 +106,7 @@ class Statistics:
         """The unbiased covariance (divisor count - 1), float64, shape (D, D), exactly symmetric.
 
         Raises:
-            InputError: with fewer than 2 images.
+            InputError: for fewer than 2 images.
         """
         if self.count < 2:
             raise InputError(f"a covariance needs at least 2 images, got {self.count}: give more images")
@@ -125,16 +125,18 @@ class Statistics:
     def _add(self, batch: Tensor) -> None:
         mean = batch.mean(0)
         shift, weight = self._advance(mean, len(batch))
-        # the shift of the means is one more centred row, so that everything is one product
+        # the shift of the means is one more centred row, so that a single product does everything
         rows = torch.empty(len(batch) + 1, len(mean), dtype=torch.float64, device=mean.device)
         torch.sub(batch, mean, out=rows[:-1])
         torch.mul(shift, math.sqrt(weight), out=rows[-1])
-        for start in range(0, len(mean), _PANEL):  # on and above the diagonal: 5/8 of the work at 2048 dimensions
+        for start in range(
+            0, len(mean), _PANEL
+        ):  # blocks on and above the diagonal: 5/8 of the full product at 2048 dimensions
             panel = slice(start, start + _PANEL)
             self.scatter[panel, start:].addmm_(rows[:, panel].T, rows[:, start:])
 
     def _advance(self, mean: Tensor, count: int) -> tuple[Tensor, float]:
-        """Take `count` images of this mean in; the shift of the means, and its weight in the scatter."""
+        """Add `count` images with this mean to count and mean; the shift of the means and its weight in the scatter."""
         before, self.count = self.count, self.count + count
         shift = mean - self.mean
         self.mean = self.mean + shift * (count / self.count)

@@ -58,12 +58,12 @@ class Measurements:
         distance. None if the subset would be more than half of the training images, or too small for a covariance of
         full rank.
         """
-        features = self.lab.reference.features["pool"]
+        features = self.lab.reference.saved.vectors["pool"]
         count, dimensions = features.shape
         if not 2 * dimensions <= self.scale.images <= count / 2:
             return None
         rows = permutation(0, count=count)[: self.scale.images]
-        return frechet_distance(self.lab.reference.moments["pool"], Statistics.of(features[rows]))
+        return frechet_distance(self.lab.reference.saved.statistics["pool"], Statistics.of(features[rows]))
 
     def picture(self, cell: Cell) -> Path:
         """The path of the PNG that a cell wrote."""

@@ -134,7 +134,7 @@ def _measure(denoise: Denoiser, real: Tensor, count: int) -> dict[str, Any]:
     """
 
     def score(images: Tensor) -> dict[str, float]:
-        result = evaluate(images, real, ("fid", "precision", "recall"), "digits", batch_size=250, progress=False)
+        result = evaluate(images, real, features="digits", batch_size=250, progress=False)
         return {name: round(value, 4) for name, value in result["metrics"].items()}
 
     subset = torch.from_numpy(permutation(0, count=len(real))[: min(count, len(real) // 2)])

@@ -140,8 +140,8 @@ def evaluate_likelihood(
     shape = traits(denoise).shape
     if shape is not None and images.shape is not None and tuple(shape) != images.shape:
         raise InputError(
-            f"{images.what}: the images have shape {images.shape}, but {what} was trained on {tuple(shape)}: give "
-            "images of that shape"
+            f"{images.what}: images of shape {images.shape}, but {what} was trained on {tuple(shape)}: give images of "
+            "that shape"
         )
     check_batch_size(batch_size)
     checkpoint = (about or {}).get("checkpoint_sha256")

@@ -1,25 +1,35 @@
-"""Feature extractors by name: `inception`, `dinov2`, `digits`, `pixels`, or a network as `package.module:attribute`."""
+"""Feature extractors by name: `inception`, `dinov2`, `digits`, `pixels`, or `package.module:attribute`.
+
+from quarterarc.evaluation.extractors import EXTRACTORS, FeatureNetwork
+
+@EXTRACTORS.register("brightness")
+class Brightness(FeatureNetwork):
+    def forward(self, images):
+        return images.flatten(1).double().mean(1, keepdim=True)
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
-from ...common.errors import InputError, unknown_name
-from .base import KINDS, Extractor, hash_of_weights
+from ...common.errors import InputError
+from ...common.registry import Registry
+from .base import KINDS, Extractor, FeatureNetwork, hash_of_weights
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
-__all__ = ["EXTRACTORS", "KINDS", "Extractor", "extractor", "hash_of_weights"]
+__all__ = ["EXTRACTORS", "KINDS", "Extractor", "FeatureNetwork", "extractor", "hash_of_weights"]
 
 
-class Pixels(torch.nn.Module):
-    """The pixels themselves, in [0, 1]: shape (B, C H W)."""
+class Pixels(FeatureNetwork):
+    """The pixels, scaled to [0, 1]: shape (B, C H W)."""
 
     resize = "none"
 
@@ -28,75 +38,69 @@ class Pixels(torch.nn.Module):
         return images.flatten(1).float() / 255.0
 
 
-def _pixels(weights: Path | None) -> nn.Module:
-    return Pixels()
-
-
-def _digits(weights: Path | None) -> nn.Module:
+def _digits() -> nn.Module:
     from .digits import load_digits_net
 
     return load_digits_net()
 
 
-def _inception(weights: Path | None) -> nn.Module:
+def _inception(weights: Path | None = None) -> nn.Module:
     from .inception import load_inception
 
     return load_inception(weights)
 
 
-def _dinov2(weights: Path | None) -> nn.Module:
+def _dinov2(weights: Path | None = None) -> nn.Module:
     from .dinov2 import load_dinov2
 
     return load_dinov2(weights)
 
 
-EXTRACTORS: dict[str, Callable[[Path | None], nn.Module]] = {
-    "inception": _inception,
-    "dinov2": _dinov2,
-    "digits": _digits,
-    "pixels": _pixels,
-}
-"""How each named extractor's network is made from its weights, or from its usual ones."""
-_TAKE_WEIGHTS = ("inception", "dinov2")
+EXTRACTORS: Registry[Callable[..., nn.Module]] = Registry(
+    "feature extractor", {"inception": _inception, "dinov2": _dinov2, "digits": _digits, "pixels": Pixels}
+)
+"""Factories of the networks, by name: a class or function without required arguments, or a network.
+
+A factory with a parameter `weights` receives the path of the weights, or None for the usual ones.
+"""
 
 
 def extractor(name: str, device: torch.device | str = "cpu", weights: str | Path | None = None) -> Extractor:
     """An extractor by name.
 
     Args:
-        name: one of `EXTRACTORS`, or `package.module:attribute`, which is an `nn.Module` or makes one when called
-            without arguments; `Extractor` says what it may say of itself.
-        device: where to put the network.
-        weights: for `inception` a weights file, for `dinov2` a model folder; by default the usual download.
+        name: a name in `EXTRACTORS`, or an import path `package.module:attribute` of such an entry.
+        device: device of the network.
+        weights: for `inception` a file of weights, for `dinov2` a model folder; by default the usual download.
 
     Raises:
-        InputError: for an unknown name, weights that are not there or do not fit, or a library that is missing or
-            breaks when it is imported.
+        InputError: for an unknown name, weights that are missing or do not fit, or a library that is missing or fails
+            to import.
     """
-    if weights is not None and name not in _TAKE_WEIGHTS:
-        raise InputError(f"'{name}' features take no weights ({' and '.join(_TAKE_WEIGHTS)} do)")
-    if ":" in name:
-        return Extractor.of(name, _by_path(name), device)
-    if name not in EXTRACTORS:
-        raise unknown_name("features", name, [*EXTRACTORS, "package.module:attribute"])
-    return Extractor.of(name, EXTRACTORS[name](None if weights is None else Path(weights)), device)
-
-
-def _by_path(path: str) -> nn.Module:
-    module, _, attribute = path.partition(":")
+    factory = EXTRACTORS.lookup(name)
+    if weights is not None and not _takes_weights(factory):
+        known = " and ".join(known for known, entry in EXTRACTORS.items() if _takes_weights(entry))
+        raise InputError(f"'{name}' features take no weights (only {known} do): leave weights out")
+    if isinstance(factory, nn.Module):
+        return Extractor.of(name, factory, device)
     try:
-        found = getattr(import_module(module), attribute)
-    except Exception as error:  # whatever importing somebody's module raises
-        raise InputError(f"cannot import the features '{path}': {_line(error)}") from None
-    if not isinstance(found, torch.nn.Module) and callable(found):
-        try:
-            found = found()
-        except Exception as error:
-            raise InputError(f"cannot make the features '{path}': calling it failed: {_line(error)}") from None
-    if not isinstance(found, torch.nn.Module):
-        raise InputError(f"the features '{path}' are a {type(found).__name__}, expected a torch.nn.Module")
-    return found
+        network = factory() if weights is None else factory(weights=Path(weights))
+    except InputError:
+        raise
+    except Exception as error:  # code from outside this package
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(
+            f"cannot build the feature extractor '{name}' ({reason}): it must be callable without arguments"
+        ) from error
+    if not isinstance(network, nn.Module):
+        raise InputError(
+            f"the feature extractor '{name}' returns a {type(network).__name__}, expected a torch.nn.Module"
+        )
+    return Extractor.of(name, network, device)
 
 
-def _line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
+def _takes_weights(factory: Callable[..., nn.Module]) -> bool:
+    try:
+        return not isinstance(factory, nn.Module) and "weights" in signature(factory).parameters
+    except ValueError:  # a built-in without a signature
+        return False

@@ -30,7 +30,7 @@ from ...data import DataSpec, ImageData, apply_flips, open_data, to_float
 from ...data.order import indices
 from ...storage.files import make_folder, replace_file
 from ...storage.weights import load_weights
-from .base import Extractor
+from .base import Extractor, FeatureNetwork
 
 __all__ = ["Classifier", "accuracy", "fit", "load_classifier", "train_classifier", "trained_classifier"]
 
@@ -41,7 +41,7 @@ HELD_OUT = 10
 """Every tenth image is held out; the accuracy is measured on the held-out images."""
 
 
-class Classifier(nn.Module):
+class Classifier(FeatureNetwork):
     """A residual network with 0.7 million weights for images with sides of 16 to 64 pixels.
 
     Features: `pool` (B, 128), the spatial means of the last layer; `spatial` (B, 8 * 64), its first 8 channels averaged

@@ -1,4 +1,4 @@
-"""Features of small gray images: a classifier of handwritten digits that comes with the package."""
+"""Features for small gray images: a classifier of handwritten digits that is part of the package."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...storage.weights import load_weights
+from .base import FeatureNetwork
 
 __all__ = ["HELD_OUT", "WEIGHTS", "DigitsNet", "load_digits_net"]
 
 WEIGHTS = Path(__file__).parents[1] / "digits_classifier.safetensors"
 HELD_OUT = 5
-"""Every fifth digit of the embedded set (those whose number leaves 4) was not trained on."""
+"""Every fifth digit of the embedded set (number % 5 == 4) is held out from training."""
 
 
-class DigitsNet(nn.Module):
-    """A convolutional network of 50,000 weights; `tools/train_digits_classifier.py` trained it on the embedded digits.
+class DigitsNet(FeatureNetwork):
+    """A convolutional network with 50,000 weights, trained on the embedded digits (`tools/train_digits_classifier.py`).
 
-    Takes uint8 (B, 1, H, W) with sides of 8 to 32, which become 16x16; the pool features are the 64 numbers before the
-    last layer, the logits those of the ten digits.
+    Input: uint8 (B, 1, H, W) with sides of 8 to 32 pixels, resized to 16x16. Pool features: the 64 activations before
+    the last layer. Logits: the 10 digits.
     """
 
     kinds = ("pool", "logits")
@@ -49,7 +50,7 @@ class DigitsNet(nn.Module):
 
 
 def load_digits_net() -> DigitsNet:
-    """The network with the weights that come with the package."""
+    """The network with the weights of the package."""
     with torch.device("meta"):
         network = DigitsNet()
     network = network.to_empty(device="cpu")

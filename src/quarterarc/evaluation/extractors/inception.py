@@ -1,11 +1,11 @@
-"""The Inception network of FID (Heusel et al. 2017): TensorFlow's of 5 December 2015, with its resize and its quirks.
+"""The Inception network of FID (Heusel et al. 2017): TensorFlow's version of 5 December 2015, with its resizing.
 
-Written for the weights that pytorch-fid and torch-fidelity distribute, and with their parameter names:
+It loads the weights that pytorch-fid and torch-fidelity distribute, under their parameter names:
 
     weights-inception-2015-12-05-6726825d.pth   (or pt_inception-2015-12-05-6726825d.pth, the same numbers)
 
-Unlike other Inceptions its average pools leave the padding out of the average, its last block pools by the maximum, and
-it has 1008 classes. Needs torch alone.
+Unlike other versions of Inception, its average pooling excludes the padding, its last block uses max pooling, and it
+has 1008 classes. Requires torch only.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from ...common.errors import InputError
 from ...storage.files import replace_file
 from ...storage.weights import read_weights
+from .base import FeatureNetwork
 
 __all__ = ["FILE", "Inception", "find_weights", "load_inception", "resize_tf1"]
 
@@ -37,9 +38,9 @@ SPATIAL_CHANNELS = 7
 
 
 def resize_tf1(images: Tensor, height: int, width: int) -> Tensor:
-    """TensorFlow 1's `resize_bilinear` with `align_corners=False`: float32 images (B, C, H, W) to another size.
+    """TensorFlow 1's `resize_bilinear` with `align_corners=False`, of float32 images (B, C, H, W).
 
-    Pixel i of the result lies at i * (old / new) of the image: there is no half-pixel offset, and no antialiasing.
+    Pixel i of the result is at position i * (old / new) of the image, without half-pixel offset and antialiasing.
     """
     (left, right, dx), (top, bottom, dy) = (
         _neighbours(old, new, images.device) for old, new in ((images.shape[3], width), (images.shape[2], height))
@@ -50,7 +51,7 @@ def resize_tf1(images: Tensor, height: int, width: int) -> Tensor:
 
 
 def _neighbours(old: int, new: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """For each new pixel the two old ones that it lies between, and how far it is from the first, in float32."""
+    """For each new pixel, the two neighbouring old pixels and the distance from the first of them, in float32."""
     place = torch.arange(new, dtype=torch.float32) * torch.tensor(old / new, dtype=torch.float32)
     low = place.long()
     return low.to(device), (low + 1).clamp_max(old - 1).to(device), (place - low).to(device)
@@ -81,13 +82,13 @@ def _halve(x: Tensor) -> Tensor:
 
 
 _Layer: TypeAlias = tuple[str, int, str]
-"""A convolution: its name, its output channels, and its kernel, "3x3" or with stride 2 and no padding "3x3/2"."""
+"""A convolution: name, output channels, and kernel: "3x3", or "3x3/2" with stride 2 and without padding."""
 _Step: TypeAlias = "_Layer | Callable[[Tensor], Tensor] | list[_Layer]"
-"""A convolution, a pool, or several convolutions of the same input side by side."""
+"""A convolution, a pooling function, or parallel convolutions of the same input."""
 
 
 class _Mixed(nn.Module):
-    """An Inception block: paths side by side, each a sequence of steps; their ends are joined channel by channel."""
+    """An Inception block: parallel paths of steps, whose outputs are concatenated along the channels."""
 
     def __init__(self, channels: int, *paths: Sequence[_Step]) -> None:
         super().__init__()
@@ -184,10 +185,10 @@ def _block_8(channels: int, pool: Callable[[Tensor], Tensor]) -> _Mixed:
     )
 
 
-class Inception(nn.Module):
+class Inception(FeatureNetwork):
     """FID's Inception: uint8 (B, 3, H, W) -> pool_3 (2048), 7 channels of Mixed_6d (2023), and logits (1008).
 
-    The spatial features are flattened as (height, width, channel), and the logits leave the last layer's bias out, both
+    The spatial features are flattened as (height, width, channel), and the logits omit the bias of the last layer, both
     as in the statistics that OpenAI published with ADM (Nash et al. 2021 for sFID, Salimans et al. 2016 for the score).
     """
 
@@ -231,44 +232,44 @@ class Inception(nn.Module):
 def load_inception(weights: Path | None = None) -> Inception:
     """The network with its weights, from a file (.safetensors, or the published .pth) or from the usual download.
 
-    A .pth file is a pickle; it is read by torch's restricted reader, which makes tensors and nothing else.
+    A .pth file is a pickle; it is read by torch's restricted unpickler, which creates only tensors.
 
     Raises:
-        InputError: if the weights are not there, cannot be read, or are another network's.
+        InputError: if the weights are missing, unreadable, or do not fit the network.
     """
     path = find_weights() if weights is None else weights
     with torch.device("meta"):
         network = Inception()
     network = network.to_empty(device="cpu")
-    # as a plain dict: the file's own note of its version would ask for counters that it does not hold
+    # a plain dict drops the file's version number, which would require counters that the file lacks
     state = dict(read_weights(path) if path.suffix == ".safetensors" else _read_pth(path))
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
         first = " ".join(str(error).split()).partition("\t")[0][:200]
-        raise InputError(f"{path} holds other weights than those of FID's Inception ({first}): give {FILE}") from None
+        raise InputError(f"{path} does not hold the weights of FID's Inception ({first}): give {FILE}") from None
     return network
 
 
 def _read_pth(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise InputError(f"no weights at {path}: give the file {FILE}, from {_URL}")
+        raise InputError(f"no weights at {path}: give the file {FILE} from {_URL}")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch, about other pickles than its own: what it made is looked at
+            warnings.simplefilter("ignore")  # torch warns about pickles of other formats; the result is checked below
             state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError):
         state = None
     if not isinstance(state, dict) or not all(isinstance(weight, Tensor) for weight in state.values()):
-        raise InputError(f"{path} is not a file of tensors alone: give {FILE}, from {_URL}, or *.safetensors")
+        raise InputError(f"{path} does not hold tensors only: give {FILE} from {_URL}, or *.safetensors")
     return state
 
 
 def find_weights() -> Path:
-    """The weights file in torch's cache of downloads, downloaded there if need be.
+    """The path of the weights in torch's download cache, downloaded if missing.
 
     Raises:
-        InputError: if it is not there and cannot be downloaded.
+        InputError: if the file is missing and the download fails.
     """
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     for name in (FILE, *_ALSO):
@@ -279,14 +280,14 @@ def find_weights() -> Path:
         _download(target)
     except (OSError, ValueError) as error:
         raise InputError(
-            f"the weights of 'inception' are not there, and the download failed ({' '.join(str(error).split())}): put "
-            f"{_URL} at {target}, or give its path as the weights (evaluate's --weights)"
+            f"the weights of 'inception' are missing, and the download failed ({' '.join(str(error).split())}): put "
+            f"{_URL} at {target}, or give the path of the file as the weights"
         ) from None
     return target
 
 
 def _download(target: Path) -> None:
-    """Fetch the published file; it appears under its name only when it is whole and has the published hash."""
+    """Download the published file; it appears under its name only when it is complete and its hash is correct."""
     target.parent.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
     with urllib.request.urlopen(_URL, timeout=30) as response, replace_file(target) as beside:
@@ -295,4 +296,4 @@ def _download(target: Path) -> None:
                 digest.update(block)
                 file.write(block)
         if not digest.hexdigest().startswith(_SHA256):
-            raise ValueError(f"what came has the SHA-256 {digest.hexdigest()[:8]}, expected {_SHA256}")
+            raise ValueError(f"the downloaded file has SHA-256 {digest.hexdigest()[:8]}, expected {_SHA256}")

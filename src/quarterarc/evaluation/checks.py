@@ -1,0 +1,121 @@
+"""Checks that images, reference, features and metrics of an evaluation fit together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+
+from ..common.errors import InputError
+from ..common.text import counted
+from ..data.image_set import ImageSet, Shape
+from .extractors import EXTRACTORS, Extractor
+from .features import ImageFeatures
+from .metrics import Metric, Settings, needs
+from .references import Reference
+
+__all__ = ["check_counts", "check_kinds", "check_pair", "check_same_shape", "check_saved", "usable_reference"]
+
+
+def check_kinds(metrics: Mapping[str, Metric], extractor: Extractor) -> None:
+    """Raise an InputError for a metric of a kind of features that the extractor does not compute."""
+    for name, metric in metrics.items():
+        if metric.kind not in extractor.kinds:
+            known = {"spatial": "inception", "logits": "inception or digits"}.get(metric.kind, ", ".join(EXTRACTORS))
+            raise InputError(
+                f"'{name}' needs {metric.kind} features, but '{extractor.name}' computes "
+                f"{' and '.join(extractor.kinds)}: use the features of {known}, or leave '{name}' out"
+            )
+
+
+def check_pair(
+    images: ImageSet, reference: Reference, metrics: Mapping[str, Metric], extractor: Extractor, settings: Settings
+) -> None:
+    """Raise an InputError if shapes or counts that are known before the first image is read do not fit."""
+    check_same_shape(images.what, images.shape, reference)
+    check_counts(metrics, settings, (images.what, images.count), (reference.what, reference.count))
+    for what, shape in ((images.what, images.shape), (reference.what, reference.shape)):
+        if shape is not None:
+            extractor.check(shape, what)
+
+
+def check_same_shape(what: str, shape: Shape | None, reference: Reference) -> None:
+    """Raise an InputError if the images and those of the reference have different shapes."""
+    if shape is None or reference.shape is None or shape == reference.shape:
+        return
+    raise InputError(
+        f"{what} ({_shape_text(shape)}) and {reference.what} ({_shape_text(reference.shape)}) have images of different "
+        "shapes: images are never resized or converted, so give sets of one shape"
+    )
+
+
+def _shape_text(shape: Shape) -> str:
+    return f"{shape[1]}x{shape[2]} pixels and {counted(shape[0], 'channel')}"
+
+
+def check_counts(
+    metrics: Mapping[str, Metric],
+    settings: Settings,
+    images: tuple[str, int | None],
+    reference: tuple[str, int | None],
+) -> None:
+    """Raise an InputError if the images or the reference, given by name and count, are too few for a metric."""
+    for name, metric in metrics.items():
+        fewest = metric.fewest(settings)
+        for what, count in (images, reference) if metric.needs_reference else (images,):
+            if count is not None and count < fewest:
+                raise InputError(f"{what}: {counted(count, 'image')}, but '{name}' needs at least {fewest}: give more")
+
+
+def usable_reference(reference: Reference, shape: Shape | None, extractor: Extractor) -> Reference:
+    """The reference, without its saved features if they are of another extractor and it holds images too.
+
+    Raises:
+        InputError: if it holds only features of another extractor.
+    """
+    reason = _mismatch(reference, shape, extractor)
+    if reason is None:
+        return reference
+    if reference.images is None:
+        raise InputError(reason)
+    return replace(reference, saved=ImageFeatures())
+
+
+def _mismatch(reference: Reference, shape: Shape | None, extractor: Extractor) -> str | None:
+    """Why saved features are not those of this extractor on images of that shape; None if they are."""
+    saved = reference.saved
+    if not saved.statistics and not saved.vectors:
+        return None
+    if reference.extractor is not None:
+        for key, value in extractor.describe().items():
+            if reference.extractor.get(key) != value:
+                return (
+                    f"{reference.what} holds statistics of other features: {key} is {reference.extractor.get(key)}, "
+                    f"not {value}; choose the same features, or write the reference again"
+                )
+    if shape is not None:
+        probe = extractor(torch.zeros(1, *shape, dtype=torch.uint8))
+        for kind, statistics in saved.statistics.items():
+            if kind in probe and probe[kind].shape[1] != len(statistics.mean):
+                return (
+                    f"{reference.what} holds statistics of {len(statistics.mean)} {kind} features, but "
+                    f"'{extractor.name}' computes {probe[kind].shape[1]}: choose the features that they were made with"
+                )
+    return None
+
+
+def check_saved(reference: Reference, metrics: Sequence[Metric]) -> None:
+    """Raise an InputError for a reference without images whose saved features are not enough for the metrics."""
+    if reference.images is not None:
+        return
+    statistics, vectors = needs(metrics)
+    for kind in sorted(statistics - reference.saved.statistics.keys()):
+        raise InputError(
+            f"{reference.what} holds no statistics of {kind} features: leave out the metrics that need them"
+        )
+    for kind in sorted(vectors - reference.saved.vectors.keys()):
+        raise InputError(
+            f"{reference.what} holds no {kind} feature vectors, which precision, recall, density, coverage and kid "
+            "need: give the images, or write the reference with its feature vectors (--with-features)"
+        )

@@ -1,0 +1,253 @@
+"""Image sets of files: folders, tables and data sets at their own size, npz files, and the training images of a run."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections import deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+import yaml
+from pydantic import ValidationError
+from torch import Tensor
+
+from ..common.errors import InputError
+from ..data.decode import BadImage, Encoded, read_pixels, shape_of
+from ..data.image_set import ImageSet, Shape, Wanted
+from ..data.images import ImageData, MappedImages
+from ..data.loading import open_data, open_source
+from ..data.memory import MEMORY
+from ..data.sources import Labels, Source, digest
+from ..data.spec import DataSpec
+from ..sampling.folders import SHEETS
+from ..storage.files import read_json
+from .sets import batch_rows
+
+__all__ = ["FileSet", "NpzSet", "open_pictures", "open_set", "training_images"]
+
+_AHEAD = 2  # batches that are decoded in advance
+
+
+class NpzSet:
+    """The images of an npz in ADM's layout: `arr_0`, uint8 (N, H, W, C); read batch by batch.
+
+    Args:
+        path: the file.
+        limit: number of images to use, the first ones; all if None.
+
+    Raises:
+        InputError: if the file holds no such images.
+    """
+
+    sampling: dict[str, Any] | None = None
+
+    def __init__(self, path: Path, limit: int | None = None) -> None:
+        self.what, self._path = f"{path}", path
+        with _open_npz(path) as archive:
+            name = "arr_0.npy"
+            if name not in archive.namelist():
+                raise InputError(f"{path} holds no images: save them as arr_0, uint8 (N, H, W, C)")
+            entry = archive.getinfo(name)
+            with archive.open(name) as file:
+                self._shape = _read_header(file, path)
+        count = self._shape[0]
+        if count == 0:
+            raise InputError(f"{path} holds no images: arr_0 has shape {self._shape}")
+        self.count = count if limit is None else min(limit, count)
+        self.shape: Shape = (self._shape[3], self._shape[1], self._shape[2])
+        self.fingerprint = digest(entry.CRC, entry.file_size, self.count)
+        self.identity = digest(self.fingerprint, str(path.resolve()), path.stat().st_mtime_ns)
+
+    def batches(self, size: int, wanted: Wanted) -> Iterator[tuple[int, Tensor]]:
+        bytes_per_image = math.prod(self._shape[1:])
+        last = max((number for number, _ in batch_rows(self.count, size, wanted)), default=-1)
+        with _open_npz(self._path) as archive, archive.open("arr_0.npy") as file:
+            _read_header(file, self._path)
+            for number, rows in batch_rows(self.count, size, lambda number: number <= last):
+                try:
+                    data = file.read(bytes_per_image * len(rows))
+                except (OSError, zipfile.BadZipFile, EOFError, ValueError) as error:
+                    raise InputError(f"{self._path} is damaged ({error}): copy it again") from None
+                if len(data) < bytes_per_image * len(rows):
+                    raise InputError(f"{self._path} is truncated: it ends before image {rows.stop - 1}; copy it again")
+                if wanted(number):
+                    pixels = np.frombuffer(data, np.uint8).reshape(len(rows), *self._shape[1:])
+                    yield number, torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2).contiguous()
+
+
+def _open_npz(path: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} is not an npz file ({error}); a pickle is never loaded") from None
+
+
+def _read_header(file: IO[bytes], path: Path) -> tuple[int, ...]:
+    """The shape of the array in a .npy file, which must be uint8 (N, H, W, C) in C order."""
+    try:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(file)
+    except (ValueError, OSError, EOFError) as error:
+        raise InputError(f"{path} is damaged: its arr_0 is not an array ({error})") from None
+    if dtype.hasobject:
+        raise InputError(f"{path} holds a pickle as arr_0, which is never loaded: save images as uint8 (N, H, W, C)")
+    if dtype != np.uint8 or len(shape) != 4 or fortran:
+        order = " in Fortran order" if fortran else ""
+        raise InputError(f"{path}: images must be uint8 (N, H, W, C) as arr_0, got {dtype} {shape}{order}")
+    return shape
+
+
+class FileSet:
+    """The images of a folder, a table or a data set, decoded on demand, in advance and on all threads.
+
+    Args:
+        data: the images, with a `count`.
+        spec: how they are decoded.
+        what: name of the images, for messages and results.
+        identity: `Source.identity`.
+        sampling: how they were sampled, if known.
+
+    Raises:
+        InputError: for a stream without an end.
+    """
+
+    def __init__(
+        self, data: ImageData, spec: DataSpec, what: str, identity: str, sampling: dict[str, Any] | None = None
+    ) -> None:
+        if data.count is None:
+            raise InputError(f"{what} is an endless stream: give a local copy, or download it (memory: auto)")
+        self.what, self.count, self.sampling = what, data.count, sampling
+        self.shape: Shape = (data.channels, data.height, data.width)
+        settings = (self.count, self.shape, spec.crop, spec.resize)
+        self.fingerprint: str = digest(data.fingerprint, *settings)
+        self.identity: str = digest(identity, *settings)
+        self._data = data
+
+    def batches(self, size: int, wanted: Wanted) -> Iterator[tuple[int, Tensor]]:
+        remaining = deque(batch_rows(self.count, size, wanted))
+        while remaining:
+            for _, rows in list(remaining)[: _AHEAD + 1]:
+                self._data.prefetch(rows)
+            number, rows = remaining.popleft()
+            try:
+                yield number, self._data.batch(rows).images
+            except BadImage as error:
+                raise _without_skip_bad(error) from None
+
+
+def _without_skip_bad(error: BadImage) -> InputError:
+    """The error without its advice to skip images, because a set without some images is another set."""
+    return InputError(str(error).removesuffix(", or skip such images (skip_bad)"))
+
+
+class _OneSize:
+    """Chosen images of a source, all of one size.
+
+    Reading an image of another size, or a colour image among gray images, raises an InputError.
+    """
+
+    labels: Labels | None = None
+
+    def __init__(self, source: Source, numbers: Sequence[int], shape: Shape, first: str) -> None:
+        self._source, self._numbers, self._shape, self._first = source, numbers, shape, first
+        self.what, self.count = source.what, len(numbers)
+        self.fingerprint, self.identity = source.fingerprint, source.identity
+
+    def name(self, number: int) -> str:
+        return self._source.name(self._numbers[number])
+
+    def read(self, number: int) -> Encoded:
+        encoded = self._source.read(self._numbers[number])
+        shape = shape_of(encoded)
+        if shape is not None and (shape[1:] != self._shape[1:] or shape[0] > self._shape[0]):
+            raise InputError(
+                f"{self.name(number)} is {_shape_text(shape)}, but {self._first} is {_shape_text(self._shape)}: a set "
+                "must have images of one size; resize them first"
+            )
+        return encoded
+
+
+def _shape_text(shape: Shape) -> str:
+    return f"{shape[1]}x{shape[2]} {'gray' if shape[0] == 1 else 'colour'}"
+
+
+def open_set(source: str | Path, limit: int | None = None, split: str = "train") -> ImageSet:
+    """The images of a folder, an npz, or another source of `quarterarc.data.open_data`, at their own size.
+
+    The contact sheet of a sample folder is left out, and `samples.json` gives `ImageSet.sampling`.
+
+    Args:
+        source: a path or a name.
+        limit: number of images to use, the first ones; all if None.
+        split: split of a data set that has several.
+
+    Raises:
+        InputError: if there are no images, they cannot be read, or they differ in size.
+    """
+    path = Path(source).expanduser()
+    if path.suffix.lower() == ".npz" and path.is_file():
+        return NpzSet(path, limit)
+    spec = DataSpec(source=str(source), size=1, channels=1, split=split)
+    opened = open_source(spec)
+    if not (path / "samples.json").is_file():
+        return _at_own_size(opened, spec, range(opened.count)[:limit])
+    sheets = {str(path / name) for name in SHEETS}
+    numbers = [number for number in range(opened.count) if opened.name(number) not in sheets][:limit]
+    return _at_own_size(opened, spec, numbers, _read_sampling(path))
+
+
+def open_pictures(images: Any, limit: int | None = None) -> ImageSet:
+    """The images of a list of PIL images or a `datasets.Dataset`, at their own size; errors as for `open_set`."""
+    spec = DataSpec(source=MEMORY, size=1, channels=1)
+    opened = open_source(spec, images=images)
+    return _at_own_size(opened, spec, range(opened.count)[:limit])
+
+
+def _at_own_size(
+    source: Source, spec: DataSpec, numbers: Sequence[int], sampling: dict[str, Any] | None = None
+) -> FileSet:
+    """The images of a source with these numbers; the first one determines size and channels."""
+    if not len(numbers):
+        raise InputError(f"no images in {source.what}: give at least 1")
+    first, name = source.read(numbers[0]), source.name(numbers[0])
+    shape = shape_of(first)
+    if shape is None:
+        try:
+            read_pixels(first, spec, name)
+        except BadImage as error:
+            raise _without_skip_bad(error) from None
+        raise InputError(f"cannot determine the size of {name}: save it as PNG")
+    exact = spec.model_copy(update={"size": shape[1:], "channels": shape[0]})
+    alike = _OneSize(source, numbers, shape, name)
+    return FileSet(MappedImages(alike, exact, torch.device("cpu"), ()), exact, source.what, source.identity, sampling)
+
+
+def _read_sampling(folder: Path) -> dict[str, Any]:
+    about = read_json(folder / "samples.json")
+    if not isinstance(about, dict) or not about.get("complete", False):
+        raise InputError(f"the samples in {folder} are not complete: run the same `quarterarc sample` again to finish")
+    return {key: value for key, value in about.items() if key not in ("complete", "count", "images_per_second")}
+
+
+def training_images(run: Path, limit: int | None = None) -> ImageSet:
+    """The training images of a run, cropped and resized as in training, without flips.
+
+    Args:
+        run: the run folder.
+        limit: number of images to use, the first ones; all if None.
+
+    Raises:
+        InputError: if recipe.yaml does not describe the data, or the images cannot be read.
+    """
+    try:
+        fields = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))["data"]
+        spec = DataSpec.model_validate({**fields, "labels": False, "limit": limit or fields.get("limit")})
+    except (OSError, yaml.YAMLError, ValidationError, InputError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{run / 'recipe.yaml'} does not describe the training data: {reason}") from None
+    return FileSet(open_data(spec), spec, f"the training images of {run}", open_source(spec).identity)
