@@ -8,8 +8,8 @@ from PIL import Image
 
 import quarterarc as qa
 from quarterarc.storage.pictures import contact_sheet, write_png
+from quarterarc.training.api import train
 from quarterarc.training.recipe import read_recipe
-from quarterarc.training.trainer import train
 
 work = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp())
 photos = work / "photos"

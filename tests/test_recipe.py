@@ -1,12 +1,20 @@
-"""Recipes say everything, ignore nothing, and survive being written and read."""
+"""Recipes: every field is validated, unknown fields are errors, and a written recipe is read back unchanged."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from quarterarc.common.errors import InputError
+from quarterarc.data import DataSpec
 from quarterarc.training.recipe import Recipe, differences, read_recipe, recipe_names
 
 
-def test_every_shipped_recipe_is_valid_and_round_trips(tmp_path):
+def test_every_recipe_of_the_package_is_valid_and_round_trips(tmp_path: Path) -> None:
     assert recipe_names() == ["celeba64", "church256", "cifar10", "cifar10-short", "digits"]
     for name in recipe_names():
         recipe = read_recipe(name)
@@ -23,8 +31,10 @@ def test_every_shipped_recipe_is_valid_and_round_trips(tmp_path):
         ("church256", (1, 1, 2, 2, 4, 4), 0.0, 2e-5, 64, 0.9999, True),
     ],
 )
-def test_published_settings(name, multipliers, dropout, rate, batch, decay, flip):
-    """Ho et al. 2020, appendix B, and the configurations that DDIM published for its checkpoints."""
+def test_published_settings(
+    name: str, multipliers: tuple[int, ...], dropout: float, rate: float, batch: int, decay: float, flip: bool
+) -> None:
+    """Ho et al. 2020, appendix B, and the configurations of DDIM's published checkpoints."""
     recipe = read_recipe(name)
     assert recipe.network.channels == 128
     assert recipe.network.blocks == 2
@@ -32,6 +42,7 @@ def test_published_settings(name, multipliers, dropout, rate, batch, decay, flip
     assert recipe.network.multipliers == multipliers
     assert recipe.network.dropout == dropout
     assert recipe.optimizer.learning_rate == rate
+    assert recipe.optimizer.warmup == 5000
     assert recipe.optimizer.clip == 1.0
     assert recipe.training.batch == batch
     assert recipe.ema.decay == decay
@@ -41,21 +52,27 @@ def test_published_settings(name, multipliers, dropout, rate, batch, decay, flip
         assert recipe.data.crop == (57, 25, 128, 128)  # rows 57..184, columns 25..152: the box around (121, 89)
 
 
-def test_any_field_can_be_overridden():
-    recipe = read_recipe(
-        "digits",
-        ["head=velocity", "optimizer.learning_rate=3e-4", "network.multipliers=[1,2,4]", "schedule.name=cosine"],
-    )
+def test_any_field_can_be_overridden() -> None:
+    texts = ["head=velocity", "optimizer.learning_rate=3e-4", "network.multipliers=[1,2,4]", "schedule.name=cosine"]
+    recipe = read_recipe("digits", texts)
     assert recipe.head == "velocity"
     assert recipe.optimizer.learning_rate == 3e-4
     assert recipe.network.multipliers == (1, 2, 4)
     assert recipe.schedule.name == "cosine"
     changed = {name for name, _, _ in differences(read_recipe("digits"), recipe)}
     assert changed == {"head", "optimizer.learning_rate", "network.multipliers", "schedule.name"}
+    fields = {
+        "head": "velocity",
+        "optimizer.learning_rate": 3e-4,
+        "network.multipliers": (1, 2, 4),
+        "schedule": {"name": "cosine"},
+    }
+    assert read_recipe("digits", fields=fields) == recipe
+    assert read_recipe(read_recipe("digits"), texts) == recipe
 
 
 @pytest.mark.parametrize(
-    ("override", "says"),
+    ("override", "message"),
     [
         ("training.stepz=3", "did you mean 'steps'"),
         ("trainning.steps=3", "did you mean 'training'"),
@@ -64,23 +81,25 @@ def test_any_field_can_be_overridden():
         ("schedule.name=arcc", "did you mean 'arc'"),
         ("objective.name=bth", "did you mean 'both'"),
         ("objective.norm=mze", "did you mean 'mse'"),
+        ("network.name=unett", "did you mean 'unet'"),
         ("training.steps=abc", "training.steps"),
         ("training.steps=0", "training.steps"),
         ("training.precision=fp16", "training.precision"),
         ("optimizer.betas=[0.9]", "optimizer.betas"),
+        ("optimizer.warmup=soon", "optimizer.warmup"),
         ("training.accumulate=3", "equal parts"),
         ("objective.name=hybrid", "head=both+variance"),
         ("data.source", "section.field=value"),
         ("training=5", "training"),
     ],
 )
-def test_what_cannot_work_is_refused_in_one_line(override, says):
-    with pytest.raises(InputError, match=says.replace("+", r"\+")) as refused:
+def test_an_unusable_field_is_an_error_of_one_line(override: str, message: str) -> None:
+    with pytest.raises(InputError, match=message.replace("+", r"\+")) as raised:
         read_recipe("digits", [override])
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(raised.value)
 
 
-def test_a_missing_or_broken_file_is_refused(tmp_path):
+def test_a_missing_or_malformed_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="did you mean 'digits'"):
         read_recipe("digit")
     with pytest.raises(InputError, match="no recipe file"):
@@ -89,7 +108,7 @@ def test_a_missing_or_broken_file_is_refused(tmp_path):
     with pytest.raises(InputError, match="not valid YAML"):
         read_recipe(str(tmp_path / "broken.yaml"))
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match="no text in UTF-8"):
+    with pytest.raises(InputError, match="not text in UTF-8"):
         read_recipe(str(tmp_path / "binary.yaml"))
     with pytest.raises(InputError, match="size is one value, 8, and has no fields"):
         read_recipe("digits", ["data.size.height=3"])
@@ -101,8 +120,118 @@ def test_a_missing_or_broken_file_is_refused(tmp_path):
         read_recipe(str(tmp_path / "empty.yaml"))
 
 
-def test_overrides_leave_the_given_mapping_alone():
+def test_overrides_leave_the_given_mapping_unchanged() -> None:
     fields = read_recipe("digits").model_dump()
     before = Recipe.model_validate(fields)
     read_recipe(fields, ["training.steps=7"])
     assert Recipe.model_validate(fields) == before
+
+
+# --- recipes in Python -------------------------------------------------------------------------------------------
+
+
+def test_a_recipe_needs_data_and_size_only() -> None:
+    recipe = Recipe(data="photos/", size=64)
+    assert (recipe.data.source, recipe.data.size, recipe.data.channels) == ("photos/", 64, 3)
+    assert recipe == Recipe("photos/", size=64, channels=3)
+    assert Recipe(data=Path("photos"), size=64) == Recipe("photos", size=64)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        lambda: Recipe(DataSpec(source="photos", size=64, channels=1)),
+        lambda: Recipe(DataSpec(source="photos", size=64), channels=1),
+        lambda: Recipe({"source": "photos", "channels": 1}, size=64),
+        lambda: Recipe.model_validate({"data": "photos", "size": 64, "channels": 1}),
+    ],
+)
+def test_data_may_be_a_path_a_spec_or_a_mapping(recipe: Any) -> None:
+    assert recipe() == Recipe("photos", size=64, channels=1)
+
+
+def test_a_section_may_be_a_mapping_or_a_name() -> None:
+    recipe = Recipe("photos", size=64, schedule="cosine", objective="noise", training={"steps": 7})
+    assert (recipe.schedule.name, recipe.objective.name, recipe.training.steps) == ("cosine", "noise", 7)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"trainin": {}}, "unknown field 'trainin'; did you mean 'training'"),
+        ({"siz": 64}, "unknown field 'siz'; did you mean 'size'"),
+        ({"training": {"stepz": 1}}, "unknown field 'training.stepz'; did you mean 'steps'"),
+        ({"data": {"source": "photos", "size": 64, "chanels": 3}}, "'data.chanels'; did you mean 'channels'"),
+        ({"data": {"source": "photos", "size": 32}, "size": 64}, "size=64 and data.size=32 differ"),
+        ({"data": None}, "'data' is missing"),
+        ({"size": 8, "network": {"arguments": {"a": object()}}}, "can be stored"),
+        ({"size": 8, "network": {"name": "torch.nn:Identity", "dropout": 0.1, "channels": 3}}, "are channels, dropout"),
+    ],
+)
+def test_a_wrong_field_in_python_is_an_input_error_of_one_line(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as raised:
+        Recipe(**{"data": "photos", **fields})
+    assert "\n" not in str(raised.value)
+
+
+def test_a_misspelt_field_of_the_data_is_an_input_error_of_one_line() -> None:
+    with pytest.raises(InputError, match="data: unknown field 'siz'; did you mean 'size'") as raised:
+        DataSpec(source="photos", siz=64)  # type: ignore[call-arg]
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("size", "levels", "resolutions"),
+    [(64, 4, (16,)), (8, 2, (8,)), (96, 4, (12,)), (256, 4, ()), (16, 1, (16,)), ((28, 40), 3, (14,))],
+)
+def test_automatic_attention_is_at_the_largest_resolution_of_at_most_16_pixels(
+    size: Any, levels: int, resolutions: tuple[int, ...]
+) -> None:
+    recipe = Recipe("photos", size=size, network={"multipliers": [1] * levels})
+    assert recipe.network.attention == "auto"
+    assert recipe.resolved().network.attention == resolutions
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(9, 0), (1000, 100), (100_000, 5000)])
+def test_automatic_warm_up_is_a_tenth_of_the_run_and_at_most_that_of_ddpm(steps: int, warmup: int) -> None:
+    recipe = Recipe("photos", size=64, training={"steps": steps})
+    assert recipe.resolved().optimizer.warmup == warmup
+
+
+def test_another_network_replaces_the_fields_of_the_unet(tmp_path: Path) -> None:
+    recipe = read_recipe("digits", ["network.arguments.bias=false", "network.name=torch.nn:Identity"])
+    dumped = recipe.model_dump()["network"]
+    assert dumped == {"name": "torch.nn:Identity", "arguments": {"bias": False}}
+    (tmp_path / "saved.yaml").write_text(recipe.to_yaml())
+    assert read_recipe(tmp_path / "saved.yaml") == recipe
+    changed = {name for name, _, _ in differences(read_recipe("digits"), recipe)}
+    assert "network.name" in changed
+
+
+def test_the_recipe_of_a_unet_is_written_as_in_version_0_1() -> None:
+    fields = read_recipe("digits").model_dump(mode="json")
+    assert list(fields["network"]) == ["channels", "multipliers", "blocks", "attention", "dropout"]
+    assert list(fields["objective"]) == ["name", "gamma", "norm", "variance"]
+
+
+def test_every_field_is_described() -> None:
+    def check(section: Any, path: str) -> None:
+        for name, field in section.model_fields.items():
+            nested = getattr(field.annotation, "model_fields", None)
+            assert nested or field.description, f"{path}{name}"
+            if nested:
+                check(field.annotation, f"{path}{name}.")
+
+    check(Recipe, "")
+
+
+def test_recipes_are_hashable_and_sections_frozen() -> None:
+    assert len({read_recipe("digits"), read_recipe("digits"), read_recipe("cifar10")}) == 2
+    with pytest.raises(ValueError, match="frozen"):
+        read_recipe("digits").training.steps = 3
+
+
+def test_reading_a_recipe_starts_no_accelerator() -> None:
+    code = "import sys, quarterarc.training.recipe; print({'torch', 'accelerate'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "set()"

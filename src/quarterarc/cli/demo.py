@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
     """Train, sample and report; the last line printed is the report's path."""
     from ..experiments.demo import run_demo
     from ..training.recipe import read_recipe
-    from ..training.trainer import Interrupted
+    from ..training.stopping import Interrupted
 
     try:
         metrics = run_demo(read_recipe("digits", args.fields), args.out, args.measure)

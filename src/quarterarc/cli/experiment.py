@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     from ..experiments.run import plan_experiment, run_experiment
     from ..experiments.scales import scale
     from ..experiments.writing import write_index
-    from ..training.trainer import Interrupted
+    from ..training.stopping import Interrupted
 
     seeds = parse_seeds(args.seeds)
     if args.jobs < 1:

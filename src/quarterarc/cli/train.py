@@ -46,7 +46,8 @@ def run(args: argparse.Namespace) -> int:
         print(recipe.to_yaml(), end="")
         return 0
 
-    from ..training.trainer import Interrupted, train
+    from ..training.api import train
+    from ..training.stopping import Interrupted
 
     try:
         checkpoint = train(recipe, args.out, resume=args.resume)

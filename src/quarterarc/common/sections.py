@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from difflib import get_close_matches
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
@@ -19,9 +19,14 @@ class Section(BaseModel):
 
     Raises:
         InputError: for an unknown field (with the nearest name), a missing field, or a value of the wrong type.
+
+    The docstrings of the fields are their descriptions, `model_fields[name].description`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    SHORT_FORMS: ClassVar[tuple[str, ...]] = ()
+    """Names that the constructor accepts for fields of other sections."""
 
     def __init__(self, **fields: Any) -> None:
         try:
@@ -51,7 +56,8 @@ def explain(error: ValidationError, model: type[Section]) -> str:
     first = max(alternatives, key=lambda entry: len(entry["loc"]))
     kind = model.__name__.removesuffix("Spec").lower()
     if first["type"] == "extra_forbidden":
-        known = list(_model_at(location[:-1], model).model_fields)
+        section = _model_at(location[:-1], model)
+        known = [*section.model_fields, *section.SHORT_FORMS]
         near = get_close_matches(location[-1], known, n=1)
         hint = f"; did you mean '{near[0]}'?" if near else ""
         return f"{kind}: unknown field '{'.'.join(location)}'{hint} (known: {', '.join(known)})"
@@ -60,7 +66,7 @@ def explain(error: ValidationError, model: type[Section]) -> str:
         return f"{kind}: the field '{name}' is missing"
     message = first["msg"].removeprefix("Value error, ")
     if isinstance(first.get("ctx", {}).get("error"), InputError):
-        return f"{kind}: {message}"  # such a message contains the value
+        return f"{kind}: {name}: {message}" if name else f"{kind}: {message}"  # such a message contains the value
     return f"{kind}: {name or 'value'}: {message}, got {first['input']!r}"
 
 

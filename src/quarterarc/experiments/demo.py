@@ -26,9 +26,9 @@ from ..sampling.trajectories import sample, trajectory
 from ..storage.checkpoints import hash_of, load
 from ..storage.files import make_folder, write_json
 from ..storage.pictures import contact_sheet, write_png
+from ..training.api import train
 from ..training.log import read_log
 from ..training.recipe import Recipe
-from ..training.trainer import train
 
 __all__ = ["run_demo"]
 

@@ -31,7 +31,8 @@ from ..evaluation.references import Reference, read_statistics, save_statistics
 from ..evaluation.sets import BatchSet
 from ..storage.checkpoints import load
 from ..storage.files import make_folder, read_json, write_json
-from ..training.trainer import Diverged, train
+from ..training.api import train
+from ..training.trainer import Diverged
 from .arms import Arm
 from .scales import CLASSIFIER, Scale
 

@@ -13,7 +13,7 @@ from ..common.text import counted, duration
 from ..denoiser import Denoiser
 from ..heads import head as named_head
 from ..schedules import schedule as named_schedule
-from ..training.trainer import recipe_network
+from ..training.network import recipe_network
 from .arms import Arm
 from .cells import Cell
 from .lab import Lab

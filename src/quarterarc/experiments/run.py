@@ -20,7 +20,7 @@ from ..common.hashes import short_hash
 from ..common.progress import progress_bar
 from ..common.text import counted
 from ..storage.files import make_folder, read_json, write_json
-from ..training.trainer import Interrupted
+from ..training.stopping import Interrupted
 from .arms import decisive
 from .base import Experiment, Measurements
 from .lab import Lab

@@ -1,7 +1,15 @@
-"""Networks: modules of images, times and labels that know nothing of diffusion.
+"""Networks: modules that map noisy images, times and labels to output channels, without knowledge of diffusion.
 
-A network is an `nn.Module` called as `network(x, time, labels)`: x of shape (B, C, H, W), time float32 of shape () or
-(B,) in 0..1000, labels int64 of shape (B,) or None. It returns a tensor of shape (B, channels, H, W).
+A network is an `nn.Module` that is called as
+
+    network(x, time, labels) -> output
+
+    x         float, shape (B, C, H, W)
+    time      float32 in 0..1000, shape (B,) in training; shape () where all images share it
+    labels    int64, shape (B,), in 0..classes, where `classes` means "no label"; None without labels
+    output    float, shape (B, channels of the head, H, W)
+
+A recipe names one of `NETWORKS` or an import path `package.module:Class`, and gives the arguments of its constructor.
 """
 
 from __future__ import annotations
@@ -14,9 +22,20 @@ from torch import nn
 
 from ..common.errors import InputError
 from ..common.registry import Registry
-from .unet import UNet, attention_levels
+from ..common.text import one_line
+from .unet import UNet, attention_levels, attention_resolutions
 
-__all__ = ["NETWORKS", "UNet", "attention_levels", "build_network", "describe_network"]
+__all__ = [
+    "NETWORKS",
+    "UNet",
+    "attention_levels",
+    "attention_resolutions",
+    "build_network",
+    "describe_network",
+    "fill_arguments",
+]
+
+_DESCRIPTION = "_quarterarc_description"
 
 
 def _check_network(entry: Any, path: str) -> None:
@@ -25,40 +44,69 @@ def _check_network(entry: Any, path: str) -> None:
 
 
 NETWORKS: Registry[Callable[..., nn.Module]] = Registry("network", {"unet": UNet}, _check_network)
-"""The networks by name; an entry is called with the arguments of a recipe."""
+"""The networks by name. An entry is called with the arguments of a recipe and returns a module."""
 
 
 def build_network(description: Mapping[str, Any]) -> nn.Module:
-    """A network with fresh weights from its description.
+    """A network with new weights from its description.
 
     Args:
         description: `{"name": ..., "arguments": {...}}`, or the arguments of the U-Net alone.
 
     Raises:
-        InputError: if the network cannot be found, or does not accept the arguments.
+        InputError: if the network cannot be found, or its constructor does not accept the arguments.
     """
     if "name" not in description:
         return UNet(**description)
     name, arguments = str(description["name"]), dict(description.get("arguments", {}))
+    build = NETWORKS.lookup(name)
     try:
-        network = NETWORKS.lookup(name)(**arguments)
+        inspect.signature(build).bind(**arguments)
     except TypeError as error:
-        raise InputError(f"the network '{name}' does not accept the arguments {arguments}: {error}") from None
-    network.description = {"name": name, "arguments": arguments}  # type: ignore[assignment]
+        given = ", ".join(arguments) or "none"
+        raise InputError(
+            f"the network '{name}' does not accept its arguments: {one_line(error)} (given: {given})"
+        ) from None
+    network = build(**arguments)
+    if not isinstance(network, nn.Module):
+        raise InputError(f"the network '{name}' is a {type(network).__name__}, not a torch.nn.Module")
+    if not isinstance(network, UNet):
+        network.__dict__[_DESCRIPTION] = {"name": name, "arguments": arguments}
     return network
+
+
+def fill_arguments(name: str, arguments: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a network, with `values` for those of its constructor's parameters that are not given.
+
+    Args:
+        name: a name of `NETWORKS`, or an import path.
+        arguments: the given arguments.
+        values: values by parameter name; those without a parameter of that name are left out.
+    """
+    parameters = inspect.signature(NETWORKS.lookup(name)).parameters
+    return {**{key: value for key, value in values.items() if key in parameters}, **arguments}
 
 
 def describe_network(network: object) -> dict[str, Any]:
     """The description from which `build_network` builds a network again, as JSON types.
 
+    A module that `build_network` did not build needs an importable class, and an attribute `config`: a mapping of the
+    constructor's arguments.
+
     Raises:
-        InputError: for a network that was not built by `build_network`, and is not the U-Net.
+        InputError: for another network.
     """
     if isinstance(network, UNet):
         return network.config
-    description = network.__dict__.get("description") if isinstance(network, nn.Module) else None
-    if description is None:
+    kind = type(network)
+    if not isinstance(network, nn.Module):
+        raise InputError(f"a {kind.__name__} cannot be saved: only a torch.nn.Module can")
+    if _DESCRIPTION in network.__dict__:
+        return dict(network.__dict__[_DESCRIPTION])
+    config = network.__dict__.get("config")
+    if not isinstance(config, Mapping) or kind.__module__ == "__main__" or "<" in kind.__qualname__:
         raise InputError(
-            f"a {type(network).__name__} does not say how it was built: build it with quarterarc.networks.build_network"
+            f"the arguments of this {kind.__name__} are not known, so it cannot be saved: build it by "
+            f"quarterarc.networks.build_network({{'name': 'package.module:{kind.__name__}', 'arguments': {{...}}}})"
         )
-    return dict(description)
+    return {"name": f"{kind.__module__}:{kind.__qualname__}", "arguments": dict(config)}

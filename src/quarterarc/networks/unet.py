@@ -20,21 +20,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..common.errors import InputError
+from ..common.text import counted
 from .layers import Convolution, GroupNorm, attend, double, drop
 
-__all__ = ["UNet", "attention_levels"]
+__all__ = ["UNet", "attention_levels", "attention_resolutions"]
 
 
 def attention_levels(size: int, resolutions: Sequence[int], levels: int) -> tuple[int, ...]:
     """The levels of a U-Net at which images of `size` pixels have the given resolutions.
 
-    Papers name resolutions ("attention at 16x16"), a network its levels: level 0 sees the image as it is, each
-    further one half of it, rounded up.
+    Papers name resolutions ("attention at 16x16"), a network its levels: level 0 has the resolution of the image, each
+    further level half of the one before, rounded up.
 
     Args:
-        size: height or width of the images.
-        resolutions: where attention is wanted, for example (16,).
-        levels: how many levels the network has, `len(multipliers)`.
+        size: height or width of the images in pixels.
+        resolutions: resolutions with attention, for example (16,).
+        levels: number of levels of the network, `len(multipliers)`.
 
     Returns:
         The levels, smallest first; (1,) for 16 pixels of a 32-pixel image.
@@ -42,14 +43,29 @@ def attention_levels(size: int, resolutions: Sequence[int], levels: int) -> tupl
     Raises:
         InputError: if no level has one of the resolutions.
     """
-    sizes = [-(-size // 2**level) for level in range(levels)]
+    sizes = _resolutions(size, levels)
     for resolution in resolutions:
         if resolution not in sizes:
             raise InputError(
-                f"attention at resolution {resolution}: a network of {levels} levels sees images of {size} pixels "
-                f"at {', '.join(map(str, sizes))}; choose from these"
+                f"attention at resolution {resolution}: images of {size} pixels have the resolutions "
+                f"{', '.join(map(str, sizes))} in a network of {counted(levels, 'level')}; choose from these"
             )
-    return tuple(level for level, at in enumerate(sizes) if at in resolutions)
+    return tuple(level for level, resolution in enumerate(sizes) if resolution in resolutions)
+
+
+def attention_resolutions(size: int, levels: int, largest: int = 16) -> tuple[int, ...]:
+    """The largest resolution of a U-Net's levels that is at most `largest` pixels; empty if there is none.
+
+    Args:
+        size: height or width of the images in pixels.
+        levels: number of levels of the network.
+        largest: largest resolution at which attention is affordable.
+    """
+    return tuple(resolution for resolution in _resolutions(size, levels) if resolution <= largest)[:1]
+
+
+def _resolutions(size: int, levels: int) -> list[int]:
+    return [-(-size // 2**level) for level in range(levels)]
 
 
 class UNet(nn.Module):

@@ -1,1 +1,1 @@
-"""How things lie on disk: atomic files, picture files, run folders, checkpoints."""
+"""Everything on disk: atomic writes, PNG files, run folders, checkpoints."""

@@ -1,4 +1,4 @@
-"""Checkpoint folders as denoisers: config.json and model.safetensors, read and written."""
+"""Denoisers in checkpoint folders: config.json and model.safetensors."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import nn
 
 from .. import __version__
 from ..common.errors import InputError
+from ..common.text import one_line
 from ..denoiser import DEFAULT_PROJECTION, Denoiser
 from ..heads import head
 from ..networks import build_network, describe_network
@@ -35,18 +36,18 @@ def load(
     precision: torch.dtype | None = None,
     projection: str | None = DEFAULT_PROJECTION,
 ) -> Denoiser:
-    """The denoiser of a run's newest checkpoint, with the moving average of its weights, ready to sample.
+    """The denoiser of a run's newest checkpoint, with the moving average of its weights, in evaluation mode.
 
     Args:
-        path: a run folder, or one of its checkpoint folders.
-        device: where to put the network.
-        precision: dtype to autocast the network to, such as `torch.bfloat16`.
-        projection: what a head of two estimates keeps where they disagree, see `quarterarc.Estimate.projected`; None
-            or "none" leaves both estimates as the network gives them.
+        path: a run folder, or a checkpoint folder.
+        device: device of the network.
+        precision: dtype for autocast of the network, such as `torch.bfloat16`.
+        projection: the quantity that is kept where the two estimates of a head disagree, see
+            `quarterarc.Estimate.projected`; None or "none" leaves both estimates unchanged.
 
     Raises:
-        InputError: if there is no complete checkpoint, its weights do not fit its network, code that it names by an
-            import path cannot be imported, or for an unknown projection.
+        InputError: if there is no complete checkpoint, its weights do not fit its network, a name in it is unknown or
+            an import path cannot be imported, or for an unknown projection.
     """
     folder = newest_checkpoint(path)
     config = read_json(folder / CONFIG)
@@ -66,54 +67,70 @@ def save(denoise: Denoiser, path: str | Path) -> Path:
     """Write a denoiser as a checkpoint folder, which `load` reads.
 
     Args:
-        denoise: a denoiser whose network was built by name: from a recipe, a checkpoint, or a class that is importable
-            and keeps its arguments (`quarterarc.networks`).
+        denoise: a denoiser whose network is the U-Net, was built from a recipe, a checkpoint or
+            `quarterarc.networks.build_network`, or is of an importable class and keeps the arguments of its constructor
+            in the attribute `config`.
         path: the folder, which must not exist.
 
     Returns:
         The path.
 
     Raises:
-        InputError: if the path exists, or the network cannot be described.
+        InputError: if the path exists, or the network or head cannot be built again from a description.
     """
     folder = Path(path)
     if not isinstance(denoise, Denoiser):
-        raise InputError(f"only a Denoiser can be saved, got a {type(denoise).__name__}: save the one inside")
+        raise InputError(f"only a Denoiser can be saved, got a {type(denoise).__name__}: save the one that it wraps")
     if folder.exists():
-        raise InputError(f"{folder} already exists: give a folder that does not")
+        raise InputError(f"{folder} already exists: give the path of a new folder")
     description = describe_denoiser(denoise)
     assert isinstance(denoise.network, nn.Module)
-    with replace_folder(folder) as beside:
-        save_tensors(denoise.network.state_dict(), beside / WEIGHTS)
-        write_json(beside / CONFIG, {"format": FORMAT, "quarterarc": __version__, "denoiser": description})
+    with replace_folder(folder) as temporary:
+        save_tensors(denoise.network.state_dict(), temporary / WEIGHTS)
+        write_json(temporary / CONFIG, {"format": FORMAT, "quarterarc": __version__, "denoiser": description})
     return folder
 
 
 def describe_denoiser(denoise: Denoiser) -> dict[str, Any]:
-    """What `build_denoiser` needs to build a denoiser again, as JSON types.
+    """The description from which `build_denoiser` builds a denoiser again, as JSON types.
 
     Raises:
-        InputError: for a network that cannot be described.
+        InputError: if the network cannot be described, or the head has neither a registered name nor an import path.
     """
     table = denoise.schedule
-    named: dict[str, Any] = {"name": table.name, "steps": table.steps}
-    if table.name == "custom":
-        named = {"name": "custom", "angles": table.angles.tolist()}
-    return {
+    try:
+        head(denoise.head.name, table)
+    except InputError as error:
+        raise InputError(f"this denoiser cannot be saved, since its head would not be found again: {error}") from None
+    description: dict[str, Any] = {
         "network": describe_network(denoise.network),
-        "schedule": named,
+        "schedule": _describe_schedule(table),
         "head": denoise.head.name,
         "shape": list(denoise.shape or ()),
         "classes": denoise.classes,
         "unlabelled": denoise.unlabelled,
     }
+    if denoise.time_shift != 0.0 or denoise.time_scale is not None:  # networks of other libraries
+        description |= {"time_shift": denoise.time_shift, "time_scale": denoise.time_scale}
+    return description
+
+
+def _describe_schedule(table: Schedule) -> dict[str, Any]:
+    """Name and steps of a schedule if they determine its angles, otherwise the angles."""
+    try:
+        named = np.array_equal(schedule(table.name, table.steps).angles, table.angles)
+    except InputError:
+        named = False
+    if named:
+        return {"name": table.name, "steps": table.steps}
+    return {"name": "custom", "angles": table.angles.tolist()}
 
 
 def build_denoiser(description: Mapping[str, Any], precision: torch.dtype | None = None) -> Denoiser:
-    """A denoiser with fresh weights from its description in a checkpoint's config.json.
+    """A denoiser with new weights from its description in config.json.
 
     Raises:
-        InputError: if the description is incomplete, or names code that cannot be imported.
+        InputError: if the description is incomplete, a name is unknown, or an import path cannot be imported.
     """
     try:
         spec = description["schedule"]
@@ -131,13 +148,15 @@ def build_denoiser(description: Mapping[str, Any], precision: torch.dtype | None
             classes=description["classes"],
             precision=precision,
             unlabelled=description.get("unlabelled", True),
+            time_shift=description.get("time_shift", 0.0),
+            time_scale=description.get("time_scale"),
         )
     except (KeyError, TypeError) as error:
-        raise InputError(f"{CONFIG} does not describe a denoiser: {error}") from None
+        raise InputError(f"{CONFIG} is not the description of a denoiser: {one_line(error)}") from None
 
 
 def hash_of(checkpoint: Path) -> str:
-    """The SHA-256 of a checkpoint's exported weights: identifies the network that made a sample."""
+    """The SHA-256 of a checkpoint's exported weights, which identifies the network of a sample."""
     return sha256(checkpoint / WEIGHTS)
 
 

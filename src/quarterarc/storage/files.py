@@ -1,9 +1,10 @@
-"""Writing files so that a reader, or the next run, never sees half of one."""
+"""Atomic writes: a file or folder appears under its name complete, or not at all."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,18 +13,20 @@ from typing import Any
 
 from ..common.errors import InputError
 
-__all__ = ["check_writable", "make_folder", "read_json", "replace_file", "replace_folder", "write_json"]
+__all__ = ["check_writable", "is_temporary", "make_folder", "read_json", "replace_file", "replace_folder", "write_json"]
+
+_TEMPORARY = re.compile(r"\..+\.\d+")
 
 
 def make_folder(path: Path) -> Path:
-    """Make a folder and its parents, and see that it can be written to.
+    """Create a folder and its parents, and check that it is writable.
 
     Raises:
-        InputError: if it cannot be made, or nothing can be written in it.
+        InputError: if it cannot be created, or is not writable.
     """
+    probe = path / f".probe-{os.getpid()}"
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / f".probe-{os.getpid()}"
         probe.touch()
         probe.unlink()
     except OSError as error:
@@ -32,62 +35,71 @@ def make_folder(path: Path) -> Path:
 
 
 def check_writable(file: Path) -> None:
-    """Refuse a file that cannot be written, before hours are spent on what goes there; makes nothing."""
+    """Raise an InputError if a file cannot be written, before long work for it begins. Creates nothing."""
     if file.is_dir():
-        raise InputError(
-            f"cannot write to {file}: it is a folder; give the file itself, such as {file / 'result.json'}"
-        )
+        raise InputError(f"cannot write to {file}: it is a folder; give a file, such as {file / 'result.json'}")
     folder = next(parent for parent in file.absolute().parents if parent.exists())
     if not (folder.is_dir() and os.access(folder, os.W_OK)):
-        raise InputError(f"cannot write {file}: {folder} is no folder that can be written to")
+        raise InputError(f"cannot write {file}: {folder} is not a writable folder")
 
 
 @contextmanager
-def replace_file(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to; at the end of the block it becomes `path` at once, or is removed on error.
+def replace_file(path: Path, durable: bool = True) -> Iterator[Path]:
+    """A temporary path in the folder of `path`, renamed to `path` at the end of the block, or removed on an error.
+
+    Args:
+        path: the file to write or replace.
+        durable: flush to disk before the rename, so that a power failure cannot leave an empty file. False saves time
+            for files that are cheap to write again.
 
     Raises:
         OSError: naming `path`, if it cannot be written.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = _temporary(path)
     try:
-        yield beside
-        _to_disk(beside)
-        os.replace(beside, path)
+        yield temporary
+        if durable:
+            _flush(temporary)
+        os.replace(temporary, path)
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from None
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def replace_folder(path: Path) -> Iterator[Path]:
-    """A new folder beside `path` to fill; at the end of the block it becomes `path` at once, or is removed on error.
+    """A temporary folder beside `path`, renamed to `path` at the end of the block, or removed on an error.
 
-    `path` itself must not exist.
+    The files in it are flushed to disk before the rename. `path` itself must not exist.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
+    temporary = _temporary(path)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
     try:
-        yield beside
-        for entry in beside.iterdir():
-            _to_disk(entry)
-        _to_disk(beside)
-        os.rename(beside, path)
-        _to_disk(path.parent)
+        yield temporary
+        for entry in temporary.iterdir():
+            _flush(entry)
+        _flush(temporary)
+        os.rename(temporary, path)
+        _flush(path.parent)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a path is a temporary one of `replace_file` or `replace_folder`, which a killed process leaves behind."""
+    return _TEMPORARY.fullmatch(path.name) is not None
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON for people and programs, in place of what was there."""
-    with replace_file(path) as beside:
-        beside.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    """Write a value of JSON types, indented, replacing the file."""
+    with replace_file(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON.
+    """The value of a JSON file.
 
     Raises:
         InputError: if the file is missing or is not JSON.
@@ -100,8 +112,12 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path} is not JSON: {error}") from None
 
 
-def _to_disk(path: Path) -> None:
-    """Have the kernel write a file or a folder's names out, so that a power cut cannot reorder it after a rename."""
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}")
+
+
+def _flush(path: Path) -> None:
+    """Flush a file, or the names in a folder, to disk: a rename may otherwise reach the disk before the content."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,9 +1,8 @@
-"""Pictures: 8-bit images to PNG files and back, and grids of them for people to look at."""
+"""PNG files of 8-bit images, and contact sheets of several images."""
 
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 
 import numpy as np
@@ -13,32 +12,41 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..common.errors import InputError
+from .files import replace_file
 
-__all__ = ["contact_sheet", "read_png", "write_png"]
+__all__ = ["contact_sheet", "read_png", "to_picture", "write_png"]
 
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 
 def to_picture(pixels: Tensor) -> Image.Image:
-    """A Pillow image of uint8 pixels, shape (C, H, W) with C 1 (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGBA)."""
+    """A Pillow image of uint8 pixels, shape (C, H, W); C is 1 (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGBA).
+
+    Raises:
+        InputError: for another data type or shape.
+    """
     if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[0] not in _MODES:
-        raise InputError(f"a picture is uint8 of shape (1..4, H, W), got {pixels.dtype} {tuple(pixels.shape)}")
+        raise InputError(
+            f"a picture is uint8 of shape (1 to 4, H, W), got {pixels.dtype} of shape {tuple(pixels.shape)}"
+        )
     array = pixels.cpu().permute(1, 2, 0).contiguous().numpy()
     return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array, _MODES[pixels.shape[0]])
 
 
 def write_png(path: Path, pixels: Tensor) -> None:
-    """Write uint8 pixels, shape (C, H, W), as a PNG that appears under its name only when it is whole."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        to_picture(pixels).save(beside, format="PNG")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    """Write uint8 pixels, shape (C, H, W), as a PNG file, atomically.
+
+    Raises:
+        InputError: for another data type or shape.
+        OSError: if the file cannot be written.
+    """
+    picture = to_picture(pixels)
+    with replace_file(path, durable=False) as temporary:
+        picture.save(temporary, format="PNG")
 
 
 def read_png(path: Path) -> Tensor:
-    """The uint8 pixels, shape (C, H, W), of a PNG that `write_png` wrote."""
+    """The pixels, uint8 of shape (C, H, W), of a PNG file written by `write_png`."""
     with Image.open(path) as picture:
         array = np.array(picture)
     return torch.from_numpy(array[:, :, None] if array.ndim == 2 else array).permute(2, 0, 1)
@@ -47,14 +55,14 @@ def read_png(path: Path) -> Tensor:
 def contact_sheet(
     pixels: Tensor, columns: int | None = None, size: int = 64, gap: int = 2, smooth: bool = False
 ) -> Tensor:
-    """Images side by side on white, small ones enlarged by a whole factor.
+    """Images in rows on white, small ones enlarged by a whole factor.
 
     Args:
         pixels: uint8, shape (B, C, H, W).
-        columns: how many a row; about twice as many as rows if not given.
-        size: images are enlarged while they stay within this many pixels.
+        columns: images per row; by default about twice the number of rows.
+        size: largest height and width of an enlarged image, in pixels.
         gap: white pixels between images.
-        smooth: enlarge by interpolation, which shapes are recognised in more easily; else every pixel is a square.
+        smooth: enlarge by bicubic interpolation, in which shapes are easier to recognise; otherwise repeat pixels.
 
     Returns:
         uint8 pixels, shape (C, height, width).
@@ -70,8 +78,8 @@ def contact_sheet(
         pixels = pixels.cpu().repeat_interleave(factor, 2).repeat_interleave(factor, 3)
     rows = math.ceil(count / columns)
     canvas = torch.full((channels, rows * (height + gap) + gap, columns * (width + gap) + gap), 255, dtype=torch.uint8)
-    for place, picture in enumerate(pixels):
+    for place, image in enumerate(pixels):
         row, column = divmod(place, columns)
         top, left = gap + row * (height + gap), gap + column * (width + gap)
-        canvas[:, top : top + height, left : left + width] = picture
+        canvas[:, top : top + height, left : left + width] = image
     return canvas

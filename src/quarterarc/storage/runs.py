@@ -1,12 +1,12 @@
-"""Run folders: where training writes, and where a denoiser is loaded from.
+"""Run folders, which training writes and denoisers are loaded from.
 
-    RUN/recipe.yaml                     the resolved recipe
+    RUN/recipe.yaml                     the recipe
     RUN/metrics.jsonl                   losses, one line per `training.log_every` steps
     RUN/samples/step-00000500.png       a contact sheet of images from fixed seeds
     RUN/checkpoints/step-00000500/      config.json, model.safetensors (the moving average), the training state, and
-                                        tuned.json where grids were tuned for it
+                                        tuned.json if grids were tuned for it
 
-A checkpoint folder is complete as soon as it has its name.
+A checkpoint folder gets its name once it is complete.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _NAME = re.compile(r"step-(\d{8,})")
 
 
 def checkpoint_name(step: int) -> str:
-    """The folder name of the checkpoint after this many optimiser steps."""
+    """The folder name of the checkpoint after `step` optimiser steps."""
     return f"step-{step:08d}"
 
 
@@ -57,7 +57,7 @@ def newest_checkpoint(path: str | Path) -> Path:
     if path.is_file():
         raise InputError(
             f"{path} is a file: give the run folder or a checkpoint folder ({CONFIG} and {WEIGHTS}); "
-            "pickled weights (.pt, .pth, .ckpt, .bin) are never read"
+            "pickled weights (.pt, .pth, .ckpt, .bin) are not read"
         )
     if not path.is_dir():
         raise InputError(f"no run at {path}: train one with `quarterarc train RECIPE --out {path}`")
@@ -66,19 +66,19 @@ def newest_checkpoint(path: str | Path) -> Path:
     complete = checkpoints(path)
     if not complete and (path / "model_index.json").is_file():
         raise InputError(
-            f"{path} is a diffusers pipeline, not a run: read it in Python, by quarterarc.interop.load_pipeline"
+            f"{path} is a diffusers pipeline, not a run: load it in Python with quarterarc.interop.load_pipeline"
         )
     if not complete:
-        raise InputError(f"{path} holds no complete checkpoint: train with `quarterarc train RECIPE --out {path}`")
+        raise InputError(f"{path} contains no complete checkpoint: train with `quarterarc train RECIPE --out {path}`")
     return complete[-1]
 
 
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
-    """Hold a run folder for training; the lock goes with the process, however it ends.
+    """Lock a run folder for training; the operating system releases the lock when the process ends.
 
     Raises:
-        InputError: if another process holds it.
+        InputError: if another process has locked it.
     """
     from filelock import FileLock, Timeout
 
@@ -86,7 +86,9 @@ def locked(run: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise InputError(f"another process is training in {run}: wait for it, or give another --out") from None
+        raise InputError(
+            f"another process is training in {run}: wait for it, or choose another folder (--out)"
+        ) from None
     try:
         yield
     finally:

@@ -1,11 +1,11 @@
-"""Checkpoints: everything a run needs to go on exactly as if it had never stopped.
+"""Training checkpoints: the state from which a resumed run continues with the same bits.
 
-    config.json              what the exported denoiser is, the step, the recipe
+    config.json              description of the exported denoiser, the step, the recipe
     model.safetensors        its weights: the moving average
     raw.safetensors          the weights being trained
     optimizer.safetensors    Adam's moments and step counts, by parameter name
 
-Random numbers need no saving (see `quarterarc.streams`), nor does the order of the data.
+Random numbers and the order of the data are functions of the step (`common.streams`) and need no state.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from .. import __version__
 from ..common.errors import InputError
 from .checkpoints import FORMAT
-from .files import read_json, replace_folder, write_json
+from .files import is_temporary, read_json, replace_folder, write_json
 from .runs import CONFIG, WEIGHTS, checkpoint_name, checkpoints
 from .weights import load_weights, read_weights, save_tensors
 
@@ -37,32 +37,52 @@ def save(
     optimizer: torch.optim.Optimizer,
     keep: int,
 ) -> Path:
-    """Write the checkpoint of `config["step"]` beside and rename it into place; then drop all but the newest `keep`.
+    """Write the checkpoint of step `config["step"]` atomically, then delete all but the newest `keep` checkpoints.
+
+    Args:
+        run: the run folder.
+        config: JSON values for config.json.
+        network: the weights being trained.
+        average: their moving average.
+        optimizer: Adam.
+        keep: number of checkpoints to keep.
+
+    Returns:
+        The checkpoint folder.
 
     Raises:
-        OSError: if it cannot be written; the checkpoints that were there stay as they were.
+        OSError: if it cannot be written; existing checkpoints stay unchanged.
     """
     folder = run / "checkpoints" / checkpoint_name(config["step"])
     if folder not in checkpoints(run):
-        shutil.rmtree(folder, ignore_errors=True)  # something by that name that is no checkpoint
-        with replace_folder(folder) as beside:
-            save_tensors(average.state_dict(), beside / WEIGHTS)
-            save_tensors(network.state_dict(), beside / RAW)
-            save_tensors(_moments(network, optimizer), beside / OPTIMIZER)
-            write_json(beside / CONFIG, {"format": FORMAT, "quarterarc": __version__, **config})
+        shutil.rmtree(folder, ignore_errors=True)  # an incomplete folder of that name
+        with replace_folder(folder) as temporary:
+            save_tensors(average.state_dict(), temporary / WEIGHTS)
+            save_tensors(network.state_dict(), temporary / RAW)
+            save_tensors(_moments(network, optimizer), temporary / OPTIMIZER)
+            write_json(temporary / CONFIG, {"format": FORMAT, "quarterarc": __version__, **config})
     for old in checkpoints(run)[:-keep]:
         shutil.rmtree(old)
     return folder
 
 
 def sweep(run: Path) -> None:
-    """Remove what writes that were cut short have left; only for who holds the run's lock."""
-    for beside in (run / "checkpoints").glob(".step-*"):
-        shutil.rmtree(beside)
+    """Delete the temporary files and folders of a killed process; the caller must have locked the run."""
+    for folder in (run, run / "samples", run / "checkpoints"):
+        for path in [*folder.glob(".*")]:
+            if not is_temporary(path):
+                continue
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 def restore(folder: Path, network: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Bring back what `save` wrote, in place, and return its config.
+    """Load a checkpoint of `save` into network, average and optimiser, in place.
+
+    Returns:
+        The value of config.json.
 
     Raises:
         InputError: if a file is missing or belongs to another network.
@@ -71,14 +91,15 @@ def restore(folder: Path, network: nn.Module, average: nn.Module, optimizer: tor
     load_weights(average, folder / WEIGHTS)
     load_weights(network, folder / RAW)
     moments = read_weights(folder / OPTIMIZER)
-    if moments.keys() != {f"{kind}.{name}" for name, _ in network.named_parameters() for kind in _MOMENTS}:
+    parameters = {name: parameter for name, parameter in network.named_parameters() if f"step.{name}" in moments}
+    if moments.keys() != {f"{kind}.{name}" for name in parameters for kind in _MOMENTS}:
         raise InputError(f"{folder / OPTIMIZER} belongs to another network")
-    for name, parameter in network.named_parameters():
+    for name, parameter in parameters.items():
         state: dict[str, Tensor] = {}
         for kind in _MOMENTS:
             saved = moments[f"{kind}.{name}"]
-            # a moment lies in memory as its parameter does; the count of steps is one number, on the CPU or beside it
-            state[kind] = torch.empty_like(parameter).copy_(saved) if saved.ndim else saved.clone()
+            # a moment has the memory layout of its parameter; the number of steps is a scalar
+            state[kind] = torch.empty_like(parameter).copy_(saved) if kind != "step" else saved.clone()
         if optimizer.param_groups[0].get("fused") and parameter.device.type != "cpu":
             state["step"] = state["step"].to(parameter.device)
         optimizer.state[parameter] = state
@@ -92,5 +113,6 @@ def _moments(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, 
     return {
         f"{kind}.{name}": optimizer.state[parameter][kind]
         for name, parameter in network.named_parameters()
+        if parameter in optimizer.state  # a parameter without a gradient has no moments
         for kind in _MOMENTS
     }

@@ -1,4 +1,4 @@
-"""Tensors in safetensors files: the only format that weights are written to and read from. No pickle is read."""
+"""Weights in safetensors files, the only format that is written and read: pickles are not."""
 
 from __future__ import annotations
 
@@ -9,12 +9,18 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from ..common.errors import InputError
+from ..common.text import counted
 
 __all__ = ["load_weights", "read_weights", "save_tensors", "sha256"]
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, about: Mapping[str, str] | None = None) -> None:
-    """Write tensors of any device and memory layout as safetensors.
+    """Write tensors of any device and memory layout to a safetensors file.
+
+    Args:
+        tensors: the tensors by name; several names may share one tensor (tied weights).
+        path: the file.
+        about: text for the file's metadata.
 
     Raises:
         OSError: if the file cannot be written.
@@ -23,17 +29,23 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, about: Mapping[str, 
     from safetensors.torch import save_file
 
     try:
-        on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        on_cpu: dict[str, Tensor] = {}
+        stored: set[int] = set()
+        for name, tensor in tensors.items():
+            copy = tensor.detach().cpu().contiguous()
+            memory = copy.untyped_storage().data_ptr()
+            on_cpu[name] = copy.clone() if memory in stored else copy  # the format excludes shared memory
+            stored.add(memory)
         save_file(on_cpu, path, metadata=None if about is None else dict(about))
-    except SafetensorError as error:  # a full disk is reported as this, without an error number
+    except SafetensorError as error:  # safetensors reports a full disk by its own error
         raise OSError(f"cannot write {path}: {error}") from None
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the CPU.
+    """The tensors of a safetensors file by name, on the CPU.
 
     Raises:
-        InputError: if the file is missing or is not safetensors (a pickle, say, or cut short).
+        InputError: if the file is missing or not in the format: a pickle, or incomplete.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -42,15 +54,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise InputError(
-            f"{path} is not readable as safetensors ({error}): weights are read from that format only, no pickle"
+            f"{path} is not readable as safetensors ({error}): weights are read from this format only, not from pickles"
         ) from None
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
-    """Read weights from a safetensors file into a network, all or nothing.
+    """Load the weights of a safetensors file into a network, all of them or none.
 
     Raises:
-        InputError: if the file is not safetensors or holds the weights of another network.
+        InputError: if the file cannot be read or contains the weights of another network.
     """
     weights, own = read_weights(path), network.state_dict()
     wrong = [name for name in own.keys() | weights.keys() if name not in own or name not in weights]
@@ -58,10 +70,10 @@ def load_weights(network: nn.Module, path: Path) -> None:
     if wrong:
         name = wrong[0]
         expected = tuple(own[name].shape) if name in own else "missing"
-        found = tuple(weights[name].shape) if name in weights else "missing"
+        stored = tuple(weights[name].shape) if name in weights else "missing"
         raise InputError(
-            f"{path} holds the weights of another network: {len(wrong)} tensors differ, first '{name}' "
-            f"(network {expected}, file {found})"
+            f"{path} contains the weights of another network: {counted(len(wrong), 'tensor')} differ, first '{name}' "
+            f"(network {expected}, file {stored})"
         )
     network.load_state_dict(weights)
 

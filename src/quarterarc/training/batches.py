@@ -1,7 +1,7 @@
-"""What a step of training sees: which images, and everything random about them.
+"""The batches of a training run: which images a step uses, and all its random numbers.
 
-All of it is derived from (seed, step, place in the global batch), so it is the same whichever process asks, and whether
-or not the run was ever interrupted.
+Everything is a function of (seed, step, place in the global batch), so that it does not depend on the number of
+processes, nor on whether the run was interrupted.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["Batch", "Batches", "part_size"]
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """A part of a step's global batch, on the device: images and noise (B, C, H, W), times and labels (B,)."""
+    """Part of a step's global batch, on the device: images and noise (B, C, H, W), times and labels (B,)."""
 
     image: Tensor
     noise: Tensor
@@ -34,16 +34,16 @@ class Batch:
 
 
 def part_size(recipe: Recipe, processes: int) -> int:
-    """How many images a process sees at once.
+    """Images per forward pass of a process.
 
     Raises:
-        InputError: if the global batch does not divide.
+        InputError: if the global batch cannot be divided equally.
     """
     settings = recipe.training
     parts = processes * settings.accumulate
     if settings.batch % parts:
         raise InputError(
-            f"training.batch={settings.batch} is the global batch: it must divide by "
+            f"training.batch={settings.batch} is the global batch: it must be divisible by "
             f"{processes} processes times training.accumulate={settings.accumulate}"
         )
     return settings.batch // parts
@@ -54,7 +54,7 @@ class Batches:
 
     Args:
         data: the images.
-        recipe: which and how many of them a step sees.
+        recipe: its sections `data` and `training`.
         accelerator: this process among all.
         last_time: the largest time that is drawn.
     """
@@ -66,7 +66,7 @@ class Batches:
         self.share = self.part * recipe.training.accumulate
 
     def of_step(self, step: int) -> list[Batch]:
-        """The process's parts of a step's global batch; images on disk begin to be read for the step after it."""
+        """The process's parts of a step's global batch; reading the images of the next step begins, if from disk."""
         parts = range(self.recipe.training.accumulate)
         if step + 1 < self.recipe.training.steps:
             for part in parts:
@@ -74,17 +74,17 @@ class Batches:
         return [self._batch(step, self._numbers(step, part)) for part in parts]
 
     def places(self, step: int) -> list[int]:
-        """Which images the process sees in a step."""
+        """The indices of the images that the process uses in a step."""
         numbers = [self._numbers(step, part) for part in range(self.recipe.training.accumulate)]
         return [place for part in numbers for place in self._places(part)]
 
     def _numbers(self, step: int, part: int) -> range:
-        """The numbers, counted over the whole run, of this process's examples in one part of a step."""
+        """The numbers, counted over the whole run, of this process's examples in a part of a step."""
         first = step * self.recipe.training.batch + self.rank * self.share + part * self.part
         return range(first, first + self.part)
 
     def _places(self, numbers: Sequence[int]) -> list[int]:
-        """Which images these examples are: a new order every epoch; a stream has its own order."""
+        """The image index of each example: a new order per epoch; a stream has its own order."""
         if self.data.count is None:
             return list(numbers)
         return indices(numbers, self.recipe.training.seed, self.data.count).tolist()
@@ -94,9 +94,9 @@ class Batches:
         raw = self.data.batch(self._places(numbers))
         first = step * settings.batch
         streams = [stream(settings.seed, Purpose.EXAMPLE, step, number - first) for number in numbers]
-        # the order of an example's draws is fixed, so that switching flips on leaves its time and noise alone
-        flips, dropped = torch.from_numpy(np.stack([each.random(2) for each in streams])).unbind(1)
-        times = torch.tensor([each.integers(1, self.last_time + 1) for each in streams], dtype=torch.float64)
+        # the order of an example's draws is fixed, so that its time and noise do not depend on whether flips are used
+        flips, dropped = torch.from_numpy(np.stack([generator.random(2) for generator in streams])).unbind(1)
+        times = torch.tensor([generator.integers(1, self.last_time + 1) for generator in streams], dtype=torch.float64)
         noise = normal(streams, (self.data.channels, self.data.height, self.data.width))
         image = to_float(raw.images.to(self.device, non_blocking=True))
         if self.recipe.data.flip:
@@ -104,5 +104,7 @@ class Batches:
         labels = raw.labels
         if labels is not None:
             assert self.data.classes is not None
-            labels = torch.where(dropped.to(self.device) < settings.drop_labels, self.data.classes, labels)
+            labels = torch.where(
+                dropped.to(self.device) < settings.drop_labels, self.data.classes, labels.to(self.device)
+            )
         return Batch(image, noise.to(self.device, non_blocking=True), times, labels)

@@ -1,4 +1,4 @@
-"""What a run says of itself as it goes: the losses in metrics.jsonl and TensorBoard."""
+"""The log of a run: losses in metrics.jsonl and TensorBoard."""
 
 from __future__ import annotations
 
@@ -15,24 +15,36 @@ from ..storage.files import replace_file
 __all__ = ["LOGGED", "Log", "Pending", "read_log"]
 
 LOGGED = ("loss", "image", "noise", "velocity", "residual")
-"""The losses of a line, in order."""
+"""The losses of a line, in order; before version 0.2 the column `velocity` was named `gradient`."""
 
 
 @dataclass
 class Pending:
-    """The mean losses since the last line of the log; checkpointed, so that the next line is the same after a kill."""
+    """Mean losses since the last line of the log; saved in checkpoints, so that a resumed run writes the same lines.
+
+    Attributes:
+        means: mean of each of `LOGGED`, shape (5,); 0 before the first step.
+        steps: number of optimiser steps in the mean.
+    """
 
     means: Tensor | float = 0.0
     steps: int = 0
 
     def add(self, losses: Tensor) -> None:
-        """Take one more step into the mean."""
+        """Include the losses of another step."""
         self.steps += 1
         self.means = self.means + (losses - self.means) / self.steps
 
 
 class Log:
-    """metrics.jsonl and, if it is installed, TensorBoard; lines after the step that a run resumes from are dropped."""
+    """Writes metrics.jsonl and, if it is installed, TensorBoard's event files.
+
+    Lines after the step that a run resumes from are removed, since they will be written again.
+
+    Args:
+        run: the run folder.
+        step: the step that the run starts from.
+    """
 
     def __init__(self, run: Path, step: int) -> None:
         path = run / "metrics.jsonl"
@@ -49,6 +61,16 @@ class Log:
             self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else None)
 
     def write(self, step: int, batch: int, means: dict[str, float], norm: float, rate: float, speed: float) -> None:
+        """Write a line.
+
+        Args:
+            step: optimiser steps completed.
+            batch: images per step.
+            means: mean losses since the last line.
+            norm: norm of the gradient of the weights, before clipping.
+            rate: learning rate of the last step.
+            speed: images per second.
+        """
         line = {"step": step, "images": step * batch, **means, "gradient_norm": norm, "learning_rate": rate}
         self.file.write(json.dumps({**line, "images_per_second": round(speed, 1)}) + "\n")
         self.file.flush()
@@ -58,19 +80,20 @@ class Log:
                     self.board.add_scalar(name, value, step)
 
     def close(self) -> None:
+        """Close the files."""
         self.file.close()
         if self.board:
             self.board.close()
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl. The column `gradient` of version 0.1 is returned under its new name, `velocity`."""
+    """The lines of a run's metrics.jsonl; the column `gradient` of older runs is named `velocity`."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [{"velocity" if key == "gradient" else key: value for key, value in line.items()} for line in lines]
+    return [{"velocity" if name == "gradient" else name: value for name, value in line.items()} for line in lines]
 
 
 def _step_of(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
-        return math.inf  # cut short by a kill: to be written again
+        return math.inf  # a line cut short by a kill, which will be written again

@@ -1,22 +1,25 @@
-"""Recipes: everything that decides what a training run does, validated, in one YAML file.
+"""Recipes: all settings of a training run, validated, in one object or YAML file.
 
-A recipe is read from a file or by the name of one that ships with the package; any field can be set from the command
-line as `section.field=value`. Nothing is ignored: a field that is not known is refused with the nearest name.
+    qa.Recipe(data="photos/", size=64)                                  in Python
+    qa.Recipe(data="photos/", size=64, training={"steps": 20_000}, head="velocity")
+    read_recipe("digits", ["training.steps=100"])                       a recipe of the package, with other fields
+
+An unknown field raises an InputError with the nearest name.
 """
 
 from __future__ import annotations
 
-import types
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from importlib import resources
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias, TypedDict, Unpack
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from ..common.errors import InputError, unknown_name
+from ..common.sections import Section
 from ..data.spec import DataSpec
 
 if TYPE_CHECKING:
@@ -28,42 +31,91 @@ Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
-
-class Section(BaseModel):
-    """A part of a recipe: frozen, and closed to fields it does not know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+LONGEST_WARMUP = 5000
+"""Steps of the automatic warm-up, that of DDPM, unless it is more than a tenth of the run."""
 
 
 class ScheduleSpec(Section):
-    """The schedule (see `quarterarc.schedule`)."""
+    """The schedule (`quarterarc.schedule`)."""
 
     name: str = "arc"
+    """A registered name, or an import path `package.module:function`."""
     steps: Positive = 1000
+    """T, the number of training steps of the schedule."""
 
 
 class NetworkSpec(Section):
-    """The U-Net (see `quarterarc.networks.UNet`); attention is given by the resolutions that have it."""
+    """The network: the U-Net (`quarterarc.networks.UNet`), or another module by its name and arguments.
 
+    Another module is called `network(x, time, labels)`, see `quarterarc.networks`. `in_channels`, `out_channels`,
+    `size` and `classes` are filled in where its constructor has parameters of these names.
+    """
+
+    name: str = "unet"
+    """`unet`, another registered name, or an import path `package.module:Class` of a torch.nn.Module."""
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of another module's constructor, or further ones of the U-Net; JSON types."""
     channels: Positive = 128
+    """U-Net: width of the first level."""
     multipliers: tuple[Positive, ...] = (1, 2, 2, 2)
+    """U-Net: width of each level as a multiple of `channels`."""
     blocks: Positive = 2
-    attention: tuple[Positive, ...] = (16,)
+    """U-Net: residual blocks per level on the way down; one more on the way up."""
+    attention: tuple[Positive, ...] | Literal["auto"] = "auto"
+    """U-Net: resolutions with self-attention, in pixels. `auto`: the largest resolution of at most 16 pixels."""
     dropout: Fraction = 0.0
+    """U-Net: dropout probability in the residual blocks."""
+
+    @field_validator("arguments")
+    @classmethod
+    def _are_json(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        return as_json(arguments)
+
+    def check_fields(self) -> None:
+        """Raise an InputError if fields of the U-Net are given together with another network."""
+        given = sorted(self.model_fields_set & self._unet_fields())
+        if self.name != "unet" and given:
+            raise InputError(
+                f"network: '{self.name}' is not the U-Net, whose fields are {', '.join(given)}: give the arguments of "
+                "its constructor in network.arguments"
+            )
+
+    @model_serializer(mode="wrap")
+    def _serialize(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The fields that apply; a U-Net has neither name nor empty arguments, as in recipes of version 0.1."""
+        values: dict[str, Any] = handler(self)
+        unused = {"name"} if self.name == "unet" else self._unet_fields()
+        return {name: values[name] for name in values if name not in unused and (name != "arguments" or values[name])}
+
+    @classmethod
+    def _unet_fields(cls) -> set[str]:
+        return cls.model_fields.keys() - {"name", "arguments"}
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())
 
 
 class ObjectiveSpec(Section):
-    """The objective (see `quarterarc.objectives`): a registered name, or an import path `package.module:Objective`.
+    """The objective (`quarterarc.objectives`).
 
-    `gamma`, `norm` and `variance` apply to objectives that have an option of this name; `options` are further options
-    of an objective by their names.
+    `gamma`, `norm` and `variance` apply to objectives that have an option of this name.
     """
 
     name: str = "both+gradient"
+    """A registered name, or an import path `package.module:Objective`."""
     gamma: Annotated[float, Field(ge=0.0)] = 1.0
+    """Weight of the velocity error in `both+gradient` (Zhang et al. 2023, Eq. 12)."""
     norm: str = "mse"
+    """`mse`, `l2`, `l1` or `huber`."""
     variance: Literal["learned", "small", "large"] = "learned"
-    options: dict[str, Any] = {}
+    """Variance of a step in `vlb` and `hybrid`."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Further options of an objective by name; JSON types."""
+
+    @field_validator("options")
+    @classmethod
+    def _are_json(cls, options: dict[str, Any]) -> dict[str, Any]:
+        return as_json(options)
 
     def build(self) -> Objective:
         """The objective with its options; errors as for `quarterarc.objectives.objective`."""
@@ -73,75 +125,166 @@ class ObjectiveSpec(Section):
         known = options_of(self.name)
         return objective(self.name, **{**{key: general[key] for key in general if key in known}, **self.options})
 
+    @model_serializer(mode="wrap")
+    def _serialize(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The fields; empty options are left out, as in recipes of version 0.1."""
+        values: dict[str, Any] = handler(self)
+        return {name: values[name] for name in values if name != "options" or values[name]}
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())
+
+
+def as_json(values: dict[str, Any]) -> dict[str, Any]:
+    """The values as JSON types, which a recipe and a checkpoint can store; InputError for other values."""
+    try:
+        return dict(json.loads(json.dumps(values)))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"only numbers, strings, booleans, null, lists and mappings can be stored: {error}") from None
+
 
 class OptimizerSpec(Section):
-    """Adam, a linear warm-up, and what follows it."""
+    """AdamW, with a linear warm-up of the learning rate, and what follows it."""
 
     learning_rate: Annotated[float, Field(gt=0.0)] = 2e-4
+    """The learning rate after the warm-up."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """Decay rates of Adam's two moments."""
     eps: Annotated[float, Field(gt=0.0)] = 1e-8
+    """Added to the denominator of Adam's step."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
-    warmup: Count = 5000
+    """Decoupled weight decay."""
+    warmup: Count | Literal["auto"] = "auto"
+    """Steps of the warm-up. `auto`: a tenth of `training.steps`, at most 5000."""
     decay: Literal["constant", "cosine"] = "constant"
+    """The learning rate after the warm-up: constant, or half a cosine down to 0 at the last step."""
     clip: Annotated[float, Field(gt=0.0)] = 1.0
+    """Largest norm of the gradient; longer ones are scaled down to it."""
 
 
 class EMASpec(Section):
-    """The moving average of the weights that is exported: decay, and a warm-up (1 + step)/(10 + step) below it."""
+    """The exponential moving average of the weights, which is the exported network."""
 
     decay: Fraction = 0.9999
+    """Weight of the old average in a step."""
     warmup: bool = True
+    """Limit the decay to (1 + step)/(10 + step)."""
 
 
 class TrainingSpec(Section):
-    """How long, how much at once, and how often to write.
+    """Length of the run, batches, precision, and how often files are written."""
 
-    `batch` is global: the images of one optimiser step over all processes and accumulated parts. `drop_labels` is the
-    share of labels that become "no label", which guidance needs; at 0 the model is never asked without labels.
-    `compile` needs what `torch.compile` does: on the CPU a C++ compiler.
-    """
-
-    steps: Positive
+    steps: Positive = 100_000
+    """Optimiser steps of the whole run."""
     batch: Positive = 128
+    """Images per optimiser step, over all processes and accumulated parts."""
     accumulate: Positive = 1
+    """Parts that a process divides its share of the batch into, to save memory."""
     seed: Count = 0
+    """Seed of the initial weights, the order of the images, and all training noise."""
     precision: Literal["fp32", "bf16"] = "fp32"
+    """`bf16`: autocast of the network to bfloat16; weights and optimiser stay float32."""
     compile: bool = False
+    """Compile the network by `torch.compile`, which needs a C++ compiler on the CPU."""
     drop_labels: Fraction = 0.1
+    """Share of labels replaced by "no label", which guidance needs. At 0 sampling needs labels for all images."""
     log_every: Positive = 100
+    """Steps per line of metrics.jsonl."""
     checkpoint_every: Positive = 5000
+    """Steps per checkpoint."""
     keep: Positive = 3
+    """Number of checkpoints kept, the newest ones."""
     sample_every: Positive = 5000
+    """Steps per contact sheet of sampled images."""
     sample_count: Positive = 64
+    """Images per contact sheet."""
+
+
+Size: TypeAlias = int | tuple[int, int]
+
+
+class Sections(TypedDict, total=False):
+    """Fields of a recipe beside its data, as its constructor accepts them."""
+
+    name: str
+    schedule: ScheduleSpec | Mapping[str, Any] | str
+    network: NetworkSpec | Mapping[str, Any] | str
+    head: str
+    objective: ObjectiveSpec | Mapping[str, Any] | str
+    optimizer: OptimizerSpec | Mapping[str, Any]
+    ema: EMASpec | Mapping[str, Any]
+    training: TrainingSpec | Mapping[str, Any]
 
 
 class Recipe(Section):
-    """A whole recipe."""
+    """All settings of a training run: `Recipe(data="photos/", size=64)`.
+
+    Everything but the data has a default: DDPM's U-Net (35.7 M parameters for RGB images), the heads and the objective
+    of Zhang et al. 2023 (Eq. 12) on the arc schedule, Adam at 2e-4 for 100,000 steps of 128 images, and a moving
+    average of the weights with decay 0.9999.
+
+    Args:
+        data: a path or name (`DataSpec.source`), a `DataSpec`, or a mapping of its fields.
+        size: height and width in pixels, or (height, width): short for `data.size`.
+        channels: image channels, 3 if not given: short for `data.channels`.
+        sections: `name`, `schedule`, `network`, `head`, `objective`, `optimizer`, `ema`, `training`: section objects,
+            or mappings of their fields; for schedule, network and objective also a name.
+
+    Raises:
+        InputError: for an unknown field (with the nearest name), a missing or wrong value, or settings that contradict
+            each other.
+    """
+
+    SHORT_FORMS: ClassVar[tuple[str, ...]] = ("size", "channels")
 
     name: str = "custom"
+    """Name of the recipe, for messages."""
     data: DataSpec
+    """The images (`DataSpec`)."""
     schedule: ScheduleSpec = ScheduleSpec()
     network: NetworkSpec = NetworkSpec()
     head: str = "both"
+    """What the network estimates: a name of `quarterarc.heads.HEADS`, or an import path."""
     objective: ObjectiveSpec = ObjectiveSpec()
     optimizer: OptimizerSpec = OptimizerSpec()
     ema: EMASpec = EMASpec()
-    training: TrainingSpec
+    training: TrainingSpec = TrainingSpec()
+
+    def __init__(
+        self,
+        data: str | Path | DataSpec | Mapping[str, Any] | None = None,
+        *,
+        size: Size | None = None,
+        channels: int | None = None,
+        **sections: Unpack[Sections],
+    ) -> None:
+        given = {"data": data, "size": size, "channels": channels}
+        super().__init__(**{name: value for name, value in given.items() if value is not None}, **sections)
+
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]  # see Section
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, fields: Any) -> Any:
+        return _expand(fields) if isinstance(fields, Mapping) else fields
 
     @model_validator(mode="after")
-    def _names_are_known(self) -> Recipe:
+    def _fits_together(self) -> Recipe:
         from ..heads import HEADS
+        from ..networks import NETWORKS
         from ..objectives.base import check_norm
         from ..schedules import SCHEDULES
 
         SCHEDULES.require(self.schedule.name)
         HEADS.require(self.head)
+        NETWORKS.require(self.network.name)
+        self.network.check_fields()
         check_norm(self.objective.norm)
         self.objective.build()
         learns = self.objective.name in ("vlb", "hybrid") and self.objective.variance == "learned"
         if learns and not self.head.endswith("+variance"):
             raise InputError(
-                f"the objective '{self.objective.name}' with a learned variance needs a head that has one: "
+                f"the objective '{self.objective.name}' with a learned variance needs a head that estimates one: "
                 f"head={self.head}+variance, or objective.variance=small"
             )
         if self.training.batch % self.training.accumulate:
@@ -150,39 +293,93 @@ class Recipe(Section):
             )
         return self
 
+    def resolved(self) -> Recipe:
+        """The recipe with numbers in place of `auto` for the warm-up and the resolutions of attention."""
+        from ..networks import attention_resolutions
+
+        warmup, network = self.optimizer.warmup, self.network
+        if warmup == "auto":
+            warmup = min(LONGEST_WARMUP, self.training.steps // 10)
+        if network.name == "unet" and network.attention == "auto":
+            attention = attention_resolutions(self.data.height, len(network.multipliers))
+            network = network.model_copy(update={"attention": attention})
+        return self.model_copy(
+            update={"network": network, "optimizer": self.optimizer.model_copy(update={"warmup": warmup})}
+        )
+
     def to_yaml(self) -> str:
-        """The resolved recipe as YAML that `read_recipe` reads back to an equal one."""
+        """The recipe as YAML that `read_recipe` reads back to an equal one."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
 def recipe_names() -> list[str]:
-    """The recipes that ship with the package."""
+    """Names of the recipes in the package."""
     folder = resources.files("quarterarc.training") / "recipes"
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
-def read_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
-    """A recipe by name, from a YAML file, or from a mapping, with `section.field=value` overrides on top.
+def read_recipe(
+    source: str | Path | Mapping[str, Any] | Recipe,
+    overrides: Sequence[str] = (),
+    fields: Mapping[str, Any] | None = None,
+) -> Recipe:
+    """A recipe by name, from a YAML file, from a mapping or from another recipe, with some fields replaced.
+
+    Args:
+        source: a name of `recipe_names()`, the path of a YAML file, a mapping of fields, or a recipe.
+        overrides: fields as text, `section.field=value`.
+        fields: fields by dotted name: `{"training.steps": 1000}`. Another network than the U-Net replaces all fields of
+            the section `network`.
 
     Raises:
-        InputError: for an unknown name, a missing or malformed file, a field that is not known (with the nearest
-            name), a value of the wrong kind, or a combination that cannot work.
+        InputError: for an unknown name, a missing or malformed file, an unknown field (with the nearest name), a value
+            of the wrong type, or settings that contradict each other.
     """
-    fields = dict(source) if isinstance(source, Mapping) else _read_yaml(str(source))
-    for override in overrides:
-        _set(fields, override)
-    try:
-        return Recipe.model_validate(fields)
-    except ValidationError as error:
-        raise InputError(f"recipe: {_explain(error)}") from None
+    values = recipe_fields(source)
+    changes = {**dict(_parse(override) for override in overrides), **(fields or {})}
+    if changes.get("network.name", "unet") != "unet":
+        values["network"] = {}  # the fields of the recipe's U-Net do not apply to another network
+    for name, value in changes.items():
+        _set(values, name, value)
+    return Recipe.model_validate(values)
+
+
+def recipe_fields(source: str | Path | Mapping[str, Any] | Recipe) -> dict[str, Any]:
+    """The fields of a recipe by section, before validation; short forms of the data are expanded.
+
+    Raises:
+        InputError: for an unknown name, or a missing or malformed file.
+    """
+    if isinstance(source, Recipe):
+        return source.model_dump(exclude_unset=True)
+    return _expand(source if isinstance(source, Mapping) else _read_yaml(str(source)))
 
 
 def differences(old: Recipe, new: Recipe) -> Iterator[tuple[str, Any, Any]]:
-    """Every field that two recipes set differently, as (dotted name, old value, new value)."""
+    """Every field that differs between two recipes, as (dotted name, old value, new value)."""
     before, after = dict(_flatten(old.model_dump())), dict(_flatten(new.model_dump()))
     for name in before.keys() | after.keys():
         if before.get(name) != after.get(name):
             yield name, before.get(name), after.get(name)
+
+
+def _expand(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a recipe's fields with sections in place of the short forms."""
+    expanded = dict(fields)
+    for section in ("schedule", "network", "objective"):
+        if isinstance(expanded.get(section), str):
+            expanded[section] = {"name": expanded[section]}
+    data = expanded.get("data")
+    short = {name: expanded.pop(name) for name in Recipe.SHORT_FORMS if name in expanded}
+    if isinstance(data, str | PurePath):
+        expanded["data"] = {"source": str(data), **short}
+    elif short and isinstance(data, DataSpec | Mapping | None):
+        given = data.model_dump(exclude_unset=True) if isinstance(data, DataSpec) else dict(data or {})
+        for name, value in short.items():
+            if given.setdefault(name, value) != value:
+                raise InputError(f"{name}={value} and data.{name}={given[name]} differ: give one of them")
+        expanded["data"] = given
+    return expanded
 
 
 def _flatten(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -194,14 +391,14 @@ def _flatten(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def _read_yaml(source: str) -> dict[str, Any]:
-    looks_like_a_path = source.endswith((".yaml", ".yml")) or "/" in source or Path(source).is_file()
-    if looks_like_a_path:
+    is_path = source.endswith((".yaml", ".yml")) or "/" in source or Path(source).is_file()
+    if is_path:
         if not Path(source).is_file():
-            raise InputError(f"no recipe file at {source} (recipes that ship: {', '.join(recipe_names())})")
+            raise InputError(f"no recipe file at {source} (recipes of the package: {', '.join(recipe_names())})")
         try:
             text = Path(source).read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
-            raise InputError(f"{source} is no text in UTF-8 ({error.reason}): give a YAML file") from None
+            raise InputError(f"{source} is not text in UTF-8 ({error.reason}): give a YAML file") from None
     elif source in recipe_names():
         text = (resources.files("quarterarc.training") / "recipes" / f"{source}.yaml").read_text(encoding="utf-8")
     else:
@@ -211,51 +408,29 @@ def _read_yaml(source: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise InputError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(fields, dict):
-        raise InputError(f"{source} does not hold a recipe: its top level is a mapping of sections")
+        raise InputError(f"{source} is not a recipe: its top level must be a mapping of sections")
     return fields
 
 
-def _set(fields: dict[str, Any], override: str) -> None:
-    path, equals, text = override.partition("=")
-    if not equals or not path:
-        raise InputError(f"'{override}' sets nothing: write section.field=value, such as training.steps=1000")
+def _parse(override: str) -> tuple[str, Any]:
+    name, equals, text = override.partition("=")
+    if not equals or not name:
+        raise InputError(f"'{override}' is not a field: write section.field=value, such as training.steps=1000")
     try:
-        value = yaml.safe_load(text)
+        return name, yaml.safe_load(text)
     except yaml.YAMLError:
-        value = text
-    *sections, name = path.split(".")
-    here = fields
+        return name, text
+
+
+def _set(fields: dict[str, Any], name: str, value: Any) -> None:
+    *sections, field = name.split(".")
+    target = fields
     for section in sections:
-        inner = here.get(section) or {}
+        inner = target.get(section) or {}
+        if isinstance(inner, Section):
+            inner = inner.model_dump()
         if not isinstance(inner, Mapping):
-            raise InputError(f"'{override}': {section} is one value, {inner!r}, and has no fields")
-        here[section] = dict(inner)  # never write into a mapping that the caller gave
-        here = here[section]
-    here[name] = value
-
-
-def _explain(error: ValidationError) -> str:
-    """The first thing that is wrong, in one line."""
-    first = error.errors()[0]
-    location = [str(part) for part in first["loc"]]
-    name = ".".join(location)
-    if first["type"] == "extra_forbidden":
-        known = _known_fields(location[:-1])
-        near = get_close_matches(location[-1], known, n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
-        return f"unknown field '{name}'{hint} (known here: {', '.join(known)})"
-    if first["type"] == "missing":
-        return f"the field '{name}' is missing"
-    message = first["msg"].removeprefix("Value error, ")
-    if isinstance(first.get("ctx", {}).get("error"), InputError):
-        return message  # says itself what was given
-    return f"{name}: {message}, got {first['input']!r}"
-
-
-def _known_fields(path: Sequence[str]) -> list[str]:
-    model: type[BaseModel] = Recipe
-    for part in path:
-        annotation: Any = model.model_fields[part].annotation if part in model.model_fields else None
-        options = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
-        model = next((each for each in options if isinstance(each, type) and issubclass(each, BaseModel)), model)
-    return list(model.model_fields)
+            raise InputError(f"'{name}={value}': {section} is one value, {inner!r}, and has no fields")
+        target[section] = dict(inner)  # a copy, so that the caller's mapping stays as it is
+        target = target[section]
+    target[field] = value

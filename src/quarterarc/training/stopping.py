@@ -1,4 +1,4 @@
-"""Being asked to stop: signals are taken note of, and acted on between two steps."""
+"""Graceful shutdown on SIGINT and SIGTERM: signals are recorded, and handled between two optimiser steps."""
 
 from __future__ import annotations
 
@@ -14,21 +14,27 @@ __all__ = ["Interrupted", "Stop"]
 
 
 class Interrupted(Exception):
-    """A signal asked the run to stop; it did, after saving.
+    """A signal stopped the run after a checkpoint was saved.
 
     Attributes:
-        signal: which one.
-        checkpoint: what was saved.
+        signal: the signal's number.
+        checkpoint: the folder of the checkpoint.
     """
 
     def __init__(self, number: int, checkpoint: Path) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}; saved {checkpoint}: go on with --resume")
+        super().__init__(
+            f"stopped by {signal.Signals(number).name}; saved {checkpoint}: continue with --resume (resume=True)"
+        )
         self.signal = number
         self.checkpoint = checkpoint
 
 
 class Stop:
-    """Whether SIGINT or SIGTERM has asked the processes of a run to stop."""
+    """Records SIGINT and SIGTERM in any of the processes of a run.
+
+    Args:
+        accelerator: this process among all.
+    """
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
@@ -36,16 +42,16 @@ class Stop:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take note of SIGINT and SIGTERM, to act on between steps; a second SIGINT stops at once."""
+        """Record signals instead of acting on them; a second SIGINT raises KeyboardInterrupt at once."""
 
-        def note(number: int, frame: object) -> None:
+        def record(number: int, frame: object) -> None:
             if self.signal and number == signal.SIGINT:
                 raise KeyboardInterrupt
             self.signal = number
 
         try:
-            before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not in the main thread: whoever called takes care of signals
+            before = {number: signal.signal(number, record) for number in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # handlers can be set in the main thread only: elsewhere the caller handles signals
             before = {}
         try:
             yield
@@ -53,9 +59,9 @@ class Stop:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def asked(self) -> int:
-        """The signal that any process got, or 0; all processes learn of it after the same step."""
+    def received(self) -> int:
+        """The signal that any process received, or 0; the same in all processes after the same step."""
         if self.accelerator.num_processes == 1:
             return self.signal
-        asked = torch.tensor([float(self.signal)], device=self.accelerator.device)
-        return int(self.accelerator.gather(asked).max())
+        numbers = torch.tensor([float(self.signal)], device=self.accelerator.device)
+        return int(self.accelerator.gather(numbers).max())

@@ -1,137 +1,101 @@
-"""Training: from a recipe and images to checkpoints.
+"""The training loop: from a recipe and images to checkpoints.
 
-Everything random in optimiser step k is derived from (seed, k, place in the global batch), so a run that was killed and
-resumed ends bit for bit where an uninterrupted one does (on the CPU), and two processes see what one would.
+Everything random in optimiser step k is a function of (seed, k, place in the global batch): a run that was killed and
+resumed ends with the same bits as an uninterrupted one (on the CPU), and several processes see the images of one.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import shutil
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
-from tqdm import tqdm
+from torch import Tensor, nn
 
 from ..common.errors import InputError
+from ..common.progress import progress_bar
 from ..common.streams import Purpose, torch_seed
+from ..common.text import counted, one_line
 from ..data import ImageData, open_data, to_uint8
 from ..denoiser import Denoiser
 from ..heads import head as named_head
-from ..networks import UNet, attention_levels
 from ..objectives import Losses
 from ..sampling.generation import generate
 from ..schedules import schedule as named_schedule
 from ..storage.checkpoints import describe_denoiser
-from ..storage.files import make_folder, replace_file
 from ..storage.pictures import contact_sheet, write_png
-from ..storage.runs import checkpoints, locked
-from ..storage.training_state import restore, save, sweep
-from ..training import ema
+from ..storage.runs import checkpoints
+from ..storage.training_state import restore, save
+from . import ema
 from .batches import Batch, Batches, part_size
+from .learning_rate import factor_at
 from .log import LOGGED, Log, Pending
-from .recipe import Recipe, differences, read_recipe
+from .network import recipe_network
+from .recipe import Recipe
 from .stopping import Interrupted, Stop
 
-__all__ = ["MAY_CHANGE", "Diverged", "Interrupted", "Trainer", "recipe_network", "train"]
+__all__ = ["MAY_CHANGE", "Diverged", "Trainer", "is_open"]
 
 logger = logging.getLogger("quarterarc")
 
-MAY_CHANGE = ("training.steps", "training.log_every", "training.checkpoint_every", "training.keep",
-              "training.sample_every", "training.sample_count")  # fmt: skip
-"""What a resumed run may set anew without becoming another run."""
+MAY_CHANGE = (
+    "training.steps", "training.log_every", "training.checkpoint_every", "training.keep", "training.sample_every",
+    "training.sample_count",
+)  # fmt: skip
+"""Fields of a recipe that may change when a run is resumed."""
 
 
 class Diverged(InputError):
-    """The loss or its gradient is no longer a finite number."""
-
-
-def train(recipe: Recipe | None, out: str | Path, *, resume: bool = False, progress: bool = True) -> Path:
-    """Train by a recipe and return the newest checkpoint.
-
-    Args:
-        recipe: what to do; None to take the run's own when resuming.
-        out: the run folder.
-        resume: go on from the newest complete checkpoint, or from the start if there is none yet. Only the number of
-            steps and how often to write may differ from the recipe of the run.
-        progress: show a progress bar, if there is a terminal.
-
-    Raises:
-        InputError: for a folder that is in use, holds a run already, or cannot be written to; data that cannot be
-            used; a batch that does not divide over the processes.
-        Diverged: if a loss is not finite; no checkpoint is written after that.
-        Interrupted: after SIGINT or SIGTERM, once the checkpoint is saved.
-    """
-    there = Path(out).exists()
-    run = make_folder(Path(out))
-    accelerator = Accelerator(mixed_precision="no")  # the denoiser itself runs under autocast, as it does in sampling
-    holds = locked(run) if accelerator.is_main_process else nullcontext()
-    with holds:
-        try:
-            recipe = _resolve(recipe, run, resume)
-            trainer = Trainer(recipe, run, accelerator, progress)
-        except InputError:
-            if accelerator.is_main_process and not there:
-                shutil.rmtree(run)  # nothing has begun
-            raise
-        if accelerator.is_main_process:
-            sweep(run)
-            with replace_file(run / "recipe.yaml") as beside:
-                beside.write_text(recipe.to_yaml(), encoding="utf-8")
-        accelerator.wait_for_everyone()
-        return trainer.run_to_end()
-
-
-def _resolve(recipe: Recipe | None, run: Path, resume: bool) -> Recipe:
-    """The recipe of this run, from what was asked for and what the folder holds."""
-    saved = read_recipe(str(run / "recipe.yaml")) if (run / "recipe.yaml").is_file() else None
-    if not resume:
-        if recipe is None:
-            raise InputError("training needs a recipe; only --resume goes on without one")
-        if saved is not None and checkpoints(run):
-            raise InputError(f"{run} already holds a run, up to {checkpoints(run)[-1].name}: "
-                             "--resume goes on with it, another --out starts a new one")  # fmt: skip
-        return recipe
-    if recipe is None:
-        if saved is None:
-            raise InputError(f"{run} holds no run to resume: give a recipe")
-        return saved
-    if saved is not None and checkpoints(run):
-        changed = sorted(name for name, _, _ in differences(saved, recipe) if name not in MAY_CHANGE)
-        if changed:
-            raise InputError(f"{run} was trained by another recipe (it differs in {', '.join(changed)}): "
-                             "resume with the same one, or give another --out")  # fmt: skip
-    return recipe
+    """The gradient of the loss is not finite."""
 
 
 class Trainer:
-    """One run: its network, its data, and the step it is at."""
+    """The state of a run: network, average, optimiser, data and the current step.
 
-    def __init__(self, recipe: Recipe, run: Path, accelerator: Accelerator, progress: bool = True) -> None:
+    Args:
+        recipe: the settings of the run.
+        run: the run folder, which exists and is locked by this run.
+        accelerator: this process among all.
+        progress: show a progress bar on a terminal.
+        images: images in memory, in place of the recipe's source, see `quarterarc.train`; or opened data.
+
+    Raises:
+        InputError: if the recipe, data, network or newest checkpoint cannot be used.
+    """
+
+    def __init__(
+        self, recipe: Recipe, run: Path, accelerator: Accelerator, progress: bool = True, images: Any = None
+    ) -> None:
+        recipe = recipe.resolved()
         self.recipe, self.run, self.accelerator = recipe, run, accelerator
         self.progress = progress and accelerator.is_main_process
         settings = recipe.training
-        part_size(recipe, accelerator.num_processes)  # refused before any data is read
+        part_size(recipe, accelerator.num_processes)  # raises before any data is read
         if settings.compile:
             _check_compiler(accelerator.device)
-        self.data: ImageData = open_data(recipe.data, accelerator.device, progress=self.progress, seed=settings.seed)
+        self.data: ImageData = (
+            images
+            if is_open(images)
+            else open_data(recipe.data, accelerator.device, progress=self.progress, seed=settings.seed, images=images)
+        )
         network, self.denoise = self._build()
+        self.description = describe_denoiser(self.denoise)
         self.network = network
         self.average = deepcopy(network).eval().requires_grad_(False)
         self.objective = recipe.objective.build()
         chosen = recipe.optimizer
         self.optimizer = torch.optim.AdamW(
-            network.parameters(), chosen.learning_rate, chosen.betas, chosen.eps, chosen.weight_decay, fused=True
-        )
+            [weight for weight in network.parameters() if weight.requires_grad],
+            chosen.learning_rate, chosen.betas, chosen.eps, chosen.weight_decay, fused=True,
+        )  # fmt: skip
         self.step = 0
         self.pending = Pending()
         self._resume()
@@ -141,7 +105,7 @@ class Trainer:
         self.denoise_training = Denoiser(
             self.parallel, self.denoise.schedule, self.denoise.head, precision=self.denoise.precision
         )
-        # the largest time at which the head's estimates are defined: T, or T - 1 for a noise head that ends at pi/2
+        # the largest time at which both estimates are defined: T, or T - 1 for a noise head on a schedule up to pi/2
         last_time = math.floor(self.denoise.schedule.time(self.denoise.largest_angle) + 1e-6)
         self.batches = Batches(self.data, recipe, accelerator, last_time)
         self.stop = Stop(accelerator)
@@ -149,27 +113,32 @@ class Trainer:
     # --- the run ---------------------------------------------------------------------------------------------------
 
     def run_to_end(self) -> Path:
-        """Step until the recipe's last step, writing what it asks for on the way; the newest checkpoint."""
+        """Train until the last step of the recipe.
+
+        Returns:
+            The folder of the newest checkpoint.
+
+        Raises:
+            Diverged: if the gradient is not finite.
+            Interrupted: after a signal, once a checkpoint is saved.
+        """
         settings = self.recipe.training
         if self.accelerator.is_main_process:
-            weights = sum(weight.numel() for weight in self.network.parameters())
-            logger.info("%s; %s parameters on %s", self.data.description, f"{weights:,}", self.accelerator.device)
-            logger.info("training in %s from step %d to %d", self.run, self.step, settings.steps)
+            self._announce()
         log = Log(self.run, self.step) if self.accelerator.is_main_process else None
-        bar = tqdm(total=settings.steps, initial=self.step, unit="step", desc=self.recipe.name, smoothing=0.05,
-                   disable=None if self.progress else True, dynamic_ncols=True)  # fmt: skip
+        bar = progress_bar(settings.steps, "step", self.recipe.name, self.progress, initial=self.step, smoothing=0.05)
         started, logged_at = time.perf_counter(), self.step
         checkpoint: Path | None = None
-        with bar, ThreadPoolExecutor(1) as ahead, self.stop.listening():
+        with bar, closing(log) if log else nullcontext(), ThreadPoolExecutor(1) as ahead, self.stop.listening():
             waiting = ahead.submit(self.batches.of_step, self.step)
             while self.step < settings.steps:
                 parts = waiting.result()
                 if self.step + 1 < settings.steps:
-                    waiting = ahead.submit(self.batches.of_step, self.step + 1)  # drawn while this step computes
+                    waiting = ahead.submit(self.batches.of_step, self.step + 1)  # prepared while this step computes
                 losses, norm = self._step(parts)
                 self.pending.add(losses)
                 done = self.step == settings.steps
-                stop = self.stop.asked()
+                stop = self.stop.received()
                 bar.update()
                 if self.step % settings.log_every == 0 or done:
                     means = self._pending_means()
@@ -186,12 +155,10 @@ class Trainer:
                     checkpoint = self._save()
                 if stop and not done:
                     raise Interrupted(stop, checkpoint or self.run)
-        if log:
-            log.close()
         return checkpoint or checkpoints(self.run)[-1]
 
     def _step(self, parts: Sequence[Batch]) -> tuple[Tensor, Tensor]:
-        """One optimiser step over this process's parts of the global batch: the losses, and the gradient's norm."""
+        """One optimiser step on this process's parts of the global batch: mean losses, and the gradient's norm."""
         settings, chosen = self.recipe.training, self.recipe.optimizer
         torch.manual_seed(torch_seed(settings.seed, Purpose.DROPOUT, self.step, self.accelerator.process_index))
         self.parallel.train()
@@ -202,24 +169,21 @@ class Trainer:
                 losses = self._losses(batch)
                 self.accelerator.backward(losses.total.mean() / len(parts))
             means = (losses.total, losses.image, losses.noise, losses.velocity, losses.residual)
-            logged += torch.stack([each.detach().mean() for each in means]) / len(parts)
+            logged += torch.stack([loss.detach().mean() for loss in means]) / len(parts)
         for group in self.optimizer.param_groups:
-            group["lr"] = chosen.learning_rate * self._rate(self.step)
+            group["lr"] = chosen.learning_rate * self._rate_factor()
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), chosen.clip)
         if not math.isfinite(float(norm)):
             self._diverged(float(logged[0]))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        ema.update(
-            self.average.parameters(),
-            self.network.parameters(),
-            ema.decay_at(self.step, self.recipe.ema.decay, self.recipe.ema.warmup),
-        )
+        decay = ema.decay_at(self.step, self.recipe.ema.decay, self.recipe.ema.warmup)
+        ema.update_network(self.average, self.network, decay)
         self.step += 1
         return logged, norm
 
     def _pending_means(self) -> list[float]:
-        """The mean of what is pending, over all processes."""
+        """The pending mean losses, averaged over all processes."""
         if not self.pending.steps:
             return [0.0] * len(LOGGED)
         return self.accelerator.reduce(self.pending.means, "mean").tolist()
@@ -227,19 +191,26 @@ class Trainer:
     def _losses(self, batch: Batch) -> Losses:
         return self.denoise_training.loss(self.objective, batch.image, batch.noise, batch.times, batch.labels)
 
-    def _rate(self, step: int) -> float:
-        """What the learning rate is multiplied by: a linear warm-up, then constant or half a cosine to 0."""
+    def _rate_factor(self) -> float:
         chosen = self.recipe.optimizer
-        if step < chosen.warmup:
-            return (step + 1) / chosen.warmup
-        if chosen.decay == "constant":
-            return 1.0
-        span = max(1, self.recipe.training.steps - chosen.warmup)
-        return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (step - chosen.warmup) / span)))
+        assert chosen.warmup != "auto"  # the recipe is resolved
+        return factor_at(self.step, self.recipe.training.steps, chosen.warmup, chosen.decay)
 
-    # --- what it is made of, and what it writes --------------------------------------------------------------------
+    # --- construction, checkpoints and pictures --------------------------------------------------------------------
 
-    def _build(self) -> tuple[UNet, Denoiser]:
+    def _announce(self) -> None:
+        settings, warmup = self.recipe.training, self.recipe.optimizer.warmup
+        weights = sum(weight.numel() for weight in self.network.parameters())
+        logger.info("%s; %s on %s", self.data.description, counted(weights, "parameter"), self.accelerator.device)
+        logger.info("training in %s from step %d to %d", self.run, self.step, settings.steps)
+        if warmup != "auto" and warmup > settings.steps:
+            logger.warning(
+                "optimizer.warmup=%d exceeds training.steps=%d: the learning rate reaches %.3g instead of %.3g",
+                warmup, settings.steps, self.recipe.optimizer.learning_rate * settings.steps / warmup,
+                self.recipe.optimizer.learning_rate,
+            )  # fmt: skip
+
+    def _build(self) -> tuple[nn.Module, Denoiser]:
         recipe, data = self.recipe, self.data
         table = named_schedule(recipe.schedule.name, recipe.schedule.steps)
         head = named_head(recipe.head, table)
@@ -253,14 +224,14 @@ class Trainer:
         return network, Denoiser(network, table, head, shape, classes, precision, unlabelled=unlabelled)
 
     def _resume(self) -> None:
-        found = checkpoints(self.run)
-        if not found:
+        complete = checkpoints(self.run)
+        if not complete:
             return
-        config = restore(found[-1], self.network, self.average, self.optimizer)
+        config = restore(complete[-1], self.network, self.average, self.optimizer)
         if config["data"] != self.data.fingerprint:
             raise InputError(
                 f"{self.run} was trained on other data (fingerprint {config['data']}), not on {self.data.description}: "
-                "resume on the same images, or give another --out"
+                "resume with the same images, or choose another folder (--out)"
             )
         self.step = config["step"]
         pending = config["pending"]
@@ -274,13 +245,13 @@ class Trainer:
             "step": self.step,
             "data": self.data.fingerprint,
             "pending": pending,
-            "denoiser": describe_denoiser(self.denoise),
+            "denoiser": self.description,
             "recipe": self.recipe.model_dump(mode="json"),
         }
         return save(self.run, config, self.network, self.average, self.optimizer, self.recipe.training.keep)
 
     def _preview(self) -> None:
-        """A grid of images from fixed seeds, so that a person can follow the run."""
+        """Write a contact sheet of images from fixed seeds."""
         if not self.accelerator.is_main_process:
             return
         settings, classes = self.recipe.training, self.denoise.classes
@@ -294,37 +265,26 @@ class Trainer:
         write_png(folder / f"step-{self.step:08d}.png", contact_sheet(to_uint8(images)))
 
     def _diverged(self, loss: float) -> None:
-        found = checkpoints(self.run)
-        last = f"the last good checkpoint is {found[-1]}" if found else "no checkpoint has been written yet"
+        complete = checkpoints(self.run)
+        last = f"the last good checkpoint is {complete[-1]}" if complete else "no checkpoint has been written yet"
         raise Diverged(
             f"the gradient is not finite at step {self.step} (loss {loss:.6g}), on the images with indices "
-            f"{self.batches.places(self.step)}: {last}; lower optimizer.learning_rate, or look at "
+            f"{self.batches.places(self.step)}: {last}; lower optimizer.learning_rate, or check "
             "these images"
         )
 
 
+def is_open(images: object) -> TypeGuard[ImageData]:
+    """Whether images are opened data, an `ImageData`."""
+    return hasattr(images, "fingerprint") and hasattr(images, "prefetch")
+
+
 def _check_compiler(device: torch.device) -> None:
-    """Refuse, in one line and before any work, to compile where that cannot be done: without a C++ compiler, say."""
+    """Raise an InputError where `torch.compile` does not work, for example without a C++ compiler."""
     try:
         torch.compile(torch.sin)(torch.zeros(2, device=device))
-    except Exception as error:  # whatever the compiler, or what it calls, raises
-        reason = str(error).partition(" Set TORCHDYNAMO_VERBOSE")[0].partition("\n\n")[0]
+    except Exception as error:  # the compiler, and what it calls, may raise anything
+        reason = one_line(error).partition(" Set TORCHDYNAMO_VERBOSE")[0][:200]
         raise InputError(
-            f"training.compile=true cannot be done here ({' '.join(reason.split())[:200]}): leave it out, or install "
-            "what is missing"
+            f"training.compile=true is not possible here ({reason}): leave it out, or install what is missing"
         ) from None
-
-
-def recipe_network(recipe: Recipe, in_channels: int, out_channels: int, classes: int | None) -> UNet:
-    """The recipe's U-Net, with attention where the height of the image has shrunk to one of the given resolutions."""
-    chosen, size = recipe.network, recipe.data.height
-    return UNet(
-        in_channels,
-        out_channels,
-        chosen.channels,
-        chosen.multipliers,
-        chosen.blocks,
-        attention_levels(size, chosen.attention, len(chosen.multipliers)),
-        dropout=chosen.dropout,
-        classes=classes,
-    )

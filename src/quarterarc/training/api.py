@@ -1,0 +1,193 @@
+"""`train`: from a recipe and images to a run folder."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
+from torch import Tensor
+
+from ..common.devices import pick_device
+from ..common.errors import InputError
+from ..data import DataSpec, memory_spec
+from ..data.memory import MEMORY
+from ..storage.files import make_folder, replace_file
+from ..storage.runs import checkpoints, locked
+from ..storage.training_state import sweep
+from .recipe import Recipe, differences, read_recipe, recipe_fields
+from .trainer import MAY_CHANGE, Trainer, is_open
+
+__all__ = ["train"]
+
+logger = logging.getLogger("quarterarc")
+
+
+def train(
+    recipe: Recipe | str | Path | Mapping[str, Any] | None,
+    out: str | Path,
+    *,
+    data: Any = None,
+    fields: Mapping[str, Any] | None = None,
+    device: torch.device | str | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> Path:
+    """Train a network by a recipe.
+
+        run = qa.train(qa.Recipe(data="photos/", size=64), "runs/mine")
+        run = qa.train("digits", "runs/short", fields={"training.steps": 100})
+        denoise = qa.load(run)
+
+    Args:
+        recipe: a `Recipe`, the name of a recipe of the package ("digits", "cifar10", ...), the path of a YAML file, or
+            a mapping of a recipe's fields; with `resume` also None, for the recipe of the run.
+        out: the run folder.
+        data: images in place of the recipe's: a path or name (`DataSpec.source`), a `DataSpec`, a mapping of its
+            fields, or images in memory: a tensor or array, uint8 (N, C, H, W), a pair of it and labels (N,), a list of
+            PIL images, or a `datasets.Dataset`; or opened data (`quarterarc.data.open_data`). Tensors, arrays and
+            opened data determine `data.size` and `data.channels`, unless the recipe has `data.source: memory`.
+        fields: further fields of the recipe by dotted name: `{"training.steps": 100, "network.channels": 64}`.
+        device: device to train on; by default the one that `accelerate` selects, a GPU if there is one. Several
+            processes are started with `accelerate launch`, and each takes its own GPU.
+        resume: continue from the newest complete checkpoint, or start if there is none yet. Only the number of steps
+            and how often files are written may differ from the recipe of the run.
+        progress: show a progress bar on a terminal.
+
+    Returns:
+        The folder of the newest checkpoint, which `qa.load` accepts.
+
+    Raises:
+        InputError: for a recipe, data, network or device that cannot be used; a folder that is in use, already contains
+            a run, or cannot be written to; a batch that cannot be divided among the processes.
+        Diverged: if the gradient is not finite; no checkpoint is written after that.
+        Interrupted: after SIGINT or SIGTERM, once a checkpoint is saved.
+    """
+    given = None if recipe is None else _with_changes(recipe, data, fields)
+    images = None if data is None or isinstance(data, str | PurePath | DataSpec | Mapping) else data
+    existed = Path(out).exists()
+    run = make_folder(Path(out))
+    with _accelerator(device) as accelerator:
+        main = accelerator.is_main_process
+        with locked(run) if main else nullcontext():
+            try:
+                chosen = _recipe_of_run(given, run, resume)
+                if given is None and (data is not None or fields):
+                    chosen = _recipe_of_run(_with_changes(chosen, data, fields), run, resume)
+                trainer = Trainer(chosen, run, accelerator, progress, images)
+            except BaseException:
+                if main and not existed:
+                    shutil.rmtree(run, ignore_errors=True)  # training has not begun
+                raise
+            if main:
+                sweep(run)
+                with replace_file(run / "recipe.yaml") as beside:
+                    beside.write_text(chosen.to_yaml(), encoding="utf-8")
+            accelerator.wait_for_everyone()
+            return trainer.run_to_end()
+
+
+def _with_changes(
+    recipe: Recipe | str | Path | Mapping[str, Any], data: Any, fields: Mapping[str, Any] | None
+) -> Recipe:
+    """The recipe with the data and fields that replace its own."""
+    values = recipe_fields(recipe)
+    section = values.get("data") or {}
+    section = dict(section.model_dump(exclude_unset=True) if isinstance(section, DataSpec) else section)
+    if isinstance(data, DataSpec):
+        section = data.model_dump()
+    elif isinstance(data, Mapping):
+        section |= data
+    elif isinstance(data, str | PurePath):
+        section["source"] = str(data)
+    elif data is not None:
+        section = _describe_images(section, data)
+    return read_recipe({**values, "data": section} if section else values, fields=fields)
+
+
+def _describe_images(section: Mapping[str, Any], images: Any) -> dict[str, Any]:
+    """The section `data` of a recipe for images in memory, from that of the recipe and the images."""
+    if is_open(images):
+        height, width, channels, labels = images.height, images.width, images.channels, images.classes is not None
+    else:
+        spec = memory_spec(images)
+        height, width, channels, labels = spec.height, spec.width, spec.channels, spec.labels
+    own = {"size": height if height == width else (height, width), "channels": channels, "labels": labels}
+    pixels = images[0] if isinstance(images, tuple) else images
+    exact = is_open(images) or isinstance(pixels, Tensor | np.ndarray)
+    if exact and section.get("source", MEMORY) != MEMORY:  # size and crop are those of other images
+        return {**section, **own, "crop": "none", "source": MEMORY}
+    own["labels"] = labels or (section.get("labels", False) and not is_open(images))
+    return {**own, **section, "labels": own["labels"], "source": MEMORY}
+
+
+def _recipe_of_run(given: Recipe | None, run: Path, resume: bool) -> Recipe:
+    """The recipe to train by: the given one or, when resuming, that of the run, which must not differ.
+
+    Raises:
+        InputError: if there is no recipe, the folder already contains a run, or the recipes differ.
+    """
+    saved = read_recipe(run / "recipe.yaml") if (run / "recipe.yaml").is_file() else None
+    if not resume:
+        if given is None:
+            raise InputError("training needs a recipe; it can be left out only to resume a run")
+        if saved is not None and checkpoints(run):
+            raise InputError(
+                f"{run} already contains a run, up to {checkpoints(run)[-1].name}: resume it (--resume), or choose "
+                "another folder (--out)"
+            )
+        return given
+    if given is None:
+        if saved is None:
+            raise InputError(f"{run} contains no run to resume: give a recipe")
+        return saved
+    if saved is not None and checkpoints(run):
+        resolved = {name for name, _, _ in differences(saved.resolved(), given.resolved())}
+        changed = sorted(
+            name for name, _, _ in differences(saved, given) if name in resolved and name not in MAY_CHANGE
+        )
+        if changed:
+            raise InputError(
+                f"{run} was trained by another recipe (it differs in {', '.join(changed)}): resume with the same "
+                "recipe, or choose another folder (--out)"
+            )
+    return given
+
+
+@contextmanager
+def _accelerator(device: torch.device | str | None) -> Iterator[Accelerator]:
+    """The processes of this run; on the given device, or the one that accelerate selects."""
+    # precision is a matter of the denoiser, which applies autocast in training as in sampling
+    if device is None:
+        yield Accelerator(mixed_precision="no")
+        return
+    chosen = pick_device(str(device))
+    # accelerate keeps its state per process, and reads the device from the environment when the state is created
+    variable = "ACCELERATE_TORCH_DEVICE"
+    before = os.environ.get(variable)
+    if PartialState._shared_state and PartialState().num_processes == 1:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    os.environ[variable] = str(chosen)
+    try:
+        accelerator = Accelerator(mixed_precision="no", cpu=chosen.type == "cpu")
+        if accelerator.device.type != chosen.type:
+            raise InputError(
+                f"the processes of this run are on {accelerator.device.type}, not on {chosen}: leave out the device, "
+                "or start them with it"
+            )
+        yield accelerator
+    finally:
+        if before is None:
+            del os.environ[variable]
+        else:
+            os.environ[variable] = before
+        if PartialState._shared_state and PartialState().num_processes == 1:
+            AcceleratorState._reset_state(reset_partial_state=True)  # the next run selects its device anew

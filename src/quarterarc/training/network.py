@@ -1,0 +1,115 @@
+"""The network of a recipe: built with the arguments that its data and head determine, and checked by a forward pass."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..common.errors import InputError
+from ..common.text import one_line
+from ..networks import UNet, attention_levels, build_network, fill_arguments
+from .recipe import Recipe
+
+__all__ = ["check_network", "recipe_network"]
+
+
+def recipe_network(recipe: Recipe, in_channels: int, out_channels: int, classes: int | None) -> nn.Module:
+    """The network of a recipe with new weights, on the CPU.
+
+    Args:
+        recipe: its section `network`, and the size of the images.
+        in_channels: channels of the images.
+        out_channels: channels that the head needs.
+        classes: number of labels; None without labels.
+
+    Raises:
+        InputError: if the network cannot be found or built, or does not follow the interface of
+            `quarterarc.networks`.
+    """
+    recipe = recipe.resolved()
+    chosen, height, width = recipe.network, recipe.data.height, recipe.data.width
+    if chosen.name == "unet":
+        assert chosen.attention != "auto"
+        attention = attention_levels(height, chosen.attention, len(chosen.multipliers))
+        description = {
+            "in_channels": in_channels, "out_channels": out_channels, "channels": chosen.channels,
+            "multipliers": chosen.multipliers, "blocks": chosen.blocks, "attention": attention,
+            "dropout": chosen.dropout, "classes": classes,
+        }  # fmt: skip
+        arguments = {**description, **chosen.arguments}
+        return build_network({"name": "unet", "arguments": arguments})
+    known = {
+        "in_channels": in_channels,
+        "out_channels": out_channels,
+        "size": height if height == width else [height, width],
+        "classes": classes,
+    }
+    arguments = fill_arguments(chosen.name, chosen.arguments, known)
+    network = build_network({"name": chosen.name, "arguments": arguments})
+    unlabelled = recipe.training.drop_labels > 0
+    check_network(network, chosen.name, (in_channels, height, width), out_channels, classes, unlabelled)
+    return network
+
+
+def check_network(
+    network: nn.Module,
+    name: str,
+    shape: tuple[int, int, int],
+    out_channels: int,
+    classes: int | None,
+    unlabelled: bool = True,
+) -> None:
+    """Call a network once as training does and once as sampling does, on two images of zeros.
+
+    Args:
+        network: the network.
+        name: its name, for messages.
+        shape: (C, H, W) of the images.
+        out_channels: expected channels of the output.
+        classes: number of labels; None without labels.
+        unlabelled: whether the network is also called without labels.
+
+    Raises:
+        InputError: if a call fails, the output has another shape, or there is no weight to train.
+    """
+    if isinstance(network, UNet):
+        return
+    weight = next((weight for weight in network.parameters() if weight.requires_grad), None)
+    if weight is None:
+        raise InputError(f"the network '{name}' has no weights to train")
+    x = torch.zeros(2, *shape, dtype=weight.dtype, device=weight.device)
+    last = classes if unlabelled else (classes or 1) - 1
+    labels = None if classes is None else torch.tensor([0, last], device=weight.device)
+    times = torch.tensor([500.0, 1000.0], device=weight.device)
+    was_training = network.training
+    network.eval()
+    try:
+        for time, given in ((times, labels), (times[0], None if unlabelled else labels)):
+            _check_call(network, name, x, time, given, out_channels)
+    finally:
+        network.train(was_training)
+
+
+@torch.no_grad()
+def _check_call(
+    network: nn.Module, name: str, x: Tensor, time: Tensor, labels: Tensor | None, out_channels: int
+) -> None:
+    about = (
+        f"x of shape {tuple(x.shape)}, time of shape {tuple(time.shape)}, labels "
+        f"{'None' if labels is None else f'of shape {tuple(labels.shape)}'}"
+    )
+    try:
+        output = network(x, time, labels)
+    except Exception as error:  # code of the network may raise anything
+        raise InputError(
+            f"the network '{name}' fails when called as network(x, time, labels) with {about}: "
+            f"{type(error).__name__}: {one_line(error)}"
+        ) from error
+    expected = (len(x), out_channels, *x.shape[2:])
+    if not isinstance(output, Tensor):
+        raise InputError(f"the network '{name}' returns a {type(output).__name__}: a tensor is expected")
+    if tuple(output.shape) != expected:
+        raise InputError(
+            f"the network '{name}' returns shape {tuple(output.shape)} for {about}: the head needs {expected} "
+            "(a constructor's parameter out_channels is filled in)"
+        )
