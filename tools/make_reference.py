@@ -63,7 +63,7 @@ def reference() -> str:
         _summaries(HEADS),
         "## Objectives\n",
         "`objective.name=NAME` in a recipe. The options of these objectives are fields of the same section, those "
-        "of others are in `objective.arguments`.\n",
+        "of others are in `objective.options`.\n",
         *_entries(OBJECTIVES),
         "## Norms\n",
         "`objective.norm=NAME` in a recipe: the norm of an error, one number per image.\n",
