@@ -1,67 +1,72 @@
-"""Models of other families on the arc: one world, told in every convention, gives one estimate."""
+"""Adapters for models of other families: the same data in every convention gives the same estimate."""
+
+from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 import quarterarc as qa
-from quarterarc import InputError
+from quarterarc import Estimate, GaussianData, InputError, MixtureData
 from quarterarc.arc import NOISE_END
-from quarterarc.heads import Image, Noise, Velocity
+from quarterarc.heads import Head, Image, Noise, Velocity
 from quarterarc.interop import EDM, FlowMatching, ScoreVE, ScoreVP, TrigFlow
-from quarterarc.samplers import EULER, FORMS, HEUN, MIDPOINT, RK4, Gradient
+from quarterarc.samplers import EULER, FORMS, HEUN, MIDPOINT, RK4, Gradient, Tableau
 from quarterarc.schedules import Schedule
 
+Adapter = EDM | ScoreVE | ScoreVP | FlowMatching | TrigFlow
 SHAPE = (2, 3, 3)
 ROUNDING = 1e-12  # float64, numbers of order one
 
 
 @pytest.fixture(scope="module")
-def world():
+def world() -> GaussianData:
     torch.manual_seed(0)
     root = torch.randn(18, 18, dtype=torch.float64) / 6
-    # no variance below 0.05: a singular covariance would amplify rounding by 1/sin^2 near the image
+    # variances of at least 0.05: a singular covariance amplifies rounding by 1/sin^2 near the image
     covariance = root @ root.T + 0.05 * torch.eye(18, dtype=torch.float64)
     return qa.GaussianData(torch.randn(SHAPE, dtype=torch.float64) / 2, covariance)
 
 
 @pytest.fixture(scope="module")
-def x():
+def x() -> Tensor:
     torch.manual_seed(1)
     return torch.randn(4, *SHAPE, dtype=torch.float64)
 
 
-def moments(world, p, q):
-    """Mean and covariance of p image + q noise, written down without the arc: shapes (B, D) and (B, D, D)."""
+def moments(world: GaussianData, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and covariance of p image + q noise, independent of the arc: shapes (B, D) and (B, D, D)."""
     p, q = p[:, None], q[:, None]
     eye = torch.eye(18, dtype=torch.float64)
     return p * world.mean.flatten(), p[..., None] ** 2 * world.covariance + q[..., None] ** 2 * eye
 
 
-def score(world, x, p, q):
+def score(world: GaussianData, x: Tensor, p: Tensor, q: Tensor) -> Tensor:
     """grad log N(x; moments), shape of x."""
     mean, covariance = moments(world, p, q)
     return -torch.linalg.solve(covariance, x.flatten(1) - mean).reshape(x.shape)
 
 
-def denoised(world, x, p, q):
+def denoised(world: GaussianData, x: Tensor, p: Tensor, q: Tensor) -> Tensor:
     """E[image | x] by regression: m + p S (p^2 S + q^2)^-1 (x - p m)."""
     gain = p[:, None] * (-score(world, x, p, q).flatten(1) @ world.covariance)
     return world.mean + gain.reshape(x.shape)
 
 
-def noise_of(world, x, p, q):
+def noise_of(world: GaussianData, x: Tensor, p: Tensor, q: Tensor) -> Tensor:
     return -q[:, None, None, None] * score(world, x, p, q)
 
 
-def velocity_field(world, x, t):
+def velocity_field(world: GaussianData, x: Tensor, t: Tensor) -> Tensor:
     return noise_of(world, x, 1 - t, t) - denoised(world, x, 1 - t, t)
 
 
-def adapters(world, d=0.7):
+def adapters(world: GaussianData, d: float = 0.7) -> dict[str, Adapter]:
     one = torch.ones_like
     return {
         "edm": EDM(lambda x, sigma: denoised(world, x, one(sigma), sigma)),
@@ -85,30 +90,30 @@ def adapters(world, d=0.7):
 NAMES = ["edm", "score-ve", "score-vp", "flow", "flow-reversed", "trigflow"]
 
 
-def gap(one, other):
+def gap(one: Estimate, other: Estimate) -> float:
     return max(float((one.image - other.image).abs().max()), float((one.noise - other.noise).abs().max()))
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("angle", [0.02, 0.3, math.pi / 4, 1.2, 1.55])
-def test_every_convention_gives_the_world_s_own_estimate(world, x, name, angle):
+def test_every_convention_gives_the_exact_estimate(world: GaussianData, x: Tensor, name: str, angle: float) -> None:
     assert gap(adapters(world)[name](x, angle), world(x, angle)) < ROUNDING
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_one_angle_an_image_is_that_image_s_own_angle(world, x, name):
+def test_one_angle_per_image_is_passed_as_one_level_per_image(world: GaussianData, x: Tensor, name: str) -> None:
     angles = torch.tensor([0.1, 0.5, 1.0, 1.5], dtype=torch.float64)
     assert gap(adapters(world)[name](x, angles), world(x, angles)) < ROUNDING
 
 
 @pytest.mark.parametrize("head", [Noise(), Image(), Velocity()])
-def test_a_callable_on_numbered_steps_is_a_denoiser(world, x, head):
-    # the noise, the image or the velocity by index 0..T-1 of a beta table, as diffusers has it
+def test_a_network_of_step_numbers_is_a_denoiser(world: GaussianData, x: Tensor, head: Head) -> None:
+    # noise, image or velocity by index 0..T-1 of a beta table, as in diffusers
     beta = np.linspace(1e-3, 0.05, 200)
     alpha_bar = torch.tensor(np.cumprod(1 - beta))
 
-    def network(x, index, labels):
-        assert float(index) == round(float(index)), "asked between the steps"
+    def network(x: Tensor, index: Tensor, labels: Tensor | None) -> Tensor:
+        assert float(index) == round(float(index)), "evaluated between the steps"
         a = alpha_bar[int(index)].expand(len(x))
         p, q = a.sqrt(), (1 - a).sqrt()
         image, noise = denoised(world, x, p, q), noise_of(world, x, p, q)
@@ -123,17 +128,19 @@ def test_a_callable_on_numbered_steps_is_a_denoiser(world, x, head):
 
 @pytest.mark.parametrize("name", ["flow", "flow-reversed", "trigflow"])
 @pytest.mark.parametrize("angle", [0.0, NOISE_END])
-def test_velocity_fields_are_exact_at_both_ends(world, x, name, angle):
+def test_velocity_fields_are_exact_at_both_ends(world: GaussianData, x: Tensor, name: str, angle: float) -> None:
     denoise = adapters(world)[name]
     assert qa.denoiser.angle_range(denoise) == (0.0, NOISE_END)
     assert gap(denoise(x, angle), world(x, angle)) < ROUNDING
 
 
 @pytest.mark.parametrize("name", ["edm", "score-ve", "score-vp"])
-def test_below_the_smallest_level_the_noise_stays_and_the_image_tends_to_x(world, x, name):
+def test_below_the_smallest_level_the_noise_is_constant_and_the_image_tends_to_x(
+    world: GaussianData, x: Tensor, name: str
+) -> None:
     denoise = adapters(world)[name]
     assert torch.equal(denoise(x, 0.0).image, x)
-    # the same noise estimate as at the smallest level, and agreeing with x everywhere between
+    # the noise estimate of the smallest level, and agreement with x at every angle below it
     for angle in (0.0, 0.0005, 0.001):
         estimate = denoise(x, angle)
         assert torch.isfinite(estimate.noise).all()
@@ -141,21 +148,21 @@ def test_below_the_smallest_level_the_noise_stays_and_the_image_tends_to_x(world
 
 
 @pytest.mark.parametrize("name", ["edm", "score-ve", "score-vp"])
-def test_an_infinite_scale_is_out_of_range(world, x, name):
+def test_angles_of_infinite_sigma_raise(world: GaussianData, x: Tensor, name: str) -> None:
     denoise = adapters(world)[name]
     assert 1.5 < denoise.largest_angle < NOISE_END
     denoise(x, denoise.largest_angle)
     with pytest.raises(InputError, match="is defined at angles"):
         denoise(x, NOISE_END)
-    # a grid that nobody chose starts where the model does
+    # the default grid starts at the largest angle of the model
     assert qa.sample(denoise, x, "rotation", steps=3).angles[0] == denoise.largest_angle
 
 
-def test_levels_are_one_an_image_in_the_dtype_of_x_and_reach_the_model_as_given(x):
-    seen = []
+def test_the_model_is_called_with_one_level_per_image_in_the_dtype_of_x(x: Tensor) -> None:
+    calls = []
 
-    def model(x, level):
-        seen.append((x.dtype, level.dtype, tuple(level.shape), float(level[0])))
+    def model(x: Tensor, level: Tensor) -> Tensor:
+        calls.append((x.dtype, level.dtype, tuple(level.shape), float(level[0])))
         return torch.zeros_like(x)
 
     half = x.float()
@@ -169,28 +176,28 @@ def test_levels_are_one_an_image_in_the_dtype_of_x_and_reach_the_model_as_given(
     ):
         estimate = adapter(half, 0.5)
         assert estimate.image.dtype == estimate.noise.dtype == torch.float32
-        x_dtype, dtype, shape, value = seen.pop()
+        x_dtype, dtype, shape, value = calls.pop()
         assert (x_dtype, dtype, shape) == (torch.float32, torch.float32, (4,))
         assert value == pytest.approx(level, rel=1e-6)  # float32
 
 
-def test_a_network_is_asked_in_its_own_dtype(x):
+def test_a_network_is_called_in_its_own_dtype(x: Tensor) -> None:
     network = torch.nn.Conv2d(2, 2, 1)  # float32
 
     class Model(torch.nn.Module):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.inner = network
 
-        def forward(self, x, t):
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
             assert x.dtype == t.dtype == torch.float32
             return self.inner(x)
 
     assert FlowMatching(Model())(x, 0.4).image.dtype == torch.float64
 
 
-def test_guidance_asks_with_the_label_and_with_the_one_that_means_none(world, x):
-    def model(x, t, labels):
+def test_guidance_evaluates_with_the_label_and_with_no_label(world: GaussianData, x: Tensor) -> None:
+    def model(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         return velocity_field(world, x, t) * (1 + labels[:, None, None, None])
 
     labels = torch.tensor([0, 1, 2, 0])
@@ -203,48 +210,57 @@ def test_guidance_asks_with_the_label_and_with_the_one_that_means_none(world, x)
 
 
 @pytest.mark.parametrize(
-    ("make", "says"),
+    ("make", "message"),
     [
-        (lambda: EDM(torch.zeros_like, smallest_sigma=0.0), "sigma runs from above 0"),
-        (lambda: ScoreVE(torch.zeros_like, largest_sigma=math.inf), "below infinity"),
-        (lambda: ScoreVP(torch.zeros_like, smallest_alpha_bar=0.0), "alpha_bar runs from above 0"),
+        (
+            lambda: EDM(torch.zeros_like, smallest_sigma=0.0),
+            "largest_sigma < inf, got 0.0 and 80.0",
+        ),
+        (
+            lambda: ScoreVE(torch.zeros_like, largest_sigma=math.inf),
+            "largest_sigma < inf, got 0.002 and inf",
+        ),
+        (
+            lambda: ScoreVP(torch.zeros_like, smallest_alpha_bar=0.0),
+            "largest_alpha_bar < 1, got 0.0",
+        ),
         (lambda: FlowMatching(torch.zeros_like, noise_at=2), "0 or 1"),
         (lambda: TrigFlow(torch.zeros_like, sigma_data=0.0), "above 0"),
-        (lambda: EDM(lambda x, sigma: x[:, :1])(torch.zeros(1, 2, 3, 3), 0.5), "put out shape"),
+        (lambda: EDM(lambda x, sigma: x[:, :1])(torch.zeros(1, 2, 3, 3), 0.5), r"returned shape \(1, 1, 3, 3\)"),
     ],
 )
-def test_bad_input_is_one_line(make, says):
-    with pytest.raises(InputError, match=says) as caught:
+def test_unusable_settings_and_outputs_raise_in_one_line(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
         make()
     assert "\n" not in str(caught.value)
 
 
-# --- the noise form, in which EDM steps --------------------------------------------------------------------------
+# --- the form `noise`, the form of EDM's steps ---------------------------------------------------------------------
 
 
-def edm_heun(denoise, x, sigmas):
+def edm_heun(denoise: Callable[[Tensor, Tensor], Tensor], x: Tensor, sigmas: Sequence[float]) -> Tensor:
     """Karras et al. 2022, Algorithm 1 with sigma(t) = t and s(t) = 1."""
     ones = torch.ones(len(x), dtype=x.dtype)
-    for now, then in pairwise(sigmas):
-        d = (x - denoise(x, now * ones)) / now
-        moved = x + (then - now) * d
-        if then != 0:
-            d_then = (moved - denoise(moved, then * ones)) / then
-            moved = x + (then - now) * (d + d_then) / 2
+    for b, a in pairwise(sigmas):
+        d = (x - denoise(x, b * ones)) / b
+        moved = x + (a - b) * d
+        if a != 0:
+            d_a = (moved - denoise(moved, a * ones)) / a
+            moved = x + (a - b) * (d + d_a) / 2
         x = moved
     return x
 
 
 @pytest.fixture(scope="module")
-def mixture():
+def mixture() -> MixtureData:
     torch.manual_seed(2)
     return qa.MixtureData(torch.randn(6, *SHAPE, dtype=torch.float64), 0.3)
 
 
-def mixture_by_sigma(mixture):
-    """D(x', sigma) of a mixture, which unlike the Gaussian's is not linear in x."""
+def mixture_by_sigma(mixture: MixtureData) -> Callable[[Tensor, Tensor], Tensor]:
+    """D(x', sigma) of a mixture, which is not linear in x, unlike that of Gaussian data."""
 
-    def denoise(x, sigma):
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         q = (mixture.h**2 + sigma**2)[:, None]
         distances = ((x.flatten(1)[:, None] - mixture.means.flatten(1)) ** 2).sum(2)
         mean = ((-distances / (2 * q)).softmax(1) @ mixture.means.flatten(1)).reshape(x.shape)
@@ -254,49 +270,53 @@ def mixture_by_sigma(mixture):
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 18])
-def test_heun_in_the_noise_form_is_edm_s_sampler(mixture, x, steps):
+def test_heun_in_the_form_noise_equals_edm_heun(mixture: MixtureData, x: Tensor, steps: int) -> None:
     model = mixture_by_sigma(mixture)
-    # EDM's grid, Eq. 5 with rho = 7, written out
+    # EDM's grid, Eq. 5 with rho = 7
     i = np.arange(steps) / max(steps - 1, 1)
     sigmas = [*((80 ** (1 / 7) + i * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7), 0.0]
     expected = edm_heun(model, 80.0 * x, sigmas)
-    # the arc's own start for the same variance-exploding state 80 x
+    # the point of the arc of the variance-exploding state 80 x
     start = 80.0 * x * math.cos(math.atan(80.0))
     result = qa.sample(EDM(model), start, "heun", steps, "rho", form="noise")
     assert result.nfe == 2 * steps - 1
-    assert (result.images - expected).abs().max() < 1e-10  # sigma 80 through its angle and back costs 1e-12
-    # and the velocity form, which steps in the angle, is another method
+    assert (result.images - expected).abs().max() < 1e-10  # the angle of sigma 80 is exact to 1e-12
+    # the form `velocity`, whose clock is the angle, is another method
     if steps > 1:
         assert (qa.sample(EDM(model), start, "heun", steps, "rho").images - expected).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("form", ["noise", "image"])
-def test_euler_in_noise_and_image_form_is_ddim_where_the_estimates_agree(mixture, x, form):
+def test_euler_in_the_forms_noise_and_image_equals_ddim_if_the_estimates_agree(
+    mixture: MixtureData, x: Tensor, form: str
+) -> None:
     angles = [1.5, 1.2, 0.6, 0.3, 0.0]
-    ours = qa.sample(mixture, x, Gradient(EULER, form), grid=angles).images
-    assert (ours - qa.sample(mixture, x, "ddim", grid=angles).images).abs().max() < ROUNDING
+    euler = qa.sample(mixture, x, Gradient(EULER, form), grid=angles).images
+    assert (euler - qa.sample(mixture, x, "ddim", grid=angles).images).abs().max() < ROUNDING
 
 
-def solve(mixture, x, method, steps):
+def solve(mixture: MixtureData, x: Tensor, method: Gradient, steps: int) -> Tensor:
     return qa.sample(mixture, x, method, grid=np.linspace(1.3, 0.2, steps + 1)).images
 
 
 @pytest.fixture(scope="module")
-def exact(mixture, x):
-    return solve(mixture, x, Gradient(RK4), 800)  # good to 1e-11
+def exact(mixture: MixtureData, x: Tensor) -> Tensor:
+    return solve(mixture, x, Gradient(RK4), 800)  # accurate to 1e-11
 
 
 @pytest.mark.parametrize("form", list(FORMS))
 @pytest.mark.parametrize("tableau", [EULER, MIDPOINT, HEUN, RK4], ids=["euler", "midpoint", "heun", "rk4"])
-def test_the_order_is_the_tableau_s_in_every_form(mixture, x, exact, form, tableau):
+def test_the_order_of_convergence_is_that_of_the_tableau_in_every_form(
+    mixture: MixtureData, x: Tensor, exact: Tensor, form: str, tableau: Tableau
+) -> None:
     errors = [(solve(mixture, x, Gradient(tableau, form), n) - exact).abs().max() for n in (64, 128)]
     slope = math.log2(errors[0] / errors[1])
-    assert tableau.order - 0.2 < slope < tableau.order + 0.4  # asymptotic only as the steps shrink
+    assert tableau.order - 0.2 < slope < tableau.order + 0.4  # the asymptotic slope needs small steps
 
 
 @pytest.mark.parametrize("form", list(FORMS))
-def test_a_form_is_one_ode(form):
-    """Scale, clock and weight belong together: with image and noise constant, d(x / scale) = estimate d(clock)."""
+def test_scale_clock_and_weight_of_a_form_describe_one_ode(form: str) -> None:
+    # for constant image and noise d(x / scale) = estimate d(clock)
     f = FORMS[form]
     image, noise = torch.tensor([0.3], dtype=torch.float64), torch.tensor([-1.1], dtype=torch.float64)
     estimate = qa.Estimate(image, noise)
@@ -309,7 +329,7 @@ def test_a_form_is_one_ode(form):
         assert f.weight(angle, 0.1) == pytest.approx(f.scale(0.1) * (f.clock(0.1) - f.clock(angle)), rel=1e-13)
 
 
-def test_forms_refuse_what_they_cannot_do(world, x):
+def test_unknown_forms_and_undefined_angles_raise(world: GaussianData, x: Tensor) -> None:
     with pytest.raises(InputError, match="unknown form 'noisy'; did you mean 'noise'"):
         qa.sampler("heun", form="noisy")
     with pytest.raises(InputError, match="not defined at pi/2"):

@@ -1,16 +1,22 @@
-"""diffusers' pipeline folders: the same numbers as diffusers' own schedulers, in and out again."""
+"""diffusers' pipeline folders: the numbers of diffusers' schedulers, and folders read and written."""
+
+from __future__ import annotations
 
 import json
 import runpy
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 import quarterarc as qa
-from quarterarc import InputError
+from quarterarc import Denoiser, InputError, Schedule
 from quarterarc.arc import NOISE_END
+from quarterarc.denoiser import Denoise
 from quarterarc.heads import Noise, head
 from quarterarc.interop import load_pipeline, pipeline_denoiser, pipeline_grid, pipeline_schedule, save_pipeline
 from quarterarc.networks import UNet
@@ -18,15 +24,16 @@ from scheduler_tables import TABLES
 
 diffusers = pytest.importorskip("diffusers")
 
+Hand = Callable[[list[Tensor]], list[Tensor]]
 BATCH = 3
 PREDICTIONS = ["epsilon", "sample", "v_prediction"]
 # diffusers' tables and steps are float32: alpha_bar is a product of up to 1000 rounded factors
 CLOSE = 1e-5
-# where tables and arithmetic are float64 on both sides, random networks' outputs reaching 1e3
+# tables and arithmetic are float64 on both sides, and outputs of random networks reach 1e3
 EXACT = 1e-12
 
 
-def tiny(**config):
+def tiny(**config: Any) -> Any:
     """A random UNet2DModel of 8x8 images."""
     torch.manual_seed(config.pop("seed", 0))
     settings = {
@@ -42,28 +49,30 @@ def tiny(**config):
     return diffusers.UNet2DModel(**{**settings, **config}).eval()
 
 
-def start(dtype=torch.float32):
+def start(dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(BATCH, 1, 8, 8, generator=torch.Generator().manual_seed(7)).to(dtype)
 
 
-def fresh(count, dtype=torch.float32):
-    """The noise of `count` steps, the same for both sides."""
+def fresh(count: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """The noise of `count` steps, equal for both sides."""
     generator = torch.Generator().manual_seed(11)
     return [torch.randn(BATCH, 1, 8, 8, generator=generator).to(dtype) for _ in range(count)]
 
 
-def ours(denoise, sampler, grid, noises=()):
-    """Our sampler with the noise of each step given."""
+def ours(denoise: Denoiser, sampler: Any, grid: Iterable[float], noises: Iterable[Tensor] = ()) -> Tensor:
+    """The result of a sampler of this library with explicit noise for every step."""
     given = iter(noises)
-    x = start(next(denoise.network.parameters()).dtype)
+    x = start(next(module(denoise).parameters()).dtype)
     with torch.no_grad():
         for state in sampler(denoise, x, [float(angle) for angle in grid], lambda like: next(given)):
             x = state.x
     return x
 
 
-def theirs(unet, scheduler, steps, noises=(), labels=None, **options):
-    """diffusers' own loop, at the precision of the network."""
+def theirs(
+    unet: Any, scheduler: Any, steps: int, noises: Iterable[Tensor] = (), labels: Tensor | None = None, **options: Any
+) -> Tensor:
+    """The result of diffusers' loop, in the precision of the network."""
     scheduler.set_timesteps(steps)
     x, given = start(unet.dtype), iter(noises)
     with torch.no_grad():
@@ -74,25 +83,30 @@ def theirs(unet, scheduler, steps, noises=(), labels=None, **options):
     return x
 
 
-def in_float64(unet, scheduler):
-    """Both at float64, so that what is left of a difference is a difference of formulas."""
+def module(denoise: Denoiser) -> nn.Module:
+    assert isinstance(denoise.network, nn.Module)
+    return denoise.network
+
+
+def in_float64(unet: Any, scheduler: Any) -> tuple[Any, Any]:
+    """Network and scheduler in float64, so that remaining differences come from the formulas."""
     scheduler.alphas_cumprod = torch.tensor(pipeline_schedule(scheduler).alpha_bar[1:])
     return unet.double(), scheduler
 
 
-def apart(one, other):
-    """The largest difference, as a part of the largest value: random networks do not stay near 1."""
+def apart(one: Tensor, other: Tensor) -> float:
+    """The largest difference relative to the largest value: outputs of random networks are not near 1."""
     assert torch.isfinite(one).all()
     return float((one - other).abs().max() / other.abs().max().clamp(min=1.0))
 
 
-# --- one estimate, one sampler -----------------------------------------------------------------------------------
+# --- estimates and samplers -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("network", ["own", "diffusers"])
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("steps_trained", [1000, 100])
-def test_the_network_is_asked_by_the_number_of_the_step(prediction, network, steps_trained):
+def test_the_network_is_called_with_the_step_number(prediction: str, network: str, steps_trained: int) -> None:
     unet = tiny()
     scheduler = diffusers.DDPMScheduler(num_train_timesteps=steps_trained, prediction_type=prediction)
     denoise = pipeline_denoiser(unet, scheduler, network=network)
@@ -107,18 +121,18 @@ def test_the_network_is_asked_by_the_number_of_the_step(prediction, network, ste
         assert apart(estimate.noise, expected.noise) < CLOSE
 
 
-def test_between_the_steps_the_network_is_asked_at_fractions():
+def test_between_the_steps_the_network_is_called_with_fractional_numbers() -> None:
     unet = tiny()
     denoise = pipeline_denoiser(unet, diffusers.DDPMScheduler(num_train_timesteps=100), network="diffusers")
     angle = denoise.schedule.angle(40.25)
     with torch.no_grad():
         expected = unet(start(), torch.tensor(39.25)).sample
         assert apart(denoise(start(), angle).noise, expected) < CLOSE
-        # the clean image has no number: it is asked for as the first step
+        # the clean image has no step number: the network is called with that of the first step
         assert apart(denoise(start(), 0.0).noise, unet(start(), 0).sample) < CLOSE
 
 
-def test_the_earliest_configurations_say_it_otherwise():
+def test_predict_epsilon_of_early_configurations_selects_the_head() -> None:
     config = {"beta_schedule": "linear", "num_train_timesteps": 100}
     assert pipeline_denoiser(tiny(), config).head.name == "noise"
     assert pipeline_denoiser(tiny(), {**config, "predict_epsilon": False}).head.name == "image"
@@ -126,7 +140,7 @@ def test_the_earliest_configurations_say_it_otherwise():
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_ddim_is_diffusers_ddim(prediction, spacing):
+def test_ddim_equals_diffusers_ddim(prediction: str, spacing: str) -> None:
     unet = tiny()
     scheduler = diffusers.DDIMScheduler(prediction_type=prediction, timestep_spacing=spacing, clip_sample=False)
     made = ours(pipeline_denoiser(unet, scheduler), qa.sampler("ddim"), pipeline_grid(scheduler, 10))
@@ -136,7 +150,7 @@ def test_ddim_is_diffusers_ddim(prediction, spacing):
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
 @pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_ddim_with_its_noise_is_diffusers_ddim_exactly(prediction, eta, spacing):
+def test_ddim_with_eta_equals_diffusers_ddim_in_float64(prediction: str, eta: float, spacing: str) -> None:
     scheduler = diffusers.DDIMScheduler(prediction_type=prediction, timestep_spacing=spacing, clip_sample=False)
     unet, scheduler = in_float64(tiny(), scheduler)
     denoise = pipeline_denoiser(unet, scheduler, network="diffusers")
@@ -146,11 +160,11 @@ def test_ddim_with_its_noise_is_diffusers_ddim_exactly(prediction, eta, spacing)
 
 
 @pytest.mark.parametrize("config", TABLES, ids=lambda config: "-".join(str(v)[:12] for v in config.values()))
-def test_ddim_on_every_table(config):
+def test_ddim_equals_diffusers_ddim_for_every_beta_table(config: dict[str, Any]) -> None:
     unet = tiny()
     options = {"prediction_type": "v_prediction", "timestep_spacing": "trailing"}
     config = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, **config, **options}
-    # diffusers' DDIM does not know all of its DDPM's tables, but takes them as they are
+    # diffusers' DDIM lacks some tables of its DDPM, but accepts them as trained_betas
     beta = diffusers.DDPMScheduler(**config).betas.tolist()
     scheduler = diffusers.DDIMScheduler(trained_betas=beta, num_train_timesteps=len(beta), clip_sample=False, **options)
     expected = theirs(unet, scheduler, 10)
@@ -158,7 +172,7 @@ def test_ddim_on_every_table(config):
     assert apart(made, expected) < CLOSE
 
 
-def test_our_own_grid_in_time_is_trailing():
+def test_the_grid_time_equals_trailing_timesteps() -> None:
     unet = tiny()
     scheduler = diffusers.DDIMScheduler(timestep_spacing="trailing", clip_sample=False)
     expected = theirs(unet, scheduler, 20)
@@ -166,7 +180,7 @@ def test_our_own_grid_in_time_is_trailing():
     assert apart(made, expected) < CLOSE
 
 
-def test_a_pipeline_that_stops_at_the_first_step_s_angle():
+def test_without_set_alpha_to_one_the_grid_ends_at_the_first_training_step() -> None:
     unet = tiny()
     scheduler = diffusers.DDIMScheduler(set_alpha_to_one=False, steps_offset=1, clip_sample=False)
     grid = pipeline_grid(scheduler, 10)
@@ -175,24 +189,24 @@ def test_a_pipeline_that_stops_at_the_first_step_s_angle():
     assert apart(qa.sample(pipeline_denoiser(unet, scheduler), start(), "ddim", grid=grid).images, expected) < CLOSE
 
 
-def test_clip_sample_is_a_wrapper():
+def test_clipped_equals_clip_sample_of_diffusers() -> None:
     unet, scheduler = in_float64(tiny(), diffusers.DDIMScheduler(clip_sample=True))
     denoise, grid = pipeline_denoiser(unet, scheduler, network="diffusers"), pipeline_grid(scheduler, 10)
     plain, rederived = theirs(unet, scheduler, 10), theirs(unet, scheduler, 10, use_clipped_model_output=True)
     assert apart(ours_through(qa.Clipped(denoise, rederive=False), grid), plain) < EXACT
     assert apart(ours_through(qa.Clipped(denoise), grid), rederived) < EXACT
-    assert apart(plain, rederived) > 1e-3  # the two differ, so the test can tell
+    assert apart(plain, rederived) > 1e-3  # the two variants differ
 
 
-def ours_through(denoise, grid):
+def ours_through(denoise: Denoise, grid: np.ndarray) -> Tensor:
     return qa.sample(denoise, start(torch.float64), "ddim", grid=grid).images
 
 
 @pytest.fixture
-def handed(monkeypatch):
-    """diffusers' DDPM draws its own noise: hand it ours."""
+def handed(monkeypatch: pytest.MonkeyPatch) -> Hand:
+    """A function that replaces the random noise of diffusers' DDPM by explicit tensors."""
 
-    def hand(noises):
+    def hand(noises: list[Tensor]) -> list[Tensor]:
         given = iter(noises)
         monkeypatch.setattr(
             "diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *arguments, **options: next(given)
@@ -207,7 +221,9 @@ def handed(monkeypatch):
 @pytest.mark.parametrize(
     ("variance", "type_"), [("small", "fixed_small"), ("large", "fixed_large"), ("learned", "learned_range")]
 )
-def test_ddpm_is_diffusers_ddpm(prediction, variance, type_, steps, handed):
+def test_ddpm_equals_diffusers_ddpm_in_float64(
+    prediction: str, variance: str, type_: str, steps: int, handed: Hand
+) -> None:
     scheduler = diffusers.DDPMScheduler(
         num_train_timesteps=20,
         beta_start=0.005,
@@ -224,7 +240,7 @@ def test_ddpm_is_diffusers_ddpm(prediction, variance, type_, steps, handed):
 
 
 @pytest.mark.parametrize("variance", ["small", "large", "learned"])
-def test_ddpm_is_diffusers_ddpm_on_its_own_tables(variance, handed):
+def test_ddpm_equals_diffusers_ddpm_on_its_float32_tables(variance: str, handed: Hand) -> None:
     type_ = {"small": "fixed_small", "large": "fixed_large", "learned": "learned_range"}[variance]
     unet = tiny(out_channels=2 if variance == "learned" else 1)
     scheduler = diffusers.DDPMScheduler(variance_type=type_, clip_sample=False)
@@ -238,7 +254,7 @@ def test_ddpm_is_diffusers_ddpm_on_its_own_tables(variance, handed):
 
 @pytest.mark.parametrize("network", ["own", "diffusers"])
 @pytest.mark.parametrize("null_label", [None, 0, 2, 4])
-def test_classes_and_the_label_that_means_none(null_label, network):
+def test_labels_and_null_labels_are_passed_to_the_network(null_label: int | None, network: str) -> None:
     unet = tiny(num_class_embeds=5)
     scheduler = diffusers.DDIMScheduler(clip_sample=False)
     denoise = pipeline_denoiser(unet, scheduler, null_label=null_label, network=network)
@@ -246,7 +262,7 @@ def test_classes_and_the_label_that_means_none(null_label, network):
     expected = theirs(unet, scheduler, 5, labels=labels)
     made = qa.sample(denoise, start(), "ddim", grid=pipeline_grid(scheduler, 5), labels=labels).images
     assert apart(made, expected) < CLOSE
-    with pytest.raises(InputError, match="class-conditional: give labels"):
+    with pytest.raises(InputError, match=r"class-conditional: give one of the labels 0\.\.4 per image"):
         denoise(start(), 0.5)
 
     guided = qa.Guided(denoise, scale=3.0)
@@ -263,11 +279,11 @@ def test_classes_and_the_label_that_means_none(null_label, network):
     assert denoise.classes == (4 if null_label == 4 else 5)
 
 
-def test_a_network_without_classes_takes_no_labels():
+def test_labels_that_the_network_does_not_have_raise() -> None:
     denoise = pipeline_denoiser(tiny(), diffusers.DDIMScheduler())
     with pytest.raises(InputError, match="no classes"):
         denoise(start(), 0.5, torch.tensor([0, 1, 2]))
-    with pytest.raises(InputError, match="it knows no labels"):
+    with pytest.raises(InputError, match="the network has no labels"):
         pipeline_denoiser(tiny(), diffusers.DDIMScheduler(), null_label=3)
     with pytest.raises(InputError, match=r"the labels 0\.\.4"):
         pipeline_denoiser(tiny(num_class_embeds=5), diffusers.DDIMScheduler(), null_label=5)
@@ -276,11 +292,11 @@ def test_a_network_without_classes_takes_no_labels():
 # --- networks ----------------------------------------------------------------------------------------------------
 
 
-def runs_ours(denoise):
-    return isinstance(denoise.network.inner, UNet)
+def runs_ours(denoise: Denoiser) -> bool:
+    return isinstance(module(denoise).inner, UNet)
 
 
-def test_our_network_runs_what_it_can_represent_and_diffusers_the_rest():
+def test_networks_that_unet_cannot_represent_run_in_diffusers() -> None:
     assert runs_ours(pipeline_denoiser(tiny(), diffusers.DDIMScheduler()))
     assert not runs_ours(pipeline_denoiser(tiny(), diffusers.DDIMScheduler(), network="diffusers"))
     odd = tiny(resnet_time_scale_shift="scale_shift")
@@ -290,7 +306,7 @@ def test_our_network_runs_what_it_can_represent_and_diffusers_the_rest():
         assert apart(denoise(start(), denoise.schedule.angle(10.0)).noise, odd(start(), 9).sample) < CLOSE
 
 
-def test_a_table_of_times_is_asked_at_whole_steps():
+def test_a_learned_time_embedding_is_called_with_whole_steps() -> None:
     unet = tiny(time_embedding_type="learned", num_train_timesteps=100)
     denoise = pipeline_denoiser(unet, diffusers.DDPMScheduler(num_train_timesteps=100))
     with torch.no_grad():
@@ -299,7 +315,7 @@ def test_a_table_of_times_is_asked_at_whole_steps():
             assert apart(made, unet(start(), number).sample) < CLOSE
 
 
-def test_a_noise_network_on_a_table_that_ends_in_noise_starts_one_step_below():
+def test_a_noise_network_on_a_table_that_ends_at_pi_over_2_starts_one_step_below() -> None:
     scheduler = diffusers.DDIMScheduler(rescale_betas_zero_snr=True, timestep_spacing="trailing")
     denoise = pipeline_denoiser(tiny(), scheduler)
     assert denoise.schedule.end == NOISE_END
@@ -311,27 +327,23 @@ def test_a_noise_network_on_a_table_that_ends_in_noise_starts_one_step_below():
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path: Path) -> Path:
     path = tmp_path / "pipeline"
     scheduler = diffusers.DDPMScheduler(num_train_timesteps=100, beta_start=0.001, beta_end=0.2)
     diffusers.DDPMPipeline(tiny(), scheduler).save_pretrained(path)
     return path
 
 
-def modules(denoise):
-    return denoise.network.modules()
+def weights(denoise: Denoiser) -> dict[str, Tensor]:
+    return module(denoise).state_dict()
 
 
-def weights(denoise):
-    return denoise.network.state_dict()
-
-
-def test_a_folder_is_its_pipeline(folder):
+def test_load_pipeline_equals_the_pipeline_of_diffusers(folder: Path) -> None:
     denoise = load_pipeline(folder)
     assert denoise.shape == (1, 8, 8)
     assert denoise.classes is None
     assert denoise.head.name == "noise"
-    assert not any(module.training for module in modules(denoise))
+    assert not any(layer.training for layer in module(denoise).modules())
     pipeline = diffusers.DDIMPipeline.from_pretrained(folder)
     pipeline.scheduler.register_to_config(clip_sample=False)
     expected = theirs(pipeline.unet, pipeline.scheduler, 10)
@@ -339,14 +351,14 @@ def test_a_folder_is_its_pipeline(folder):
     assert load_pipeline(folder, precision=torch.bfloat16).precision == torch.bfloat16
 
 
-def test_half_precision_weights_run_at_single(folder):
+def test_half_precision_weights_are_loaded_in_float32(folder: Path) -> None:
     diffusers.UNet2DModel.from_pretrained(folder / "unet").half().save_pretrained(folder / "unet")
     denoise = load_pipeline(folder)
     assert {weight.dtype for weight in weights(denoise).values()} == {torch.float32}
 
 
-def test_an_older_folder_keeps_everything_in_one_place(folder, tmp_path):
-    # as the first public DDPM checkpoints do
+def test_older_folders_with_all_files_in_one_place_are_read(folder: Path, tmp_path: Path) -> None:
+    # like the first public DDPM checkpoints
     for name in ("unet", "scheduler"):
         for file in (folder / name).iterdir():
             file.rename(folder / file.name)
@@ -357,92 +369,92 @@ def test_an_older_folder_keeps_everything_in_one_place(folder, tmp_path):
         assert apart(denoise(start(), denoise.schedule.angle(50.0)).noise, unet(start(), 49).sample) < CLOSE
 
 
-def edit(path, **changes):
+def edit(path: Path, **changes: Any) -> None:
     settings = json.loads(path.read_text())
     settings.update(changes)
     path.write_text(json.dumps({key: value for key, value in settings.items() if value != "-"}))
 
 
-def test_what_cannot_be_read_is_refused_in_one_line(folder, tmp_path):
-    def refused(says, **options):
-        with pytest.raises(InputError, match=says) as caught:
+def test_unreadable_folders_raise_in_one_line(folder: Path, tmp_path: Path) -> None:
+    def check(message: str, **options: Any) -> None:
+        with pytest.raises(InputError, match=message) as caught:
             load_pipeline(folder, **options)
         assert "\n" not in str(caught.value)
 
     index, scheduler = folder / "model_index.json", folder / "scheduler" / "scheduler_config.json"
-    whole = {path: path.read_text() for path in (index, scheduler, folder / "unet" / "config.json")}
+    original = {path: path.read_text() for path in (index, scheduler, folder / "unet" / "config.json")}
 
-    def restore():
-        for path, text in whole.items():
+    def restore() -> None:
+        for path, text in original.items():
             path.write_text(text)
 
     edit(index, text_encoder=["transformers", "CLIPTextModel"], vae=["diffusers", "AutoencoderKL"])
-    refused("text-conditioned pipeline .its component 'text_encoder' is a CLIPTextModel")
+    check("text-conditioned pipeline .its component 'text_encoder' is a CLIPTextModel")
     restore()
     edit(index, unet=["diffusers", "UNet2DConditionModel"])
-    refused("text-conditioned pipeline .its component 'unet' is a UNet2DConditionModel")
+    check("text-conditioned pipeline .its component 'unet' is a UNet2DConditionModel")
     restore()
     edit(index, vqvae=["diffusers", "VQModel"])
-    refused("latent pipeline .its component 'vqvae' is a VQModel")
+    check("latent pipeline .its component 'vqvae' is a VQModel")
     restore()
     edit(index, unet="-", prior=["diffusers", "UNet1DModel"])
-    refused("component 'prior', a UNet1DModel")
+    check("component 'prior', a UNet1DModel")
     restore()
     edit(index, scheduler="-")
-    refused("names no 'scheduler'")
+    check("has no component 'scheduler'")
     restore()
     edit(index, safety_checker=[None, None])
-    load_pipeline(folder)  # an empty place is no component
+    load_pipeline(folder)  # a component that is None is ignored
     restore()
 
     edit(scheduler, prediction_type="flow")
-    refused("unknown prediction_type 'flow'")
+    check("unknown prediction_type 'flow'")
     restore()
     edit(scheduler, beta_schedule="linaer")
-    refused("unknown beta_schedule 'linaer'; did you mean 'linear'")
+    check("unknown beta_schedule 'linaer'; did you mean 'linear'")
     restore()
     edit(scheduler, beta_schedule="-", _class_name="FlowMatchEulerDiscreteScheduler")
-    refused("FlowMatchEulerDiscreteScheduler has no beta table")
+    check("FlowMatchEulerDiscreteScheduler has no beta table")
     restore()
     edit(scheduler, trained_betas=[0.1, 0.2])
-    refused("2 trained_betas for num_train_timesteps=100")
+    check("2 trained_betas for num_train_timesteps=100")
     restore()
     edit(scheduler, beta_end="much")
-    refused("settings make no beta table")
+    check("settings give no beta table")
     restore()
     edit(scheduler, beta_end=1.5)
-    refused(r"every value in \(0, 1\)")
+    check(r"every value in \(0, 1\)")
     restore()
     scheduler.write_text("{")
-    refused("is not JSON")
+    check("is not JSON")
     restore()
     scheduler.write_text("[]")
-    refused("a scheduler or its configuration is needed, got list")
+    check("a scheduler or its configuration is needed, got list")
     restore()
     index.write_text("[]")
-    refused("names no 'unet'")
+    check("has no component 'unet'")
     restore()
 
-    refused("unknown network 'theirs'", network="theirs")
+    check("unknown network 'theirs'", network="theirs")
     config = folder / "unet" / "config.json"
     edit(config, block_out_channels=[8, 24])
-    refused("diffusers cannot read the network")
+    check("diffusers cannot read the network")
     restore()
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     content = weights.read_bytes()
     weights.write_bytes(content[: len(content) // 2])
-    refused("diffusers cannot read the network")
+    check("diffusers cannot read the network")
     weights.unlink()
-    refused("no diffusion_pytorch_model.safetensors")
+    check("no diffusion_pytorch_model.safetensors")
     (folder / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"\x80\x04")
-    refused("is a pickle.*use_safetensors=False")
+    check("is a pickle.*use_safetensors=False")
     index.unlink()
-    refused("no model_index.json")
+    check("it has no model_index.json")
     with pytest.raises(InputError, match=r"no folder at .*hf download"):
         load_pipeline("somebody/checkpoint")
 
 
-def test_a_pickle_can_be_converted_as_the_error_says(folder):
+def test_the_code_in_the_error_for_pickles_converts_them(folder: Path) -> None:
     unet = folder / "unet"
     diffusers.UNet2DModel.from_pretrained(unet).save_pretrained(unet, safe_serialization=False)
     (unet / "diffusion_pytorch_model.safetensors").unlink()
@@ -453,27 +465,27 @@ def test_a_pickle_can_be_converted_as_the_error_says(folder):
     load_pipeline(folder)
 
 
-def test_networks_that_are_asked_otherwise_are_refused():
+def test_networks_with_other_inputs_or_outputs_raise() -> None:
     scheduler = diffusers.DDPMScheduler(variance_type="learned")
-    for network, says in (
+    for network, message in (
         (tiny(time_embedding_type="fourier"), "ScoreVE"),
         (tiny(class_embed_type="timestep"), "class_embed_type 'timestep'"),
-        (tiny(in_channels=3), "turns 3 channels into 1"),
+        (tiny(in_channels=3), "3 input and 1 output channels"),
         (tiny(out_channels=2), "only 'learned_range'"),
     ):
-        with pytest.raises(InputError, match=says):
+        with pytest.raises(InputError, match=message):
             pipeline_denoiser(network, scheduler)
     with pytest.raises(InputError, match="a scheduler or its configuration"):
         pipeline_denoiser(tiny(), 3)
 
 
-# --- out again ---------------------------------------------------------------------------------------------------
+# --- writing ---------------------------------------------------------------------------------------------------
 
 
-def ours_untrained(name, schedule, classes=None, **options):
+def ours_untrained(name: str, schedule: Schedule, classes: int | None = None, **options: Any) -> Denoiser:
     torch.manual_seed(3)
     network = UNet(1, head(name, schedule).channels(1), 16, (1, 2), 1, (1,), classes=classes, **options)
-    for weight in network.parameters():  # the output starts at zero, which would hide everything
+    for weight in network.parameters():  # the initial output layer is 0
         weight.data.add_(0.05 * torch.randn_like(weight))
     return qa.Denoiser(network.eval(), schedule, head(name, schedule), shape=(1, 8, 8), classes=classes)
 
@@ -482,29 +494,31 @@ def ours_untrained(name, schedule, classes=None, **options):
     ("table", "steps"), [("arc", 1000), ("arc", 250), ("linear", 1000), ("linear", 250), ("jsd", 500)]
 )
 @pytest.mark.parametrize("name", ["noise", "image", "velocity", "noise+variance", "velocity+variance"])
-def test_ours_comes_back_from_a_pipeline_folder(name, table, steps, tmp_path):
+def test_a_saved_pipeline_is_loaded_with_equal_estimates(name: str, table: str, steps: int, tmp_path: Path) -> None:
     denoise = ours_untrained(name, qa.schedule(table, steps))
     path = save_pipeline(denoise, tmp_path / "out")
     back = load_pipeline(path)
     assert back.head.name == name
     assert back.shape == (1, 8, 8)
-    # a schedule of other lengths is tabulated anew, and a noise estimate leaves out what it cannot start from
+    # a schedule of another length is tabulated again, without steps at which a noise head is undefined
     assert back.schedule.steps == (1000 if denoise.largest_angle == denoise.schedule.end else 1000 - 1000 // steps)
-    assert back.largest_angle == pytest.approx(denoise.largest_angle, abs=1e-6)  # a beta table there and back
+    assert back.largest_angle == pytest.approx(denoise.largest_angle, abs=1e-6)  # by way of a beta table
     x = start()
     with torch.no_grad():
         for time in (4.0, 37.0, 400.0, 990.0):
             angle = back.schedule.angle(time)
             assert angle == pytest.approx(denoise.schedule.angle(time * steps / 1000), abs=1e-6)
-            here, there = denoise(x, angle), back(x, angle)
-            assert apart(there.image, here.image) < CLOSE
-            assert apart(there.noise, here.noise) < CLOSE
+            before, after = denoise(x, angle), back(x, angle)
+            assert apart(after.image, before.image) < CLOSE
+            assert apart(after.noise, before.noise) < CLOSE
             if name.endswith("variance"):
-                assert apart(there.variance_fraction, here.variance_fraction) < CLOSE
+                assert before.variance_fraction is not None
+                assert after.variance_fraction is not None
+                assert apart(after.variance_fraction, before.variance_fraction) < CLOSE
 
 
 @pytest.mark.parametrize("options", [{"cosine_first": True}, {"cosine_first": True, "frequency_shift": 0.0}])
-def test_the_first_time_layer_turns_whatever_the_embedding(options, tmp_path):
+def test_times_are_converted_for_every_kind_of_time_embedding(options: dict[str, Any], tmp_path: Path) -> None:
     denoise = ours_untrained("velocity", qa.schedule("linear", 1000), **options)
     back = load_pipeline(save_pipeline(denoise, tmp_path / "out"))
     with torch.no_grad():
@@ -513,16 +527,16 @@ def test_the_first_time_layer_turns_whatever_the_embedding(options, tmp_path):
             assert apart(back(start(), back.schedule.angle(time)).image, denoise(start(), angle).image) < CLOSE
 
 
-def test_diffusers_samples_what_ours_exports(tmp_path):
+def test_diffusers_samples_a_saved_pipeline_with_equal_results(tmp_path: Path) -> None:
     denoise = ours_untrained("velocity", qa.schedule("arc", 1000))
     pipeline = diffusers.DDIMPipeline.from_pretrained(save_pipeline(denoise, tmp_path / "out"))
     expected = qa.sample(denoise, start(), "ddim", 10, "time").images
     assert apart(theirs(pipeline.unet, pipeline.scheduler, 10), expected) < CLOSE
-    # and its pipeline runs as it is
+    # the pipeline runs without further settings
     assert pipeline(2, num_inference_steps=3, output_type="np").images.shape == (2, 8, 8, 1)
 
 
-def test_diffusers_samples_an_exported_learned_variance(tmp_path, handed):
+def test_diffusers_samples_a_saved_learned_variance_with_equal_results(tmp_path: Path, handed: Hand) -> None:
     denoise = ours_untrained("noise+variance", qa.schedule("linear", 1000))
     pipeline = diffusers.DDPMPipeline.from_pretrained(save_pipeline(denoise, tmp_path / "out"))
     pipeline.scheduler.register_to_config(timestep_spacing="leading")
@@ -531,7 +545,7 @@ def test_diffusers_samples_an_exported_learned_variance(tmp_path, handed):
     assert apart(theirs(pipeline.unet, pipeline.scheduler, 10, handed(fresh(10))), expected) < CLOSE
 
 
-def test_a_pipeline_goes_out_as_it_came_in(folder, tmp_path):
+def test_a_loaded_pipeline_is_saved_with_equal_weights_and_schedule(folder: Path, tmp_path: Path) -> None:
     denoise = load_pipeline(folder, network="diffusers")
     again = load_pipeline(save_pipeline(denoise, tmp_path / "again"), network="diffusers")
     assert again.schedule.steps == 100
@@ -539,33 +553,33 @@ def test_a_pipeline_goes_out_as_it_came_in(folder, tmp_path):
     assert all(torch.equal(weights(again)[name], weight) for name, weight in weights(denoise).items())
 
 
-def test_classes_go_out_with_the_label_that_means_none_last(tmp_path):
+def test_classes_are_saved_with_the_null_label_last(tmp_path: Path) -> None:
     denoise = ours_untrained("velocity", qa.schedule("arc", 1000), classes=4)
     back = load_pipeline(save_pipeline(denoise, tmp_path / "out"), null_label=4)
     assert back.classes == 4
     labels = torch.tensor([0, 3, 2])
     with torch.no_grad():
-        one = qa.Guided(denoise, 2.0)(start(), 0.8, labels)
-        other = qa.Guided(back, 2.0)(start(), 0.8, labels)
-    assert apart(other.image, one.image) < CLOSE
+        before = qa.Guided(denoise, 2.0)(start(), 0.8, labels)
+        after = qa.Guided(back, 2.0)(start(), 0.8, labels)
+    assert apart(after.image, before.image) < CLOSE
 
 
-def test_what_has_no_place_in_a_pipeline_is_refused(tmp_path):
+def test_denoisers_without_a_counterpart_in_diffusers_raise(tmp_path: Path) -> None:
     schedule = qa.schedule("arc", 1000)
     for name in ("both", "gated", "mean", "both+variance"):
         with pytest.raises(InputError, match="no counterpart of the head"):
             save_pipeline(ours_untrained(name, schedule), tmp_path / "out")
     with pytest.raises(InputError, match="cannot hold a function"):
         save_pipeline(qa.Denoiser(lambda x, t, labels: x, schedule, Noise()), tmp_path / "out")
-    with pytest.raises(InputError, match="made of a Denoiser, got Clipped"):
+    with pytest.raises(InputError, match="only a Denoiser can be saved, got a Clipped"):
         save_pipeline(qa.Clipped(ours_untrained("noise", schedule)), tmp_path / "out")  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="exists already"):
+    with pytest.raises(InputError, match="already exists"):
         save_pipeline(ours_untrained("noise", schedule), tmp_path)
     assert not (tmp_path / "out").exists()
 
 
-def test_an_error_on_the_way_leaves_nothing_behind(tmp_path, monkeypatch):
-    def fail(*arguments, **options):
+def test_an_error_while_saving_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any, **options: Any) -> None:
         raise RuntimeError("disk full")
 
     monkeypatch.setattr(diffusers.DDIMPipeline, "save_pretrained", fail)
@@ -575,7 +589,7 @@ def test_an_error_on_the_way_leaves_nothing_behind(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["adapt_functions", "adapt_pipeline"])
-def test_the_examples_run(name, monkeypatch, capsys):
+def test_the_examples_run(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     path = Path(__file__).parent.parent / "examples" / f"{name}.py"
     monkeypatch.setattr("sys.argv", [str(path)])
     runpy.run_path(str(path), run_name="__main__")

@@ -1,4 +1,8 @@
-"""Weights to and from diffusers' UNet2DModel: the same outputs, both ways."""
+"""Conversion of weights to and from diffusers' UNet2DModel: equal outputs in both directions."""
+
+from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +22,7 @@ DDPM = {
 }
 
 
-def theirs(**options):
+def unet2d(**options: Any) -> Any:
     torch.manual_seed(0)
     settings = {
         "sample_size": 16, "in_channels": 3, "out_channels": 3, "layers_per_block": 2, "norm_num_groups": 8,
@@ -34,8 +38,8 @@ def theirs(**options):
 
 @pytest.mark.parametrize("options", [{}, {"num_class_embeds": 5}, {"downsample_padding": 1, "flip_sin_to_cos": True,
                                           "freq_shift": 0, "norm_eps": 1e-5, "attention_head_dim": 8}])  # fmt: skip
-def test_outputs_agree_both_ways(options):
-    model = theirs(**options)
+def test_outputs_agree_in_both_directions(options: dict[str, Any]) -> None:
+    model = unet2d(**options)
     ours = from_diffusers(model).eval()
     back = to_diffusers(ours).eval()
     x = torch.randn(3, 3, 16, 16)
@@ -44,15 +48,15 @@ def test_outputs_agree_both_ways(options):
         with torch.no_grad():
             expected = model(x, time, class_labels=labels).sample
             scale = max(1.0, float(expected.abs().max()))
-            for got in (ours(x, time, labels), back(x, time, class_labels=labels).sample):
-                assert (got - expected).abs().max() < 1e-5 * scale
+            for output in (ours(x, time, labels), back(x, time, class_labels=labels).sample):
+                assert (output - expected).abs().max() < 1e-5 * scale
 
 
-def test_what_cannot_be_represented_is_refused():
+def test_a_configuration_that_unet_cannot_represent_raises() -> None:
     with pytest.raises(InputError):
-        from_diffusers(theirs(resnet_time_scale_shift="scale_shift"))
+        from_diffusers(unet2d(resnet_time_scale_shift="scale_shift"))
 
 
-def test_a_first_level_that_diffusers_does_not_have_is_refused():
+def test_a_first_multiplier_other_than_1_raises() -> None:
     with pytest.raises(InputError, match="first multiplier is 1, this network's is 2"):
         to_diffusers(UNet(in_channels=1, out_channels=1, channels=16, multipliers=(2, 2)))

@@ -1,4 +1,4 @@
-"""Other people's models on the arc, and ours as theirs."""
+"""Models of other libraries as denoisers, and denoisers as diffusers pipelines."""
 
 from .functions import EDM, FlowMatching, ScoreVE, ScoreVP, TrigFlow
 from .pipelines import load_pipeline, pipeline_denoiser, save_pipeline

@@ -1,6 +1,6 @@
-"""diffusers' schedulers: their beta tables as schedules, and the steps they visit as grids.
+"""diffusers' schedulers: their beta tables as schedules, and their timesteps as grids.
 
-diffusers numbers DDPM's steps 0..T-1; here they are 1..T, and 0 is the clean image.
+diffusers numbers DDPM's steps 0..T-1; in this library they are 1..T, and 0 is the clean image.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ def pipeline_schedule(scheduler: Any) -> Schedule:
             laplace or exp, or `trained_betas`; `rescale_betas_zero_snr` (Lin et al. 2024, Algorithm 1).
 
     Raises:
-        InputError: if it has no beta table, or one that no schedule can have.
+        InputError: for a scheduler without a beta table, or an invalid table.
     """
     config = config_of(scheduler)
     name, steps = str(config.get("beta_schedule", "")), config.get("num_train_timesteps", 1000)
     table = config.get("trained_betas")
     if config.get("use_flow_sigmas") or (not name and table is None):
         raise InputError(
-            f"the scheduler {config.get('_class_name', '')} has no beta table: give the model itself to "
-            "quarterarc.interop.FlowMatching, EDM or ScoreVE, whichever it is"
+            f"the scheduler {config.get('_class_name', '')} has no beta table: wrap the model in "
+            "quarterarc.interop.FlowMatching, EDM or ScoreVE, according to its training"
         )
     if table is None and name not in _BETAS:
         raise unknown_name("beta_schedule", name, _BETAS)
@@ -46,13 +46,13 @@ def pipeline_schedule(scheduler: Any) -> Schedule:
             table = _BETAS[name](steps, config.get("beta_start", 1e-4), config.get("beta_end", 0.02))
         beta = np.asarray(table, dtype=np.float64).reshape(-1)
     except (TypeError, ValueError) as error:
-        raise InputError(f"the scheduler's settings make no beta table: {error}") from None
+        raise InputError(f"the scheduler's settings give no beta table: {error}") from None
     if len(beta) != steps:
         raise InputError(
-            f"the scheduler has {len(beta)} trained_betas for num_train_timesteps={steps}: give one a step"
+            f"the scheduler has {len(beta)} trained_betas for num_train_timesteps={steps}: give one per step"
         )
     # a last beta of 1 is pure noise; Schedule.from_beta has no angle for it
-    noise_end = len(beta) > 1 and abs(beta[-1] - 1.0) <= 1e-12  # some tables come by it only nearly
+    noise_end = len(beta) > 1 and abs(beta[-1] - 1.0) <= 1e-12  # some tables have it up to rounding
     angles = Schedule.from_beta(beta[:-1] if noise_end else beta).angles
     if noise_end:
         angles = np.append(angles, NOISE_END)
@@ -62,24 +62,24 @@ def pipeline_schedule(scheduler: Any) -> Schedule:
 
 
 def pipeline_grid(scheduler: Any, steps: int) -> np.ndarray:
-    """The angles that diffusers' DDIM and DDPM visit in so many steps, for `sample(..., grid=...)`.
+    """The angles of the timesteps of diffusers' DDIM and DDPM, for `sample(..., grid=...)`.
 
     Args:
-        scheduler: a scheduler, its configuration, or a pipeline folder: `timestep_spacing` leading, trailing or
-            linspace, `steps_offset` and `set_alpha_to_one` decide.
-        steps: how many, 1..T.
+        scheduler: a scheduler, its configuration, or a pipeline folder, with `timestep_spacing` (leading, trailing or
+            linspace), `steps_offset` and `set_alpha_to_one`.
+        steps: number of steps, 1..T.
 
     Returns:
-        The grid, shape (steps + 1,). Without `set_alpha_to_one` it ends at the first training step's angle and not at
-        0, one step sooner where the spacing comes by that angle anyway.
+        The grid, shape (steps + 1,). Without `set_alpha_to_one` it ends at the angle of the first training step instead
+        of 0, with one step less if the last timestep is that step.
 
     Raises:
-        InputError: for an unknown spacing, more steps than there are, or an offset that leads beyond them.
+        InputError: for an unknown spacing, more than T steps, or an offset that leads beyond T.
     """
     config = scheduler_config(Path(scheduler)) if isinstance(scheduler, str | Path) else config_of(scheduler)
     schedule = pipeline_schedule(config)
     if not isinstance(steps, int) or not 1 <= steps <= schedule.steps:
-        raise InputError(f"the scheduler has {schedule.steps} steps: take 1 to as many, got {steps!r}")
+        raise InputError(f"the scheduler has {schedule.steps} steps: take 1 to {schedule.steps} steps, got {steps!r}")
     spacing = config.get("timestep_spacing", "leading")
     if spacing not in _SPACINGS:
         raise unknown_name("timestep_spacing", spacing, _SPACINGS)
@@ -96,7 +96,7 @@ def pipeline_grid(scheduler: Any, steps: int) -> np.ndarray:
 
 
 def component(folder: Path, name: str) -> Path:
-    """Where a component's files lie: in its own folder, or, in older pipelines, beside model_index.json."""
+    """The folder with the files of a component: its own, or, in older pipelines, that of model_index.json."""
     return folder / name if (folder / name).is_dir() else folder
 
 
@@ -107,7 +107,7 @@ def scheduler_config(folder: Path) -> Mapping[str, Any]:
 
 
 def config_of(scheduler: Any) -> Mapping[str, Any]:
-    """The configuration of a scheduler, or what is one already."""
+    """The configuration of a scheduler; a mapping is returned unchanged."""
     config = getattr(scheduler, "config", scheduler)
     if not isinstance(config, Mapping):
         raise InputError(f"a scheduler or its configuration is needed, got {type(scheduler).__name__}")
@@ -115,7 +115,7 @@ def config_of(scheduler: Any) -> Mapping[str, Any]:
 
 
 def _falling(alpha_bar: Callable[[float], float]) -> Callable[[int, float, float], np.ndarray]:
-    """The beta table of alpha_bar(t/T) up to a factor, clipped."""
+    """The beta table of alpha_bar(t/T), which is needed up to a factor only; clipped."""
 
     def table(steps: int, start: float, end: float) -> np.ndarray:
         values = np.array([alpha_bar(i / steps) for i in range(steps + 1)])
@@ -138,7 +138,7 @@ _BETAS: dict[str, Callable[[int, float, float], np.ndarray]] = {
     "laplace": _falling(_laplace),
     "exp": _falling(lambda t: math.exp(-12.0 * t)),
 }
-"""diffusers' beta schedules: functions of T, beta_start and beta_end."""
+"""diffusers' beta schedules by name: functions of T, beta_start and beta_end."""
 
 
 def _zero_snr(angles: np.ndarray) -> np.ndarray:
@@ -153,4 +153,4 @@ _SPACINGS: dict[str, Callable[[int, int, int], np.ndarray]] = {
     "trailing": lambda T, steps, offset: np.round(np.arange(T, 0, -T / steps))[:steps] - 1.0,
     "linspace": lambda T, steps, offset: np.linspace(0.0, T - 1.0, steps).round()[::-1],
 }
-"""The numbers of the steps, 0..T-1 and falling, that diffusers visits."""
+"""diffusers' timesteps by `timestep_spacing`: step numbers in 0..T-1, descending."""

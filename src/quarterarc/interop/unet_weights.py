@@ -1,9 +1,9 @@
-"""U-Net weights from and to diffusers' `UNet2DModel`.
+"""Conversion of U-Net weights from and to diffusers' `UNet2DModel`.
 
-The two networks compute the same function; only names differ, and three arrangements:
+Both networks compute the same function. They differ in the names of weights and in three arrangements of `UNet`:
 
-- our residual blocks keep their projections of the time embedding in one matrix for the whole network,
-- the bias of a block's first convolution is part of that projection's bias,
+- the residual blocks' projections of the time embedding are one matrix for the whole network,
+- the bias of a block's first convolution is part of the bias of that projection,
 - queries, keys and values are one matrix.
 
 Reading needs a state dict and a configuration, not diffusers itself.
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["diffusers_config", "from_diffusers", "to_diffusers", "unet_config"]
 
-# Fields of UNet2DModel's configuration that our network has, with UNet2DModel's defaults.
+# Fields of UNet2DModel's configuration that `UNet` has too, with UNet2DModel's defaults.
 _READ: dict[str, Any] = {
     "in_channels": 3,
     "out_channels": 3,
@@ -47,7 +47,7 @@ _READ: dict[str, Any] = {
     "num_class_embeds": None,
 }
 
-# Fields that must have one of these values; the first is the default.
+# Fields with a fixed set of convertible values; the first is the default.
 _FIXED: dict[str, tuple[Any, ...]] = {
     "_class_name": ("UNet2DModel",),
     "act_fn": ("silu", "swish"),
@@ -62,10 +62,10 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "upsample_type": ("conv",),
 }
 
-# Fields that say nothing about the function, or whose value is checked against others.
+# Fields that do not change the function, or whose value is checked against others.
 _CHECKED = {"sample_size", "num_train_timesteps", "attn_norm_num_groups", "time_embedding_dim"}
 
-# Their names for ours, as regular expressions, applied in this order.
+# Regular expressions that map names of `UNet` to those of `UNet2DModel`, applied in this order.
 _NAMES = {
     r"^time\.0": "time_embedding.linear_1",
     r"^time\.2": "time_embedding.linear_2",
@@ -84,7 +84,7 @@ _NAMES = {
 }
 _QKV = ("to_q", "to_k", "to_v")
 
-# Attention layers as checkpoints from before diffusers 0.12 name them.
+# Names of attention layers in checkpoints of diffusers before 0.12.
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
@@ -94,28 +94,28 @@ def from_diffusers(
     *,
     classes: int | None = None,
 ) -> UNet:
-    """Our network with the weights of a `UNet2DModel`; outputs agree to rounding.
+    """A `UNet` with the weights of a `UNet2DModel`; outputs agree to rounding.
 
-    `UNet2DModel` counts DDPM's steps from 0: what it calls timestep n is our time n + 1, and both networks want n.
+    `UNet2DModel` counts DDPM's steps from 0: its timestep n is time n + 1 of this library. Both networks take n.
 
     Args:
-        model: a `UNet2DModel`, or its state dict, old attention names included.
-        config: its configuration, as in `config.json`; needed with a state dict alone.
-        classes: how many of a class-conditional model's embeddings are classes. By default all; then the label
-            "no label", which the model does not have, gets an embedding of zeros. One less than all where the
-            model's last embedding is the one for "no label".
+        model: a `UNet2DModel`, or its state dict (with the old or new names of attention layers).
+        config: its configuration, as in `config.json`; required with a state dict.
+        classes: number of class embeddings of a class-conditional model. All by default; the label "no label", which
+            the model does not have, then gets an embedding of zeros. One less than all if the model's last embedding is
+            the one for "no label".
 
     Returns:
         The network in evaluation mode, in the dtype and on the device of the weights.
 
     Raises:
-        InputError: if the configuration has a field that our network cannot represent, or weights do not fit it.
+        InputError: for a field of the configuration that `UNet` cannot represent, or weights that do not fit it.
     """
     if isinstance(model, nn.Module):
         config = dict(model.config) if config is None else config  # type: ignore[arg-type]
         model = model.state_dict()
     if config is None:
-        raise InputError("a state dict alone does not say what network it is of: give its config too")
+        raise InputError("a state dict alone does not determine its network: give its config too")
     arguments = unet_config(config, classes=classes)
     theirs = {_modern(name): tensor.detach() for name, tensor in model.items()}
     try:
@@ -124,7 +124,7 @@ def from_diffusers(
     except KeyError as missing:
         raise InputError(f"the state dict has no {missing}: it does not fit its config") from None
     if theirs:
-        raise InputError(f"the state dict has '{min(theirs)}', which its config does not: they do not fit")
+        raise InputError(f"the state dict has '{min(theirs)}', which its config does not have: they do not fit")
     if unet.labels is not None and classes is None:
         ours["labels.weight"] = F.pad(ours["labels.weight"], (0, 0, 0, 1))
     for name, tensor in unet.state_dict().items():
@@ -138,9 +138,9 @@ def from_diffusers(
 
 
 def to_diffusers(unet: UNet) -> UNet2DModel:
-    """A diffusers `UNet2DModel` with the weights of our network; outputs agree to rounding.
+    """A diffusers `UNet2DModel` with the weights of a `UNet`; outputs agree to rounding.
 
-    Its timestep n is our time n + 1. Of a class-conditional network all embeddings are kept: the last one,
+    Its timestep n is time n + 1 of this library. All embeddings of a class-conditional network are kept: the last one,
     `num_class_embeds - 1`, is the one for "no label".
 
     Returns:
@@ -156,10 +156,10 @@ def to_diffusers(unet: UNet) -> UNet2DModel:
 
 
 def unet_config(config: Mapping[str, Any], *, classes: int | None = None) -> dict[str, Any]:
-    """The arguments of our `UNet` that say what a `UNet2DModel` configuration says.
+    """The arguments of the `UNet` that corresponds to a `UNet2DModel` configuration.
 
     Raises:
-        InputError: naming the field, if our network cannot represent it.
+        InputError: for a field that `UNet` cannot represent, with its name.
     """
     for name, allowed in _FIXED.items():
         _require(name, config.get(name, allowed[0]), allowed)
@@ -193,10 +193,10 @@ def unet_config(config: Mapping[str, Any], *, classes: int | None = None) -> dic
 
 
 def diffusers_config(unet: UNet) -> dict[str, Any]:
-    """The arguments of the `UNet2DModel` that computes what our network does.
+    """The arguments of the `UNet2DModel` that corresponds to a `UNet`.
 
     Raises:
-        InputError: if the first level is wider than the network's channels, which `UNet2DModel` cannot be.
+        InputError: if the first multiplier is not 1, which `UNet2DModel` cannot represent.
     """
     config = unet.config
     if config["multipliers"][0] != 1:
@@ -205,9 +205,9 @@ def diffusers_config(unet: UNet) -> dict[str, Any]:
     return {
         "in_channels": config["in_channels"],
         "out_channels": config["out_channels"],
-        "block_out_channels": tuple(int(config["channels"] * each) for each in config["multipliers"]),
-        "down_block_types": tuple("AttnDownBlock2D" if each else "DownBlock2D" for each in attends),
-        "up_block_types": tuple("AttnUpBlock2D" if each else "UpBlock2D" for each in reversed(attends)),
+        "block_out_channels": tuple(int(config["channels"] * multiplier) for multiplier in config["multipliers"]),
+        "down_block_types": tuple("AttnDownBlock2D" if attention else "DownBlock2D" for attention in attends),
+        "up_block_types": tuple("AttnUpBlock2D" if attention else "UpBlock2D" for attention in reversed(attends)),
         "layers_per_block": config["blocks"],
         "downsample_padding": int(config["symmetric"]),
         "dropout": config["dropout"],
@@ -222,7 +222,7 @@ def diffusers_config(unet: UNet) -> dict[str, Any]:
 
 def _require(field: str, value: Any, allowed: tuple[Any, ...]) -> None:
     if value not in allowed:
-        known = " or ".join(repr(each) for each in dict.fromkeys(allowed))
+        known = " or ".join(repr(option) for option in dict.fromkeys(allowed))
         raise InputError(f"the field '{field}' of the UNet2DModel config is {value!r}: only {known} can be converted")
 
 
@@ -231,7 +231,7 @@ def _quotient(width: int, channels: int) -> float:
 
 
 def _attention(down: Sequence[str], up: Sequence[str], levels: int) -> list[int]:
-    """The levels with attention; both lists must name the same."""
+    """The levels with attention, which must be the same in both lists."""
     for field, types, kinds in (
         ("down_block_types", down, ("DownBlock2D", "AttnDownBlock2D")),
         ("up_block_types", up, ("UpBlock2D", "AttnUpBlock2D")),
@@ -248,11 +248,11 @@ def _attention(down: Sequence[str], up: Sequence[str], levels: int) -> list[int]
             "the field 'up_block_types' of the UNet2DModel config has attention at other levels than "
             "'down_block_types': only the same can be converted"
         )
-    return [level for level, each in enumerate(attends) if each]
+    return [level for level, attention in enumerate(attends) if attention]
 
 
 def _modern(name: str) -> str:
-    """The present name of a weight, with the attention layers as diffusers has called them since 0.12."""
+    """The name of a weight in diffusers since 0.12, which renamed attention layers."""
     *path, layer, kind = name.split(".") if name.count(".") > 1 else ("", name, "")
     if "attentions" in path and layer in _OLD_ATTENTION:
         return ".".join([*path, _OLD_ATTENTION[layer], kind])
@@ -260,19 +260,19 @@ def _modern(name: str) -> str:
 
 
 def _their_name(name: str) -> str:
-    """What a `UNet2DModel` calls one of our modules."""
+    """The name in `UNet2DModel` of a module of `UNet`."""
     for ours, theirs in _NAMES.items():
         name = re.sub(ours, theirs, name)
     return name
 
 
 def _modules(unet: UNet, kind: type[nn.Module]) -> list[tuple[str, str]]:
-    """Our and their names of all modules of a kind, in the order in which the network runs them."""
+    """The names in `UNet` and `UNet2DModel` of all modules of a kind, in the order of evaluation."""
     return [(name, _their_name(name)) for name, module in unet.named_modules() if isinstance(module, kind)]
 
 
 def _same(unet: UNet) -> Iterator[tuple[str, str]]:
-    """Our and their names of the weights that are the same in both."""
+    """The names in `UNet` and `UNet2DModel` of the weights that are the same in both."""
     names = unet.state_dict().keys()
     changed = {"project.weight", "project.bias"}
     for name in names - changed:
@@ -281,11 +281,11 @@ def _same(unet: UNet) -> Iterator[tuple[str, str]]:
 
 
 def _to_ours(unet: UNet, theirs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our state dict from theirs, which is emptied of what was used."""
+    """The state dict of `UNet` from that of `UNet2DModel`, from which the used weights are removed."""
     ours = {our: theirs.pop(their) for our, their in _same(unet)}
     for our, their in _modules(unet, Attention):
         for kind in ("weight", "bias"):
-            ours[f"{our}.qkv.{kind}"] = torch.cat([theirs.pop(f"{their}.{each}.{kind}") for each in _QKV])
+            ours[f"{our}.qkv.{kind}"] = torch.cat([theirs.pop(f"{their}.{layer}.{kind}") for layer in _QKV])
     blocks = [their for _, their in _modules(unet, ResidualBlock)]
     ours["project.weight"] = torch.cat([theirs.pop(f"{block}.time_emb_proj.weight") for block in blocks])
     ours["project.bias"] = torch.cat(
@@ -295,13 +295,13 @@ def _to_ours(unet: UNet, theirs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _to_theirs(unet: UNet) -> dict[str, Tensor]:
-    """Their state dict from ours."""
+    """The state dict of `UNet2DModel` from that of `UNet`."""
     ours = unet.state_dict()
     theirs = {their: ours[our] for our, their in _same(unet)}
     for our, their in _modules(unet, Attention):
         for kind in ("weight", "bias"):
-            for each, part in zip(_QKV, ours[f"{our}.qkv.{kind}"].chunk(3), strict=True):
-                theirs[f"{their}.{each}.{kind}"] = part
+            for layer, part in zip(_QKV, ours[f"{our}.qkv.{kind}"].chunk(3), strict=True):
+                theirs[f"{their}.{layer}.{kind}"] = part
     weights, biases = (ours[f"project.{kind}"].split(unet.shifts) for kind in ("weight", "bias"))
     for (_, block), weight, bias in zip(_modules(unet, ResidualBlock), weights, biases, strict=True):
         theirs[f"{block}.time_emb_proj.weight"] = weight
