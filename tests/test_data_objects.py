@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 
 import quarterarc
-from data_samples import encode, patch
+from data_samples import encode, patch, write_folder
 from quarterarc.common.errors import InputError
 from quarterarc.data import DataSpec, from_memory, memory_spec, open_data
 from quarterarc.data.images import MappedImages, MemoryImages
@@ -97,6 +98,22 @@ def test_a_dataset_object_gives_images_and_declared_classes() -> None:
 def test_a_dataset_object_keeps_its_selection_and_order() -> None:
     data = from_memory(dataset().select([4, 1]).with_format("torch"))
     assert (pixels(data).permute(0, 2, 3, 1).numpy() == [patch(4), patch(1)]).all()
+
+
+def test_a_dataset_of_paths_is_read_and_identified_by_its_files(tmp_path: Path) -> None:
+    from datasets import Dataset, Features
+    from datasets import Image as ImageFeature
+
+    def paths(folder: Path) -> Any:
+        cells = [{"bytes": None, "path": str(folder / f"{number:02}.png")} for number in range(3)]
+        return Dataset.from_dict({"image": cells}, features=Features({"image": ImageFeature()}))
+
+    for name in ("one", "two", "other"):
+        write_folder(tmp_path / name, 3)
+    (tmp_path / "other" / "01.png").write_bytes(encode(patch(9)))
+    one, two, other = (from_memory(paths(tmp_path / name)) for name in ("one", "two", "other"))
+    assert (pixels(one).permute(0, 2, 3, 1).numpy() == [patch(number) for number in range(3)]).all()
+    assert one.fingerprint == two.fingerprint != other.fingerprint
 
 
 def test_fingerprints_are_those_of_the_content() -> None:

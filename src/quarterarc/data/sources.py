@@ -112,7 +112,7 @@ class FolderSource:
         self._files = files[: spec.limit]
         self.count = len(self._files)
         self.labels = self._read_labels(files) if spec.labels else None
-        sizes, times = zip(*(_size_and_time(folder / file) for file in self._files), strict=True)
+        sizes, times = zip(*(size_and_time(folder / file) for file in self._files), strict=True)
         self.fingerprint = digest(list(zip(self._files, sizes, strict=True)))
         self.identity = digest(str(folder.resolve()), self.fingerprint, times)
 
@@ -136,7 +136,8 @@ class FolderSource:
         return Labels(np.array(numbers, dtype=np.int64), len(classes))
 
 
-def _size_and_time(file: Path) -> tuple[int, int]:
+def size_and_time(file: Path) -> tuple[int, int]:
+    """Size in bytes and modification time in nanoseconds; -1 for a missing file."""
     try:
         stat = file.stat()
     except OSError:  # a broken link: `read` raises the error that names it

@@ -30,7 +30,7 @@ from ..common.optional import need
 from ..common.progress import shown
 from ..common.text import counted, one_line
 from .decode import BadImage, Encoded, read_file
-from .sources import Labels, check_no_split, digest
+from .sources import Labels, check_no_split, digest, size_and_time
 from .spec import DataSpec
 
 __all__ = ["Columns", "TableSource", "dataset_source", "encoded", "hub_source", "parquet_source", "saved_source"]
@@ -226,13 +226,19 @@ def dataset_source(spec: DataSpec, dataset: Any) -> TableSource:
     what = "the dataset"
     columns = schema_columns(spec, dataset.features.arrow_schema, what)
     source = TableSource(dataset, columns, what, "", "", limit=spec.limit)
-    content = hashlib.sha256()
+    content, place = hashlib.sha256(), hashlib.sha256()
     for number in range(source.count):
         cell = source._images[number].as_py()
         path, data = (cell.get("path"), cell.get("bytes")) if isinstance(cell, Mapping) else (None, cell)
-        content.update(str(path).encode() if data is None else hashlib.sha256(data).digest())
+        if data is None and path:  # as for a folder: the name and size of the file stand for its content
+            size, time = size_and_time(Path(path))
+            content.update(repr((Path(path).name, size)).encode())
+            place.update(repr((path, time)).encode())
+        else:
+            content.update(hashlib.sha256(data or b"").digest())
     labels = source.labels and (source.labels.numbers.tobytes(), source.labels.classes)
-    source.fingerprint = source.identity = digest(source.count, content.hexdigest(), labels)
+    source.fingerprint = digest(source.count, content.hexdigest(), labels)
+    source.identity = digest(source.fingerprint, place.hexdigest())
     return source
 
 
