@@ -1,25 +1,30 @@
-"""Images from seeds: the same whatever is made beside them, and folders that continue where they stopped."""
+"""Images from seeds: independent of the batch and the number of processes; sample folders that can be resumed."""
+
+from __future__ import annotations
 
 import json
 import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 import quarterarc as qa
 from quarterarc.common.errors import InputError
 from quarterarc.common.streams import Purpose, normal, stream
 from quarterarc.common.text import ranges
-from quarterarc.sampling.folders import write_samples
+from quarterarc.evaluation.sets import open_set
+from quarterarc.sampling.folders import SHEETS, write_samples
 from quarterarc.sampling.plans import Sampling
 from quarterarc.storage.checkpoints import load
 from quarterarc.storage.pictures import contact_sheet, read_png, write_png
 
 
-def test_noise_is_its_seeds_own():
+def test_the_noise_of_an_image_depends_on_its_seed_alone() -> None:
     noise = qa.noise(range(6), (3, 5, 7))
     assert noise.shape == (6, 3, 5, 7)
     assert torch.equal(noise[[4, 1]], qa.noise([4, 1], (3, 5, 7)))
@@ -33,20 +38,20 @@ def test_noise_is_its_seeds_own():
 
 
 @pytest.mark.parametrize("sampler", ["heun", "ddpm"])
-def test_an_image_depends_on_its_seed_alone(tiny_run, sampler):
+def test_an_image_depends_on_its_seed_alone(tiny_run: Path, sampler: str) -> None:
     denoise = load(tiny_run)
     together = qa.to_uint8(qa.generate(denoise, range(8), sampler, 4, batch_size=8)).int()
     alone = qa.to_uint8(qa.generate(denoise, [5, 2, 7, 0], sampler, 4, batch_size=3)).int()
     difference = (together[[5, 2, 7, 0]] - alone).abs()
-    # the network may round differently in another batch size: a level, in one pixel of a thousand
+    # the network may round differently for another batch size: one level, in one pixel of a thousand
     assert difference.max() <= 1
     assert (difference > 0).float().mean() <= 1e-3
 
 
-def test_a_bare_function_generates_when_told_the_shape():
+def test_a_bare_function_generates_images_of_a_given_shape() -> None:
     world = qa.GaussianData(torch.full((1, 2, 2), 0.25), 0.01)
 
-    def bare(x, angle):
+    def bare(x: Tensor, angle: float) -> qa.Estimate:
         return world(x, angle)
 
     images = qa.generate(bare, range(5), "rotation", 20, shape=(1, 2, 2), batch_size=2)
@@ -60,7 +65,7 @@ def test_a_bare_function_generates_when_told_the_shape():
         qa.generate(world, range(5), labels=[1])
 
 
-def test_a_sample_folder_continues_and_says_how_it_was_made(tiny_run, tmp_path):
+def test_a_sample_folder_is_resumed_and_holds_its_settings(tiny_run: Path, tmp_path: Path) -> None:
     denoise = load(tiny_run)
     whole = write_samples(denoise, tmp_path / "whole", range(7), Sampling("euler", 3), batch_size=4)
     assert whole is not None
@@ -75,13 +80,13 @@ def test_a_sample_folder_continues_and_says_how_it_was_made(tiny_run, tmp_path):
     assert {**about, "images_per_second": 0} == {**whole, "images_per_second": 0}
     for seed in range(7):
         name = f"{seed:06d}.png"
-        a, b = read_png(tmp_path / "whole" / name).int(), read_png(tmp_path / "parts" / name).int()
-        assert (a - b).abs().max() <= 1
+        expected, resumed = (read_png(tmp_path / out / name).int() for out in ("whole", "parts"))
+        assert (expected - resumed).abs().max() <= 1
     assert (tmp_path / "whole" / "contact-sheet.png").is_file()
     assert not list(tmp_path.rglob(".*"))
 
 
-def test_a_folder_of_other_samples_is_refused(tiny_run, tmp_path):
+def test_a_folder_of_other_samples_raises_and_is_not_changed(tiny_run: Path, tmp_path: Path) -> None:
     denoise = load(tiny_run)
     write_samples(denoise, tmp_path, range(2), Sampling("euler", 3))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -93,8 +98,8 @@ def test_a_folder_of_other_samples_is_refused(tiny_run, tmp_path):
         write_samples(denoise, tmp_path, range(2), Sampling("euler", 3))
 
 
-def test_a_refusal_on_the_way_leaves_nothing_and_blocks_nothing(tiny_run, tmp_path):
-    """What a sampler refuses only once it has begun; and a command that was killed before its first image."""
+def test_an_error_before_the_first_image_leaves_no_folder_behind(tiny_run: Path, tmp_path: Path) -> None:
+    """An error in the first step, and an interruption before the first image."""
     denoise, out = load(tiny_run), tmp_path / "out"
     with pytest.raises(InputError, match=r"the variance .learned. needs a network"):
         write_samples(denoise, out, range(2), Sampling("ddpm", 3, options={"variance": "learned"}))
@@ -104,19 +109,19 @@ def test_a_refusal_on_the_way_leaves_nothing_and_blocks_nothing(tiny_run, tmp_pa
     assert not out.exists()
     out.mkdir()
     (out / "samples.json").write_text("[]")
-    made = write_samples(denoise, out, range(2), Sampling("euler", 3))
-    assert made is not None
-    assert made["count"] == 2
+    about = write_samples(denoise, out, range(2), Sampling("euler", 3))
+    assert about is not None
+    assert about["count"] == 2
     (out / "samples.json").write_text("[]")
     with pytest.raises(InputError, match="does not hold the settings"):
         write_samples(denoise, out, range(2), Sampling("euler", 3))
 
 
-def nan_network(x, time, labels=None):
+def nan_network(x: Tensor, time: Tensor, labels: Tensor | None = None) -> Tensor:
     return torch.full_like(x, float("nan")).repeat(1, 2, 1, 1)
 
 
-def test_two_processes_share_the_seeds(tiny_run, tmp_path):
+def test_two_processes_share_the_seeds(tiny_run: Path, tmp_path: Path) -> None:
     arguments = ["sample", str(tiny_run), "--seeds", "0-8", "--sampler", "ddpm", "--steps", "4", "--batch-size", "2"]
     launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "--mixed_precision=no",
               f"--main_process_port={29500 + os.getpid() % 1000}"]  # fmt: skip
@@ -124,30 +129,49 @@ def test_two_processes_share_the_seeds(tiny_run, tmp_path):
         command = [sys.executable, *start, "-m", "quarterarc", *arguments, "--out", str(tmp_path / out)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, done.stderr
-    one, two = (json.loads((tmp_path / out / "samples.json").read_text()) for out in ("one", "two"))
-    assert one["count"] == two["count"] == 9
+    for out in ("one", "two"):
+        assert json.loads((tmp_path / out / "samples.json").read_text())["count"] == 9
     for seed in range(9):
-        a, b = (read_png(tmp_path / out / f"{seed:06d}.png").int() for out in ("one", "two"))
-        assert (a - b).abs().max() <= 1
+        alone, shared = (read_png(tmp_path / out / f"{seed:06d}.png").int() for out in ("one", "two"))
+        assert (alone - shared).abs().max() <= 1
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
-def test_a_picture_survives_its_file(tmp_path, channels):
+def test_a_png_file_keeps_the_pixels(tmp_path: Path, channels: int) -> None:
     pixels = torch.randint(0, 256, (channels, 6, 9), dtype=torch.uint8)
     write_png(tmp_path / "picture.png", pixels)
     assert torch.equal(read_png(tmp_path / "picture.png"), pixels)
 
 
-def test_a_grid_shows_every_image_enlarged():
+def test_a_contact_sheet_shows_every_image_enlarged() -> None:
     pixels = torch.arange(5, dtype=torch.uint8)[:, None, None, None].expand(5, 1, 2, 3).contiguous()
-    grid = contact_sheet(pixels, columns=2, size=6, gap=1)
-    assert grid.shape == (1, 3 * (4 + 1) + 1, 2 * (6 + 1) + 1)
+    sheet = contact_sheet(pixels, columns=2, size=6, gap=1)
+    assert sheet.shape == (1, 3 * (4 + 1) + 1, 2 * (6 + 1) + 1)
     for place in range(5):
         row, column = divmod(place, 2)
-        cell = grid[0, 1 + row * 5 : 5 + row * 5, 1 + column * 7 : 7 + column * 7]
+        cell = sheet[0, 1 + row * 5 : 5 + row * 5, 1 + column * 7 : 7 + column * 7]
         assert torch.equal(cell, torch.full((4, 6), place, dtype=torch.uint8))
 
 
-def test_numbers_in_short():
+def test_ranges_join_consecutive_numbers() -> None:
     assert ranges([0, 1, 2, 5, 7, 8]) == "0-2,5,7-8"
     assert ranges([]) == ""
+
+
+def test_settings_stored_under_an_old_option_name_are_the_same_settings(tiny_run: Path, tmp_path: Path) -> None:
+    denoise, request = load(tiny_run), Sampling("ddim", 3, options={"eta": 0.5})
+    write_samples(denoise, tmp_path, range(2), request)
+    path = tmp_path / "samples.json"
+    path.write_text(path.read_text().replace('"eta"', '"churn"'))
+    about = write_samples(denoise, tmp_path, range(3), request)
+    assert about is not None
+    assert about["count"] == 3
+    assert about["options"] == {"eta": 0.5}
+
+
+@pytest.mark.parametrize("name", SHEETS)
+def test_the_contact_sheet_of_a_sample_folder_is_not_evaluated(tiny_run: Path, tmp_path: Path, name: str) -> None:
+    """Under its name, and under its name in version 0.1."""
+    write_samples(load(tiny_run), tmp_path, range(3), Sampling("euler", 3))
+    (tmp_path / "contact-sheet.png").rename(tmp_path / name)
+    assert open_set(tmp_path).count == 3

@@ -1,4 +1,4 @@
-"""Multistep: exact weights, order by slope in every form, what it equals at order 1, the marginals with eta."""
+"""Multistep: exact weights, order of convergence in every form, equivalences at order 1, marginals with fresh noise."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def run(rule: Sampler, denoise: Callable, x: Tensor, angles: Sequence[float]) ->
     return end.x
 
 
-def world_of_one() -> MixtureData:
+def mixture() -> MixtureData:
     return MixtureData(torch.tensor([-1.0, 0.2, 0.9], dtype=torch.float64).reshape(3, 1, 1, 1), 0.5)
 
 
@@ -49,23 +49,23 @@ def uniform(steps: int, b: float, a: float) -> list[float]:
 
 @functools.cache
 def fine_solution(b: float, a: float) -> Tensor:
-    """The flow of `world_of_one` from `points` at angle b to angle a; solved once, since many tests compare with it."""
-    return sample(world_of_one(), points(), "rk4", grid=uniform(2048, b, a)).images
+    """The flow of `mixture` from `points` at angle b to angle a; solved once, since many tests compare with it."""
+    return sample(mixture(), points(), "rk4", grid=uniform(2048, b, a)).images
 
 
 @pytest.mark.parametrize("coarsest", [1.0, 8.0, 443.0])
-def test_octave_and_back(coarsest: float) -> None:
+def test_octave_to_angle_inverts_octave(coarsest: float) -> None:
     angles = np.concatenate([np.linspace(0, PI_2, 101), [1e-9, 1e-3, PI_2 - 1e-3, PI_2 - 1e-9]])
     np.testing.assert_allclose(octave_to_angle(octave(angles, coarsest), coarsest), angles, rtol=0, atol=1e-12)
     assert octave(0.0, coarsest) == pytest.approx(math.log2(0.3), abs=1e-14)
     assert octave(PI_2, coarsest) == pytest.approx(math.log2(coarsest), abs=1e-12)
-    # an octave is a doubling of sigma where both ends are far
+    # far from both ends an octave is a factor of 2 in sigma
     assert octave(math.atan(2e3), 1e9) - octave(math.atan(1e3), 1e9) == pytest.approx(1.0, abs=1e-3)
 
 
 @pytest.mark.parametrize(("form", "clock"), [*product(("both", *FORMS), CLOCKS)])
 @pytest.mark.parametrize(("b", "a"), [(1.05, 0.8), (0.8, 0.3), (0.8, 1e-3)])
-def test_weights_are_the_integrals_of_lagrange_s_polynomials(form: str, clock: str, b: float, a: float) -> None:
+def test_weights_are_integrals_of_lagrange_polynomials(form: str, clock: str, b: float, a: float) -> None:
     coarsest = 12.0
 
     def at(angle: float) -> float:
@@ -100,7 +100,7 @@ def test_weights_are_the_integrals_of_lagrange_s_polynomials(form: str, clock: s
 
 @pytest.mark.parametrize("clock", CLOCKS)
 @pytest.mark.parametrize(("b", "a"), [(1.05, 0.8), (0.8, 0.3), (0.3, 0.0)])
-def test_noise_weights_are_integrals_of_the_size_of_noise_times_lagrange_s_polynomials(
+def test_noise_weights_are_integrals_of_lagrange_polynomials_times_the_size_of_the_noise(
     clock: str, b: float, a: float
 ) -> None:
     coarsest, squared = 12.0, torch.tensor([0.0, 0.04, 0.5, 30.0], dtype=torch.float64)
@@ -118,31 +118,32 @@ def test_noise_weights_are_integrals_of_the_size_of_noise_times_lagrange_s_polyn
 
     got = noise_weights(clock, b, a, NODES, coarsest, squared)
     for j, row in enumerate(got):
-        for found, square in zip(row.tolist(), squared.tolist(), strict=True):
+        for weight, square in zip(row.tolist(), squared.tolist(), strict=True):
             expected = quad(integrand, b, a, (j, square), epsabs=1e-13, epsrel=1e-13, limit=200)[0]
-            assert found == pytest.approx(expected, rel=1e-9, abs=1e-10)
+            assert weight == pytest.approx(expected, rel=1e-9, abs=1e-10)
     assert [float(row[0]) for row in got] == pytest.approx(step_weights("both", clock, b, a, NODES, coarsest).noise)
 
 
-def test_widths_are_those_of_gaussian_data_each_image_by_itself() -> None:
+def test_widths_of_gaussian_data_are_exact_and_independent_per_image() -> None:
     true = torch.tensor([0.05, 0.15, 0.4, 2.0], dtype=torch.float64)
     start = torch.tensor([0.7, -1.0, 0.2, 1.3], dtype=torch.float64)[:, None] * torch.tensor([1.0, -2.0, 0.5])
 
-    def said(angle: float) -> Tensor:
+    def noise_at(angle: float) -> Tensor:
         return start * (math.sin(angle) / (math.sin(angle) ** 2 + true**2 * math.cos(angle) ** 2).sqrt())[:, None]
 
     for b, a in ((1.2, 0.05), (0.30, 0.25), (0.30, 0.29)):
-        assert widths(said(b), said(a), b, a).sqrt() == pytest.approx(true, rel=1e-9)
+        assert widths(noise_at(b), noise_at(a), b, a).sqrt() == pytest.approx(true, rel=1e-9)
     assert torch.equal(
-        widths(said(0.3), said(0.25), 0.3, 0.25)[2:3], widths(said(0.3)[2:3], said(0.25)[2:3], 0.3, 0.25)
+        widths(noise_at(0.3), noise_at(0.25), 0.3, 0.25)[2:3],
+        widths(noise_at(0.3)[2:3], noise_at(0.25)[2:3], 0.3, 0.25),
     )
 
 
-def test_widths_of_noise_that_grows_turns_vanishes_or_is_pure() -> None:
+def test_widths_are_finite_for_noise_that_grows_changes_sign_or_vanishes() -> None:
     one = torch.ones(3, 1, 2, 2)
     grown, turned = widths(one, 1.2 * one, 0.5, 0.3), widths(one, -one, 0.5, 0.3)
     assert torch.equal(grown, torch.zeros(3))
-    assert turned.sqrt() == pytest.approx(100 * math.sqrt(math.tan(0.5) * math.tan(0.3)))  # as if all were the data's
+    assert turned.sqrt() == pytest.approx(100 * math.sqrt(math.tan(0.5) * math.tan(0.3)))
     assert turned.isfinite().all()
     for before, after in ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0)):
         assert widths(before * one, after * one, 0.5, 0.3).isfinite().all()
@@ -150,33 +151,33 @@ def test_widths_of_noise_that_grows_turns_vanishes_or_is_pure() -> None:
     assert widths(one.bfloat16(), one.bfloat16(), 0.5, 0.3).dtype == torch.float32
 
 
-def test_the_width_at_the_end_goes_on_as_it_came() -> None:
+def test_the_width_at_the_end_shrinks_by_the_same_factor_again() -> None:
     squared, earlier = (
         torch.tensor(values) for values in ([0.04, 0.04, 0.04, 0.0, 0.0], [0.04, 0.16, 0.01, 0.04, 0.0])
     )
     assert width_at_the_end(squared, earlier) == pytest.approx([0.04, 0.01, 0.04, 0.0, 0.0])
 
 
-def test_the_last_step_goes_by_the_last_two_widths() -> None:
-    """Written out from the states of the way: without the corrector they are all that there is."""
-    world, x = world_of_one(), points()
+def test_the_last_step_uses_the_width_of_the_last_two_steps() -> None:
+    """Computed from the states of the trajectory; without the corrector their estimates are those of the steps."""
+    world, x = mixture(), points()
     angles = [PI_2, 1.1, 0.7, 0.4, 0.0]
-    *way, last = trajectory(world, x, Multistep(corrector=False), grid=angles)
-    said = [state.estimate for state in way if state.estimate is not None]
-    earlier, squared = (widths(said[k - 1].noise, said[k].noise, angles[k - 1], angles[k]) for k in (2, 3))
-    assert (earlier > 1.5 * squared).any()  # some shrink, so that what they are taken to become matters
+    *states, last = trajectory(world, x, Multistep(corrector=False), grid=angles)
+    estimates = [state.estimate for state in states if state.estimate is not None]
+    earlier, squared = (widths(estimates[k - 1].noise, estimates[k].noise, angles[k - 1], angles[k]) for k in (2, 3))
+    assert (earlier > 1.5 * squared).any()  # some widths shrink, so that their extrapolation matters
     weights = gaussian_weights(0.4, 0.0, width_at_the_end(squared, earlier))
-    assert torch.allclose(last.x, weights.apply(way[-1].x, said[-len(weights.image) :]), rtol=0, atol=1e-12)
+    assert torch.allclose(last.x, weights.apply(states[-1].x, estimates[-len(weights.image) :]), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(("order", "evaluations"), [(2, 2), (3, 2), (4, 4)])
-def test_what_a_runge_kutta_start_costs(order: int, evaluations: int) -> None:
-    made = sample(world_of_one(), points(), Multistep(order, start="runge-kutta"), 8)
-    assert made.nfe == 8 + (order - 1) * (evaluations - 1)
+def test_evaluations_of_a_runge_kutta_start(order: int, evaluations: int) -> None:
+    result = sample(mixture(), points(), Multistep(order, start="runge-kutta"), 8)
+    assert result.nfe == 8 + (order - 1) * (evaluations - 1)
 
 
-def test_no_images_make_none() -> None:
-    assert sample(world_of_one(), points()[:0], "multistep", 5).images.shape == points()[:0].shape
+def test_an_empty_batch_gives_an_empty_batch() -> None:
+    assert sample(mixture(), points()[:0], "multistep", 5).images.shape == points()[:0].shape
 
 
 def test_gaussian_weights_are_exact_for_gaussian_data() -> None:
@@ -189,7 +190,7 @@ def test_gaussian_weights_are_exact_for_gaussian_data() -> None:
         assert weights.apply(x, [world(x, b)]) == pytest.approx(wanted, abs=1e-12)
 
 
-def test_the_default_is_exact_for_gaussian_data_once_the_width_is_known() -> None:
+def test_the_last_step_is_exact_for_gaussian_data_of_the_estimated_width() -> None:
     world = GaussianData(torch.zeros(1, 4, 4, dtype=torch.float64), 0.15**2)
     x = 0.2 * noise(range(3), (1, 4, 4), dtype=torch.float64)
     size = [math.sqrt(math.sin(angle) ** 2 + (0.15 * math.cos(angle)) ** 2) for angle in (0.3, 0.28, 0.0)]
@@ -208,7 +209,7 @@ def test_an_image_does_not_depend_on_its_batch() -> None:
 
 
 @pytest.mark.parametrize(("form", "clock"), [*product(("both", "image"), CLOCKS)])
-def test_the_whole_arc_is_one_step(form: str, clock: str) -> None:
+def test_one_step_over_the_whole_arc_ends_in_the_image_estimate(form: str, clock: str) -> None:
     got = step_weights(form, clock, PI_2, 0.0, (PI_2,), 55.4)
     assert got.image == pytest.approx((1.0,), abs=1e-13)
     assert got.noise == pytest.approx((-1.0,) if form == "both" else (0.0,), abs=1e-13)
@@ -216,8 +217,8 @@ def test_the_whole_arc_is_one_step(form: str, clock: str) -> None:
 
 
 @pytest.mark.parametrize(("form", "clock", "order"), [*product(("both", *FORMS), CLOCKS, (1, 2, 3, 4))])
-def test_order_in_every_form(form: str, clock: str, order: int) -> None:
-    world, x, (b, a) = world_of_one(), points(), (1.2, 0.4)
+def test_order_of_convergence_in_every_form(form: str, clock: str, order: int) -> None:
+    world, x, (b, a) = mixture(), points(), (1.2, 0.4)
     fine = fine_solution(b, a)
     counts = (64, 96, 128, 192)
     rule = Multistep(order, form, clock, corrector=False, start="runge-kutta", finish="level")
@@ -227,8 +228,8 @@ def test_order_in_every_form(form: str, clock: str, order: int) -> None:
 
 
 @pytest.mark.parametrize("order", [2, 3, 4])
-def test_the_corrector_keeps_the_order_and_gains_accuracy_for_nothing(order: int) -> None:
-    world, x, (b, a) = world_of_one(), points(), (PI_2, 0.0)
+def test_the_corrector_keeps_the_order_and_reduces_the_error_without_evaluations(order: int) -> None:
+    world, x, (b, a) = mixture(), points(), (PI_2, 0.0)
     fine = fine_solution(b, a)
     counts, errors = (48, 64, 96, 128), {}
     for corrector in (False, True):
@@ -237,18 +238,18 @@ def test_the_corrector_keeps_the_order_and_gains_accuracy_for_nothing(order: int
         )
         errors[corrector] = [float((run(rule, world, x, uniform(n, b, a)) - fine).abs().mean()) for n in counts]
     slope = -np.polyfit(np.log(counts), np.log(errors[True]), 1)[0]
-    assert slope > order - 0.25  # and more where the corrector's own error, a fraction of the predictor's, hides
-    if order != 3:  # where the predictor happens to be lucky: its error's leading terms cancel on this world
+    assert slope > order - 0.25  # above it where the corrector's error is the smaller part
+    if order != 3:  # at order 3 the leading terms of the predictor's error cancel on this mixture
         assert all(with_it < 0.25 * without for without, with_it in zip(errors[False], errors[True], strict=True))
     for corrector in (False, True):
         rule = Multistep(order, corrector=corrector)
         assert sample(world, x, rule, 12).nfe == 12
 
 
-def test_what_the_defaults_converge_at() -> None:
-    """Falling, the last step is of order 1, so that 2 is left; level 3, with the corrector, or all 4, from a start of
-    that order; and so does the default, whose last step is exact near the shapes of a mixture."""
-    world, x = world_of_one(), points()
+def test_order_of_convergence_of_starts_and_finishes() -> None:
+    """A falling finish has a last step of order 1, so the order is 2. A level finish has order 3 from a rising start,
+    and 4 from a Runge-Kutta start. So has the default finish, which is nearly exact on a narrow mixture."""
+    world, x = mixture(), points()
     fine = fine_solution(PI_2, 0.0)
     counts = (64, 96, 128, 192)
     starts = {"start": "runge-kutta"}
@@ -261,20 +262,20 @@ def test_what_the_defaults_converge_at() -> None:
     ):
         rule = Multistep(**options)
         errors = [float((run(rule, world, x, uniform(n, PI_2, 0.0)) - fine).abs().mean()) for n in counts]
-        # the corrector's own error is of one order more, and shows where it is not yet the smaller part
+        # the corrector's error is one order higher, and raises the slope at few steps
         assert order - 0.25 < -np.polyfit(np.log(counts), np.log(errors), 1)[0] < order + 0.5
 
 
 @pytest.mark.parametrize("form", ["both", "velocity", "noise", "image"])
-def test_a_finish_in_the_image_is_the_last_estimate(form: str) -> None:
-    """Of the level rule's last point; and of its two estimates the mixture, where a grid ends before the image."""
-    world, x, angles = world_of_one(), points(), [1.4, 1.0, 0.6, 0.3, 0.0]
+def test_the_image_finish_ends_in_the_last_image_estimate(form: str) -> None:
+    """Earlier states are those of the level finish; a grid that ends above 0 ends in the mix of both estimates."""
+    world, x, angles = mixture(), points(), [1.4, 1.0, 0.6, 0.3, 0.0]
     level, image = (
         list(Multistep(form=form, finish=finish, share=None)(world, x, angles, torch.randn_like))
         for finish in ("level", "image")
     )
-    for one, other in zip(level[:-1], image[:-1], strict=True):
-        assert torch.equal(one.x, other.x)
+    for expected, state in zip(level[:-1], image[:-1], strict=True):
+        assert torch.equal(state.x, expected.x)
     last = image[-2].estimate
     assert last is not None
     assert torch.equal(image[-1].x, last.image)
@@ -284,86 +285,86 @@ def test_a_finish_in_the_image_is_the_last_estimate(form: str) -> None:
 
 
 @pytest.mark.parametrize(("b", "a"), [(1.4, 1.0), (0.8, 0.3), (0.4, 0.0)])
-def test_order_1_is_euler_cold_and_ddim(b: float, a: float) -> None:
+def test_order_1_equals_euler_cold_and_ddim(b: float, a: float) -> None:
     x, image, noise = 0.9, 0.7, -1.3
 
-    def one(value: float) -> Tensor:
+    def pixel(value: float) -> Tensor:
         return torch.full((1, 1, 1, 1), value, dtype=torch.float64)
 
     def move(rule: Sampler) -> float:
-        return float(run(rule, lambda x, angle: Estimate(one(image), one(noise)), one(x), [b, a]))
+        return float(run(rule, lambda x, angle: Estimate(pixel(image), pixel(noise)), pixel(x), [b, a]))
 
     for form, twin in (("velocity", Gradient(EULER)), ("image", Cold()), ("noise", Gradient(EULER, "noise"))):
         assert move(Multistep(1, form)) == pytest.approx(move(twin), abs=1e-13)
-    # `both` moves x by what DDIM moves the point that the estimates agree on
+    # `both` moves x by as much as DDIM moves the point that the estimates agree on
     agreed = math.cos(b) * image + math.sin(b) * noise
     assert move(Multistep(1)) - x == pytest.approx(move(DDIM()) - agreed, abs=1e-13)
 
 
-def test_constant_estimates_are_followed_exactly_in_every_form() -> None:
+def test_constant_estimates_are_integrated_exactly() -> None:
     image, noise = (torch.full((1, 1, 1, 1), value, dtype=torch.float64) for value in (0.6, -1.1))
     for form, order in product(("both", "image"), (1, 2, 3, 4)):
-        for width in (0.0, None):  # no width is read from what rounding takes from the noise
+        for width in (0.0, None):  # rounding errors of the noise give no width
             rule = Multistep(order, form, width=width)
             end = run(rule, lambda x, angle: Estimate(image, noise), noise, uniform(6, PI_2, 0.0))
             assert float(end) == pytest.approx(0.6, abs=1e-12)
 
 
-def test_the_default_is_good_in_few_steps() -> None:
-    """A mixture of 64 pictures: the median distance to the exact end, a pixel, beside Euler's and Heun's."""
+def test_the_default_beats_euler_heun_rotation_and_ddim_in_10_evaluations() -> None:
+    """Median distance to the exact end per pixel, on a mixture of 64 pictures."""
     generator = torch.Generator().manual_seed(0)
     means = torch.rand(64, 1, 8, 8, generator=generator, dtype=torch.float64).round() * 2 - 1
     world = MixtureData(means, 0.15)
     x = torch.randn(64, 1, 8, 8, generator=generator, dtype=torch.float64)
     fine = sample(world, x, "rk4", grid=PI_2 * (1 - np.linspace(0, 1, 401)) ** 1.5).images
 
-    def miss(*how: object, **options: object) -> float:
-        images = sample(world, x, *how, **options).images  # type: ignore[arg-type]
+    def error(*settings: object, **options: object) -> float:
+        images = sample(world, x, *settings, **options).images  # type: ignore[arg-type]
         return float((images - fine).flatten(1).norm(dim=1).median()) / 8
 
-    ours = miss("multistep", 10, "octave")
-    assert ours < 0.2 * min(miss("euler", 10), miss("heun", 5), miss("rotation", 10), miss("ddim", 10, "time"))
+    default = error("multistep", 10, "octave")
+    assert default < 0.2 * min(error("euler", 10), error("heun", 5), error("rotation", 10), error("ddim", 10, "time"))
     for worse in ({"share": None}, {"corrector": False}):
-        assert ours < 0.9 * miss("multistep", 10, "octave", **worse), worse
+        assert default < 0.9 * error("multistep", 10, "octave", **worse), worse
 
 
-def test_widths_pay_on_real_digits() -> None:
-    """At 5 evaluations the last step goes from above the width of the data to 0; from 8 on the width is read well."""
+def test_estimated_widths_reduce_the_error_on_real_digits() -> None:
+    """At 5 evaluations the last step spans the width of the data; from 8 on the estimated width is accurate."""
     digits = to_float(open_data(DataSpec(source="digits", size=8, channels=1)).batch(range(300)).images).double()
     world, x = MixtureData(digits, 0.15), noise(range(32), (1, 8, 8), dtype=torch.float64)
     fine = sample(world, x, "adaptive", pair="dormand-prince", tolerance=1e-5).images
 
-    def miss(steps: int, **options: Any) -> float:
+    def error(steps: int, **options: Any) -> float:
         return float((sample(world, x, "multistep", steps, **options).images - fine).flatten(1).norm(dim=1).median())
 
-    assert miss(5) < 0.5 * miss(5, width=0.0)
-    assert miss(8) == pytest.approx(miss(8, width=0.15), rel=0.1)
+    assert error(5) < 0.5 * error(5, width=0.0)
+    assert error(8) == pytest.approx(error(8, width=0.15), rel=0.1)
 
 
 def moments(rule: Sampler, denoise: Callable, angles: Sequence[float]) -> list[tuple[float, float]]:
-    """Exact mean and variance at every angle of a sampler that is linear in the start and in its fresh noise.
+    """Exact mean and variance at every angle, for a sampler that is linear in the first x and in its fresh noise.
 
-    Image 0 starts at zero and draws zero, image 1 starts at one, and image 2 + k draws one at the k-th time.
+    Image 0 starts at 0 and draws 0, image 1 starts at 1, and image 2 + k draws 1 in draw k.
     """
     steps = len(angles) - 1
     x = torch.zeros(2 + steps, 1, 1, 1, dtype=torch.float64)
     x[1] = 1.0
-    drawn = count(2)
+    draws = count(2)
 
     def draw(like: Tensor) -> Tensor:
         fresh = torch.zeros_like(like)
-        fresh[next(drawn)] = 1.0
+        fresh[next(draws)] = 1.0
         return fresh
 
-    found = []
+    exact = []
     for state in rule(denoise, x, angles, draw):
         values = state.x.flatten()
-        found.append((float(values[0]), float((values[1:] - values[0]).square().sum())))
-    return found
+        exact.append((float(values[0]), float((values[1:] - values[0]).square().sum())))
+    return exact
 
 
 @pytest.mark.parametrize(("order", "eta"), [(1, 0.4), (1, 1.0), (2, 0.4), (2, 1.0), (3, 1.0)])
-def test_eta_keeps_the_marginals(order: int, eta: float) -> None:
+def test_fresh_noise_keeps_the_marginals(order: int, eta: float) -> None:
     mean, deviation = 0.3, 0.4
     world = GaussianData(
         torch.full((1, 1, 1), mean, dtype=torch.float64), torch.tensor([[deviation**2]], dtype=torch.float64)
@@ -381,7 +382,7 @@ def test_eta_keeps_the_marginals(order: int, eta: float) -> None:
 
 
 @pytest.mark.parametrize(("b", "a"), [(PI_2, 1.2), (1.0, 0.7), (0.3, 0.1), (0.3, 0.0)])
-def test_order_1_with_full_eta_is_ddpm(b: float, a: float) -> None:
+def test_order_1_at_eta_1_equals_ddpm(b: float, a: float) -> None:
     image = torch.full((1, 1, 1, 1), 0.7, dtype=torch.float64)
     x = torch.full((1, 1, 1, 1), -0.4, dtype=torch.float64)
 
@@ -389,14 +390,14 @@ def test_order_1_with_full_eta_is_ddpm(b: float, a: float) -> None:
         return Estimate(image, (x - math.cos(angle) * image) / math.sin(angle))
 
     for z in (torch.tensor(0.0), torch.tensor(1.7)):
-        ours, theirs = (
+        multistep, ddpm = (
             list(rule(denoise, x, [b, a], z.to(x).expand_as))[-1].x for rule in (Multistep(1, eta=1.0), DDPM("small"))
         )
-        assert float(ours) == pytest.approx(float(theirs), abs=1e-7 if b == PI_2 else 1e-12)
+        assert float(multistep) == pytest.approx(float(ddpm), abs=1e-7 if b == PI_2 else 1e-12)
 
 
-def test_what_it_refuses() -> None:
-    world, x = world_of_one(), points()
+def test_invalid_options_raise() -> None:
+    world, x = mixture(), points()
     for options, message in (
         ({"order": 5}, "order of multistep is 1, 2, 3 or 4, got 5"),
         ({"order": True}, "order of multistep"),

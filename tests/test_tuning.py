@@ -1,4 +1,4 @@
-"""Tuned grids: better on noise they were not tuned on, kept with their network, refused for another."""
+"""Tuned grids: smaller errors on other noise; stored beside the weights, and valid for these weights only."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from quarterarc.sampling import fitting
 from quarterarc.sampling.fitting import Family, Target, equations, misses
 from quarterarc.sampling.plans import Sampling
 from quarterarc.sampling.tuned_grids import TunedGrid, read_tuned, write_tuned
-from quarterarc.sampling.tuning import tune
+from quarterarc.sampling.tuning import tune, tune_run
 from quarterarc.storage.runs import newest_checkpoint
 from quarterarc.wrappers import Clipped, Evaluator, Replayed
 
@@ -41,79 +41,79 @@ def run(tiny_run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_run, tmp_path / "run"))
 
 
-def test_a_tuned_grid_is_better_on_other_noise(world: MixtureData) -> None:
-    found = tune(world, 6, shape=(1, 6, 6), images=32, progress=False)
-    assert set(found.errors) == {"untuned", "weights"}
-    assert found.errors[found.kept] == min(found.errors.values()) < 0.25 * found.errors["untuned"]
-    assert found.steps == found.nfe == 6
-    # and on noise that took no part at all
+def test_a_tuned_grid_has_a_smaller_error_on_other_noise(world: MixtureData) -> None:
+    tuned = tune(world, 6, shape=(1, 6, 6), images=32, progress=False)
+    assert set(tuned.errors) == {"untuned", "weights"}
+    assert tuned.errors[tuned.kept] == min(tuned.errors.values()) < 0.25 * tuned.errors["untuned"]
+    assert tuned.steps == tuned.nfe == 6
+    # and on noise that was used neither for the fit nor for the comparison
     x = noise(range(64), (1, 6, 6), dtype=torch.float64)
     fine = sample(world, x, "adaptive", tolerance=1e-6).images
 
-    def miss(images: torch.Tensor) -> float:
+    def error(images: torch.Tensor) -> float:
         return float((images - fine).flatten(1).norm(dim=1).median())
 
-    tuned = sample(world, x, found.apply(Multistep()), grid=found.angles)
-    assert miss(tuned.images) < 0.3 * miss(sample(world, x, "multistep", 6).images)
+    images = sample(world, x, tuned.apply(Multistep()), grid=tuned.angles).images
+    assert error(images) < 0.3 * error(sample(world, x, "multistep", 6).images)
 
 
-def test_angles_alone_are_better_too(world: MixtureData) -> None:
-    found = tune(world, 6, shape=(1, 6, 6), images=32, weights=False, progress=False)
-    assert set(found.errors) == {"untuned", "angles"}
-    assert found.errors["angles"] < 0.7 * found.errors["untuned"]
-    assert not found.offsets
+def test_tuned_angles_alone_have_a_smaller_error(world: MixtureData) -> None:
+    tuned = tune(world, 6, shape=(1, 6, 6), images=32, weights=False, progress=False)
+    assert set(tuned.errors) == {"untuned", "angles"}
+    assert tuned.errors["angles"] < 0.7 * tuned.errors["untuned"]
+    assert not tuned.offsets
 
 
-def test_weights_make_a_denoiser_exact_whose_flow_is_linear() -> None:
-    """Gaussian data of one variance: every image is the noise times a number, and one weight a step is enough."""
+def test_tuned_weights_are_exact_for_a_linear_flow() -> None:
+    """Gaussian data of one variance: every image is the noise times a number, and one weight per step suffices."""
     world = GaussianData(torch.zeros(1, 4, 4, dtype=torch.float64), 0.25)
-    found = tune(world, 3, shape=(1, 4, 4), images=8, progress=False)
-    assert found.errors["weights"] < 1e-4 < 1e-3 < found.errors["untuned"]
+    tuned = tune(world, 3, shape=(1, 4, 4), images=8, progress=False)
+    assert tuned.errors["weights"] < 1e-4 < 1e-3 < tuned.errors["untuned"]
 
 
-def test_images_taken_in_parts_give_the_same_equations(world: MixtureData, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equations_do_not_depend_on_the_parts(world: MixtureData, monkeypatch: pytest.MonkeyPatch) -> None:
     x = noise(range(8), (1, 6, 6), dtype=torch.float64)
     labels = torch.arange(8) % 2
 
     class Shifted:
-        """Two classes, the second of which is brighter."""
+        """Two classes; the second one is brighter."""
 
         def __call__(self, x: torch.Tensor, angle: Angle, labels: torch.Tensor) -> Estimate:
             brighter = 0.2 * labels.reshape(-1, 1, 1, 1)
-            found = world(x - torch.as_tensor(angle).cos().reshape(-1, 1, 1, 1) * brighter, angle)
-            return Estimate(found.image + brighter, found.noise)
+            estimate = world(x - torch.as_tensor(angle).cos().reshape(-1, 1, 1, 1) * brighter, angle)
+            return Estimate(estimate.image + brighter, estimate.noise)
 
-    trial = Target.of(Shifted(), x, labels)
+    target = Target.of(Shifted(), x, labels)
     family = Family(Sampling(steps=3).plan(world, (1, 6, 6)), (1, 6, 6), weights=True)
     vector = family.begin()
-    whole = equations(trial, family, vector, 0.1)
+    whole = equations(target, family, vector, 0.1)
     monkeypatch.setattr(fitting, "NUMBERS", len(vector) * 36 * 3)  # three images at a time
-    for one, other in zip(equations(trial, family, vector, 0.1), whole, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-9)
+    for parts, expected in zip(equations(target, family, vector, 0.1), whole, strict=True):
+        np.testing.assert_allclose(parts, expected, rtol=1e-6, atol=1e-9)
 
 
 def test_the_gradient_is_that_of_the_logarithm_of_the_errors(
     world: MixtureData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Half the derivative of sum log(error^2 + floor^2), where the added weights are not 0."""
-    monkeypatch.setattr(fitting, "MOVE", 1e-6)  # one-sided differences, here as good as two-sided ones
+    """Half the derivative of sum log(error^2 + floor^2), at nonzero offsets."""
+    monkeypatch.setattr(fitting, "MOVE", 1e-6)  # so small that one-sided differences are as exact as central ones
     monkeypatch.setattr(fitting, "NUDGE", 1e-6)
-    trial = Target.of(world, noise(range(8), (1, 6, 6), dtype=torch.float64))
+    target = Target.of(world, noise(range(8), (1, 6, 6), dtype=torch.float64))
     family = Family(Sampling(steps=3).plan(world, (1, 6, 6)), (1, 6, 6), weights=True)
     vector, floor = family.begin() + 0.01, 0.1
 
     def objective(vector: np.ndarray) -> float:
-        missed = misses(trial, family, vector)
+        missed = misses(target, family, vector)
         assert missed is not None
         return float(np.log((missed**2).sum(1) + floor**2).sum()) / 2
 
-    _, gradient = equations(trial, family, vector, floor)
+    _, gradient = equations(target, family, vector, floor)
     steps = 1e-5 * np.eye(len(vector))
     central = [(objective(vector + step) - objective(vector - step)) / 2e-5 for step in steps]
     np.testing.assert_allclose(gradient, central, rtol=0, atol=3e-4 * np.abs(central).max())
 
 
-def test_a_replayed_denoiser_is_asked_again_only_where_a_run_is_new(world: MixtureData) -> None:
+def test_a_replayed_denoiser_is_evaluated_only_where_a_run_differs(world: MixtureData) -> None:
     counted = Evaluator(world)
     replayed, x = Replayed(counted), noise(range(4), (1, 6, 6), dtype=torch.float64)
 
@@ -130,34 +130,34 @@ def test_a_replayed_denoiser_is_asked_again_only_where_a_run_is_new(world: Mixtu
     assert torch.equal(later, sample(world, x, "multistep", grid=[1.5, 1.0, 0.4, 0.0]).images)
 
 
-def test_any_deterministic_sampler_can_be_tuned_but_only_multistep_has_weights(world: MixtureData) -> None:
-    found = tune(world, 4, "heun", shape=(1, 6, 6), images=16, progress=False)
-    assert set(found.errors) == {"untuned", "angles"}
-    assert found.nfe == 8
-    assert not found.offsets
+def test_samplers_other_than_multistep_have_their_angles_tuned(world: MixtureData) -> None:
+    tuned = tune(world, 4, "heun", shape=(1, 6, 6), images=16, progress=False)
+    assert set(tuned.errors) == {"untuned", "angles"}
+    assert tuned.nfe == 8
+    assert not tuned.offsets
 
 
-def test_the_untuned_grid_is_kept_where_nothing_is_better() -> None:
-    """One picture: the velocity is the arc's own, so that rotation is exact whatever the grid."""
+def test_the_untuned_grid_is_kept_if_it_has_the_smaller_error() -> None:
+    """With one picture rotation is exact on any grid."""
     world = MixtureData(torch.zeros(1, 1, 4, 4, dtype=torch.float64) + 0.3, 1e-9)
-    found = tune(world, 3, "rotation", shape=(1, 4, 4), images=8, progress=False)
-    assert found.kept == "untuned"
-    assert found.angles == tuple(Sampling("rotation", 3).plan(world, (1, 4, 4)).angles)
+    tuned = tune(world, 3, "rotation", shape=(1, 4, 4), images=8, progress=False)
+    assert tuned.kept == "untuned"
+    assert tuned.angles == tuple(Sampling("rotation", 3).plan(world, (1, 4, 4)).angles)
 
 
-def test_a_runge_kutta_start_has_its_angles_tuned_but_no_weights(world: MixtureData) -> None:
-    found = tune(world, 4, shape=(1, 6, 6), images=8, progress=False, order=2, start="runge-kutta")
-    assert set(found.errors) == {"untuned", "angles"}
-    assert not found.offsets
+def test_a_runge_kutta_start_has_its_angles_tuned(world: MixtureData) -> None:
+    tuned = tune(world, 4, shape=(1, 6, 6), images=8, progress=False, order=2, start="runge-kutta")
+    assert set(tuned.errors) == {"untuned", "angles"}
+    assert not tuned.offsets
 
 
-def test_offsets_are_added_to_the_newest_estimates() -> None:
+def test_offsets_are_added_to_the_weights_of_the_latest_estimates() -> None:
     total = StepWeights(1.0, (0.1, 0.2, 0.3), (0.0, 0.0, 1.0)) + StepWeights(0.0, (10.0,), (20.0,))
     assert total == StepWeights(1.0, (0.1, 0.2, 10.3), (0.0, 0.0, 21.0))
     assert StepWeights(0.0, (), ()) + StepWeights(1.0, (2.0,), (3.0,)) == StepWeights(1.0, (2.0,), (3.0,))
 
 
-def test_no_offset_changes_nothing(world: MixtureData) -> None:
+def test_offsets_of_0_change_nothing(world: MixtureData) -> None:
     x = noise(range(3), (1, 6, 6))
     plain = sample(world, x, "multistep", 5).images
     zero = Multistep(offsets=tuple(StepWeights(0.0, (0.0,) * count, (0.0,) * count) for count in (1, 2, 3, 4, 4)))
@@ -166,43 +166,43 @@ def test_no_offset_changes_nothing(world: MixtureData) -> None:
         sample(world, x, zero, 6)
 
 
-def test_weights_are_applied_with_the_width_they_were_fitted_with(run: Path) -> None:
+def test_offsets_are_applied_with_the_width_of_their_fit(run: Path) -> None:
     zero, angles = (StepWeights(0.0, (0.0,), (0.0,)),) * 4, (1.5, 1.0, 0.6, 0.2, 0.0)
-    found = TunedGrid("multistep", {}, angles, zero, {"untuned": 1.0}, "weights", 4, 0.0)
-    assert found.apply(Multistep()) == Multistep(offsets=zero, width=0.0)
-    assert replace(found, width=None).apply(Multistep(width=0.1)) == Multistep(offsets=zero, width=0.1)
-    assert replace(found, offsets=(), width=None).apply(Multistep()) == Multistep()
+    tuned = TunedGrid("multistep", {}, angles, zero, {"untuned": 1.0}, "weights", 4, 0.0)
+    assert tuned.apply(Multistep()) == Multistep(offsets=zero, width=0.0)
+    assert replace(tuned, width=None).apply(Multistep(width=0.1)) == Multistep(offsets=zero, width=0.1)
+    assert replace(tuned, offsets=(), width=None).apply(Multistep()) == Multistep()
     checkpoint = newest_checkpoint(run)
-    write_tuned(checkpoint, [found])
-    assert read_tuned(checkpoint) == [found]
+    write_tuned(checkpoint, [tuned])
+    assert read_tuned(checkpoint) == [tuned]
 
 
-def test_weights_are_fitted_with_widths_or_without_whichever_is_better(world: MixtureData) -> None:
+def test_the_better_of_estimated_widths_and_width_0_is_fitted(world: MixtureData) -> None:
     with_widths, without = (tune(world, steps, shape=(1, 6, 6), images=16, progress=False) for steps in (7, 6))
     assert with_widths.width is None
     assert without.width == 0.0
-    told = tune(world, 6, shape=(1, 6, 6), images=16, progress=False, width=0.0)
-    assert told.width is None  # its options say so
-    assert (told.angles, told.offsets) == (without.angles, without.offsets)
+    explicit = tune(world, 6, shape=(1, 6, 6), images=16, progress=False, width=0.0)
+    assert explicit.width is None  # the width is in the options
+    assert (explicit.angles, explicit.offsets) == (without.angles, without.offsets)
 
 
 def test_tune_and_sample_on_the_command_line(run: Path, cli: Callable, tmp_path: Path) -> None:
-    said = cli("tune", run, "--nfe", "2,3", "--images", "8", "--device", "cpu")
-    assert said.returncode == 0, said.stderr
-    assert "2 evaluations (2 steps): untuned" in said.stdout
+    done = cli("tune", run, "--nfe", "2,3", "--images", "8", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert "2 evaluations (2 steps): untuned" in done.stdout
     grids = read_tuned(newest_checkpoint(run))
-    assert [one.steps for one in grids] == [2, 3]
-    made = tmp_path / "made"
-    said = cli("sample", run, "--grid", "tuned", "--steps", "3", "--seeds", "0-3", "--out", made)
-    assert said.returncode == 0, said.stderr
-    about = json.loads((made / "samples.json").read_text())
+    assert [grid.steps for grid in grids] == [2, 3]
+    out = tmp_path / "made"
+    done = cli("sample", run, "--grid", "tuned", "--steps", "3", "--seeds", "0-3", "--out", out)
+    assert done.returncode == 0, done.stderr
+    about = json.loads((out / "samples.json").read_text())
     assert (about["grid"], about["nfe"], about["sampler"]) == ("tuned", 3, "multistep")
     np.testing.assert_allclose(about["angles"], grids[1].angles)
-    # the plan holds the tuned weights too
+    # the plan has the tuned offsets too
     assert Sampling(steps=3, grid="tuned").plan(load(run)).sampler == grids[1].apply(Multistep())
 
 
-def test_tuning_again_replaces_and_adds(run: Path) -> None:
+def test_a_new_grid_replaces_that_of_the_same_settings(run: Path) -> None:
     checkpoint = newest_checkpoint(run)
 
     def grid(steps: int, error: float) -> TunedGrid:
@@ -215,7 +215,7 @@ def test_tuning_again_replaces_and_adds(run: Path) -> None:
     assert read_tuned(checkpoint) == [grid(3, 1.0), grid(5, 0.5)]
 
 
-def test_values_that_no_tuning_writes_are_refused(run: Path) -> None:
+def test_invalid_tuned_grids_raise(run: Path) -> None:
     checkpoint = newest_checkpoint(run)
     good = TunedGrid("multistep", {}, (1.5, 0.7, 0.0), (), {"untuned": 1.0}, "untuned", 2).describe()
     changes: list[tuple[dict[str, Any], str]] = [
@@ -237,15 +237,17 @@ def test_values_that_no_tuning_writes_are_refused(run: Path) -> None:
         read_tuned(checkpoint)
 
 
-def test_what_it_refuses(run: Path, world: MixtureData, cli: Callable, tmp_path: Path) -> None:
+def test_invalid_arguments_and_grids_of_another_network_raise(
+    run: Path, world: MixtureData, cli: Callable, tmp_path: Path
+) -> None:
     denoise, x = load(run), noise(range(2), (1, 8, 8))
     with pytest.raises(InputError, match="no grid was tuned for this network: run `quarterarc tune`"):
         sample(denoise, x, steps=4, grid="tuned")
     with pytest.raises(InputError, match="a tuned grid belongs to a trained network"):
         sample(world, x[..., :6, :6], steps=4, grid="tuned")
     checkpoint = newest_checkpoint(run)
-    found = TunedGrid("multistep", {}, (1.5, 0.7, 0.0), (), {"untuned": 1.0}, "untuned", 2)
-    write_tuned(checkpoint, [found])
+    tuned = TunedGrid("multistep", {}, (1.5, 0.7, 0.0), (), {"untuned": 1.0}, "untuned", 2)
+    write_tuned(checkpoint, [tuned])
     with pytest.raises(InputError, match=r"no grid was tuned for multistep with 7 steps \(tuned: multistep 2 steps\)"):
         sample(denoise, x, steps=7, grid="tuned")
     # another flow of the same network
@@ -253,7 +255,7 @@ def test_what_it_refuses(run: Path, world: MixtureData, cli: Callable, tmp_path:
         sample(Clipped(denoise), x, steps=2, grid="tuned")
     with pytest.raises(InputError, match="projected by 'none': name another grid"):
         sample(load(run, projection=None), x, steps=2, grid="tuned")
-    # another head or other weights under the same name
+    # another head, or other weights, in the same folder
     for name in ("config.json", "model.safetensors"):
         content = (checkpoint / name).read_bytes()
         changed = content.replace(b'"both"', b'"mean"') if name == "config.json" else content[:-1] + b"\x01"
@@ -278,7 +280,53 @@ def test_what_it_refuses(run: Path, world: MixtureData, cli: Callable, tmp_path:
     assert "'adaptive' chooses its own steps" in cli("tune", run, "--sampler", "adaptive", "--nfe", "2").stderr
     assert "rk4 takes 4 evaluations per step" in cli("tune", run, "--sampler", "rk4", "--nfe", "8,7").stderr
     for words in (("--nfe", "five"), ("--nfe", "1"), ("--sampler", "dppm"), ("--images", "2")):
-        said = cli("tune", run, *words)
-        assert said.returncode == 2
-        assert len(said.stderr.strip().splitlines()) == 1
+        done = cli("tune", run, *words)
+        assert done.returncode == 2
+        assert len(done.stderr.strip().splitlines()) == 1
     assert cli("tune", tmp_path / "none").returncode == 2
+
+
+def test_tune_by_nfe_stores_the_grids_of_a_run_beside_its_weights(run: Path) -> None:
+    settings: dict[str, Any] = {"images": 8, "device": "cpu", "progress": False}
+    grids = tune(run, sampler="heun", nfe=[4, 7], **settings)
+    assert [(grid.steps, grid.nfe) for grid in grids] == [(2, 4), (3, 6)]
+    checkpoint = newest_checkpoint(run)
+    assert read_tuned(checkpoint) == grids
+    single = tune(str(run), sampler="heun", nfe=4, **settings)
+    assert single == grids[0] == tune(run, 2, "heun", **settings)
+    assert read_tuned(checkpoint) == grids
+    # a loaded denoiser is tuned without a file
+    (checkpoint / "tuned.json").unlink()
+    assert tune(load(run), sampler="heun", nfe=4, images=8, progress=False) == single
+    assert not (checkpoint / "tuned.json").exists()
+
+
+def test_tune_run_yields_each_grid_as_soon_as_it_is_stored(run: Path) -> None:
+    grids = tune_run(run, [4, 6], "heun", images=8, device="cpu", progress=False)
+    checkpoint = newest_checkpoint(run)
+    for count, grid in enumerate(grids, start=1):
+        assert read_tuned(checkpoint)[-1] == grid
+        assert len(read_tuned(checkpoint)) == count
+
+
+def test_an_nfe_below_two_steps_raises_before_any_tuning(run: Path, world: MixtureData) -> None:
+    nfes: list[int | list[int]] = [[8, 7], 7, []]
+    for nfe in nfes:
+        with pytest.raises(InputError, match=r"rk4 takes 4 evaluations per step.* at least 8, got"):
+            tune(run, sampler="rk4", nfe=nfe)
+    with pytest.raises(InputError, match="rk4 takes 4 evaluations per step"):
+        tune_run(run, [8, 7], "rk4")  # raises at the call, before the first grid
+    assert not (newest_checkpoint(run) / "tuned.json").exists()
+    for arguments in ({}, {"steps": 4, "nfe": 4}):
+        with pytest.raises(InputError, match=r"give either steps, .* or nfe"):
+            tune(world, shape=(1, 6, 6), **arguments)  # type: ignore[call-overload]
+
+
+def test_a_tuned_grid_stored_with_an_old_option_name_is_found(run: Path) -> None:
+    checkpoint = newest_checkpoint(run)
+    tuned = TunedGrid("ddim", {"eta": 0.0}, (1.5, 0.7, 0.0), (), {"untuned": 1.0}, "untuned", 2)
+    path = write_tuned(checkpoint, [tuned])
+    path.write_text(path.read_text().replace('"eta"', '"churn"'))
+    assert read_tuned(checkpoint) == [tuned]
+    for options in ({"eta": 0.0}, {"churn": 0.0}):
+        assert Sampling("ddim", 2, "tuned", options).plan(load(run)).angles.tolist() == [1.5, 0.7, 0.0]
