@@ -148,7 +148,7 @@ class TensorSource:
         content = hashlib.sha256()
         for part in self.images.split(1024):  # bounds the memory of the copy if the tensor is strided or on a GPU
             content.update(part.cpu().contiguous().numpy().data)
-        self.fingerprint = self.identity = _fingerprint(tuple(self.images.shape), content.hexdigest(), classes)
+        self.fingerprint = self.identity = _fingerprint(classes, tuple(self.images.shape), content.hexdigest())
 
     def name(self, number: int) -> str:
         return f"image {number} of the tensor"
@@ -188,7 +188,7 @@ class PictureSource:
         for image in self._images:
             content.update(repr((image.mode, image.size, image.getpalette() if image.mode == "P" else None)).encode())
             content.update(image.tobytes())
-        self.fingerprint = self.identity = _fingerprint(self.count, content.hexdigest(), classes)
+        self.fingerprint = self.identity = _fingerprint(classes, self.count, content.hexdigest())
 
     def name(self, number: int) -> str:
         return f"image {number} of the list"
@@ -219,10 +219,9 @@ def _labels_of(labels: Any, count: int, spec: DataSpec) -> Labels | None:
     return Labels(numbers[: spec.limit], classes)
 
 
-def _fingerprint(*content: object) -> str:
-    """Hash of the content; without labels of a tensor it equals that of the same images in an evaluation."""
-    *images, labels = content
-    return digest(*images) if labels is None else digest(*images, labels.numbers.tobytes())  # type: ignore[attr-defined]
+def _fingerprint(labels: Labels | None, *images: object) -> str:
+    """Hash of the content; that of a tensor without labels equals that of the same images in an evaluation."""
+    return digest(*images) if labels is None else digest(*images, labels.numbers.tobytes())
 
 
 def _conversion(images: Tensor | NDArray[Any]) -> str:
