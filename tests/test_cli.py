@@ -19,8 +19,7 @@ import torch
 from PIL import Image
 
 from quarterarc.cli import COMMANDS, command_parser, main
-from quarterarc.cli.completion import completion_script
-from quarterarc.cli.model import (
+from quarterarc.cli.arguments import (
     add_device_argument,
     add_sampling_arguments,
     parse_grid,
@@ -30,6 +29,7 @@ from quarterarc.cli.model import (
     parse_seeds,
     sampling_request,
 )
+from quarterarc.cli.completion import completion_script
 from quarterarc.common.errors import InputError
 from quarterarc.grids import GRIDS
 from quarterarc.samplers import SAMPLERS, sampler_options
@@ -114,7 +114,7 @@ def arguments_of(parser: argparse.ArgumentParser, command: str) -> list[argparse
     return list(commands.choices[command]._actions)
 
 
-@pytest.mark.parametrize("command", ["sample", "tune"])
+@pytest.mark.parametrize("command", ["sample", "tune", "evaluate"])
 def test_help_lists_samplers_their_options_and_grids(command: str, help_of: Callable[..., str]) -> None:
     text = help_of(command)
     for name in SAMPLERS:
@@ -133,7 +133,7 @@ def test_the_arguments_of_sampling_are_the_fields_of_the_request() -> None:
     fields = {field.name for field in dataclasses.fields(Sampling)}
     assert {*fields, "labels", "bf16", "device"} == {*vars(parser.parse_args([]))} - {"option"} | {"options"}
     words = ["--sampler", "ddim", "--steps", "4", "--grid", "1.5,0.5,0", "--option", "eta=0.5", "--guidance", "2"]
-    request = sampling_request(parser.parse_args([*words, "--projection", "none"]))
+    request = sampling_request(parser.parse_args([*words, "--labels", "3", "--projection", "none"]))
     assert request == Sampling("ddim", 4, [1.5, 0.5, 0.0], {"eta": 0.5}, 2.0, "none")
 
 

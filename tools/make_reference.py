@@ -215,9 +215,11 @@ def _summary(entry: Any) -> str:
 def _metrics() -> str:
     rows = []
     for name, metric in METRICS.items():
-        needs = "images and a reference" if metric.against else "images"
+        needs = "images and a reference" if metric.needs_reference else "images"
         settings = ", ".join(f"`{setting}`" for setting in metric.uses) or "-"
-        rows.append((f"`{name}`", metric.summary, f"{metric.kind} features of {needs}", settings))
+        rows.append(
+            (f"`{name}`", f"{metric.summary}: {metric.meaning}", f"{metric.kind} features of {needs}", settings)
+        )
     rows += [
         (f"`{name}`", _summary(metric.compute), "images and the network of a run", "-")
         for name, metric in LIKELIHOOD_METRICS.items()

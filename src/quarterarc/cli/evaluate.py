@@ -9,8 +9,8 @@ from typing import Any
 
 from ..common.errors import InputError
 from ..common.text import counted
+from .arguments import add_device_argument, add_sampling_arguments, parse_labels, parse_seeds, sampling_request
 from .listing import grid_listing, sampler_listing
-from .model import add_device_argument, add_sampling_arguments, parse_labels, parse_seeds, sampling_request
 from .parser import Parser
 
 logger = logging.getLogger("quarterarc")

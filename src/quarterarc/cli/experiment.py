@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from ..common.errors import InputError
-from .model import add_device_argument, parse_seeds
+from .arguments import add_device_argument, parse_seeds
 from .parser import Parser
 
 

@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 from ..common.text import counted
+from .arguments import add_device_argument, add_sampling_arguments, parse_labels, parse_seeds, sampling_request
 from .listing import grid_listing, sampler_listing
-from .model import add_device_argument, add_sampling_arguments, load_model, parse_seeds
 from .parser import Parser
 
 
@@ -27,18 +27,21 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the images; 0 when all are there."""
-    seeds = parse_seeds(args.seeds)
-    model = load_model(args, args.model)
+    seeds, labels, sampling = parse_seeds(args.seeds), parse_labels(args.labels), sampling_request(args)
 
+    import torch
+
+    from ..evaluation.sources import open_model
     from ..sampling.folders import write_samples
 
+    model = open_model(args.model, args.device, torch.bfloat16 if args.bf16 else None, args.projection, args.guidance)
     made = write_samples(
         model.denoise,
         args.out,
         seeds,
-        model.sampling,
+        sampling,
         batch_size=args.batch_size,
-        labels=model.labels,
+        labels=labels,
         about=model.about,
     )
     if made:

@@ -22,6 +22,8 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--out", type=Path, metavar="RUN", help="the run folder (required, except with --show)")
     parser.add_argument("--resume", action="store_true", help="continue from the newest complete checkpoint")
     parser.add_argument("--skip-bad", action="store_true", help="leave out, and count, images that cannot be read")
+    device = "cpu, cuda or mps (default: the one that accelerate selects, a GPU if there is one)"
+    parser.add_argument("--device", help=device)
     parser.add_argument("--show", action="store_true", help="print the complete recipe, and train nothing")
 
 
@@ -50,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     from ..training.stopping import Interrupted
 
     try:
-        checkpoint = train(recipe, args.out, resume=args.resume)
+        checkpoint = train(recipe, args.out, device=args.device, resume=args.resume)
     except Interrupted as stopped:
         print(f"quarterarc: {stopped}", file=sys.stderr)
         return 128 + stopped.signal

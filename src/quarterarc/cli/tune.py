@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 
 from ..common.text import counted
+from .arguments import add_device_argument, add_sampler_arguments, parse_numbers, parse_options
 from .listing import grid_listing, sampler_listing
-from .model import add_device_argument, add_sampler_arguments, parse_numbers, parse_options
 from .parser import Parser
 
 

@@ -50,6 +50,7 @@ class Metric:
 
     Attributes:
         summary: name of the metric without the features.
+        meaning: definition and source, in one line.
         kind: the kind of features.
         needs_vectors: whether it needs feature vectors, not only mean and covariance.
         needs_reference: whether it compares with a reference.
@@ -59,6 +60,7 @@ class Metric:
     """
 
     summary: str
+    meaning: str
     kind: str
     needs_vectors: bool
     needs_reference: bool
@@ -95,23 +97,34 @@ def _inception_score(images: ImageFeatures, reference: ImageFeatures, settings: 
     return {"is": score.mean, "is_std": score.std}
 
 
-def _near(summary: str) -> Metric:
-    return Metric(summary, "pool", True, True, ("neighbours",), lambda settings: settings.neighbours + 1, _manifold)
+def _near(summary: str, meaning: str) -> Metric:
+    def fewest(settings: Settings) -> int:
+        return settings.neighbours + 1
+
+    return Metric(summary, meaning, "pool", True, True, ("neighbours",), fewest, _manifold)
 
 
 METRICS: dict[str, Metric] = {
-    "fid": Metric("Frechet distance", "pool", False, True, (), lambda settings: 2, _frechet("pool", "fid")),
-    "sfid": Metric("spatial Frechet distance", "spatial", False, True, (), lambda s: 2, _frechet("spatial", "sfid")),
-    "precision": _near("precision"),
-    "recall": _near("recall"),
-    "density": _near("density"),
-    "coverage": _near("coverage"),
+    "fid": Metric(
+        "Frechet distance", "between Gaussians with the mean and covariance of the features (Heusel et al. 2017)",
+        "pool", False, True, (), lambda settings: 2, _frechet("pool", "fid"),
+    ),
+    "sfid": Metric(
+        "spatial Frechet distance", "the same with spatial features (Nash et al. 2021)",
+        "spatial", False, True, (), lambda settings: 2, _frechet("spatial", "sfid"),
+    ),
+    "precision": _near("precision", "share of images on the manifold of the reference (Kynkaanniemi et al. 2019)"),
+    "recall": _near("recall", "share of the reference on the manifold of the images (Kynkaanniemi et al. 2019)"),
+    "density": _near("density", "reference neighbourhoods that contain an image, over k (Naeem et al. 2020)"),
+    "coverage": _near("coverage", "share of reference neighbourhoods that contain an image (Naeem et al. 2020)"),
     "is": Metric(
-        "inception score", "logits", True, False, ("inception_score", "splits", "seed"),
+        "inception score", "exp of the mean KL divergence of an image's classes from all (Salimans et al. 2016)",
+        "logits", True, False, ("inception_score", "splits", "seed"),
         lambda settings: settings.splits if settings.inception_score == "torch-fidelity" else 1, _inception_score,
     ),
     "kid": Metric(
-        "kernel distance", "pool", True, True, ("subsets", "subset_size", "seed"), lambda settings: 2, _kernel
+        "kernel distance", "unbiased squared maximum mean discrepancy, cubic kernel (Binkowski et al. 2018)",
+        "pool", True, True, ("subsets", "subset_size", "seed"), lambda settings: 2, _kernel,
     ),
 }  # fmt: skip
 """The metrics of features, by name."""

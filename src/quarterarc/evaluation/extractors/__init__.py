@@ -39,18 +39,21 @@ class Pixels(FeatureNetwork):
 
 
 def _digits() -> nn.Module:
+    """A classifier of 8x8 digits that ships with the package, for gray images with sides of 8 to 32 pixels."""
     from .digits import load_digits_net
 
     return load_digits_net()
 
 
 def _inception(weights: Path | None = None) -> nn.Module:
+    """The Inception network of FID (Heusel et al. 2017), with the weights of pytorch-fid and torch-fidelity."""
     from .inception import load_inception
 
     return load_inception(weights)
 
 
 def _dinov2(weights: Path | None = None) -> nn.Module:
+    """DINOv2 ViT-L/14 (Oquab et al. 2023; Stein et al. 2023), which needs `transformers`."""
     from .dinov2 import load_dinov2
 
     return load_dinov2(weights)

@@ -1,4 +1,4 @@
-"""Arguments that commands share, and how their text is read: a sampler, a request to sample, the model of a run."""
+"""Arguments that commands share, and how their text is parsed: a sampler, a request to sample, lists of numbers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import argparse
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -14,15 +13,12 @@ import yaml
 from ..common.errors import InputError
 
 if TYPE_CHECKING:
-    from ..denoiser import Denoiser
     from ..sampling.plans import Sampling
 
 __all__ = [
-    "Model",
     "add_device_argument",
     "add_sampler_arguments",
     "add_sampling_arguments",
-    "load_model",
     "parse_grid",
     "parse_labels",
     "parse_numbers",
@@ -61,57 +57,14 @@ def add_sampling_arguments(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--bf16", action="store_true", help="run the network in bfloat16")
 
 
-@dataclass(frozen=True)
-class Model:
-    """The model of a run, with the request to sample it.
-
-    Attributes:
-        denoise: the denoiser.
-        sampling: the request.
-        labels: classes, used in turn over the seeds; None without labels.
-        about: JSON types that identify the model, for files of results.
-    """
-
-    denoise: Denoiser
-    sampling: Sampling
-    labels: list[int] | None
-    about: dict[str, Any]
-
-
-def load_model(args: argparse.Namespace, run: str) -> Model:
-    """Load the model of a run as the arguments of `add_sampling_arguments` and `add_device_argument` request it.
+def sampling_request(args: argparse.Namespace) -> Sampling:
+    """The request that the arguments of `add_sampling_arguments` describe.
 
     Raises:
-        InputError: if there is no complete checkpoint, or for labels that are not among the model's classes.
+        InputError: for an option or a grid that cannot be parsed, and guidance without labels.
     """
-    labels = parse_labels(args.labels)
-    if args.guidance is not None and labels is None:
+    if args.guidance is not None and args.labels is None:
         raise InputError("--guidance needs --labels: it steers towards a class")
-    sampling = sampling_request(args)
-
-    import torch
-
-    from ..common.devices import pick_device
-    from ..sampling.plans import check_labels
-    from ..storage.checkpoints import hash_of, load
-    from ..storage.runs import newest_checkpoint
-
-    checkpoint = newest_checkpoint(run)
-    denoise = load(checkpoint, pick_device(args.device), torch.bfloat16 if args.bf16 else None, args.projection)
-    check_labels(denoise, labels)
-    about = {
-        "model": str(run),
-        "checkpoint": checkpoint.name,
-        "checkpoint_sha256": hash_of(checkpoint),
-        "guidance": args.guidance,
-        "precision": "bf16" if args.bf16 else "fp32",
-        "projection": args.projection,
-    }
-    return Model(denoise, sampling, labels, about)
-
-
-def sampling_request(args: argparse.Namespace) -> Sampling:
-    """The request that the arguments of `add_sampling_arguments` describe."""
     options = parse_options(args.option)
     grid = parse_grid(args.grid)
 
