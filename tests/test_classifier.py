@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from quarterarc.common.errors import InputError
 from quarterarc.data import DataSpec
+from quarterarc.evaluation.extractors import extractor
 from quarterarc.evaluation.extractors.classifier import Classifier, fit, load_classifier, main, trained_classifier
 
 
@@ -63,6 +64,11 @@ def test_the_command_line_writes_a_file_that_load_classifier_reads(
     assert "accuracy" in capsys.readouterr().out
     network = load_classifier(out)
     assert (network.channels, network.classes.out_features) == (3, 2)
+    images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+    features = extractor("classifier", weights=out)(images)
+    assert torch.equal(features["pool"], network.eval()(images)["pool"])
+    with pytest.raises(InputError, match="need weights"):
+        extractor("classifier")
 
 
 def test_images_without_labels_and_bad_files_raise_input_errors(tmp_path: Path) -> None:

@@ -27,9 +27,11 @@ def add_arguments(parser: Parser) -> None:
         "(default: fid,precision,recall)"
     )
     parser.add_argument("--metrics", metavar="LIST", help=metrics)
-    features = "inception, dinov2, digits, pixels or package.module:name (default: %(default)s)"
+    features = "inception, dinov2, classifier, digits, pixels or package.module:name (default: %(default)s)"
     parser.add_argument("--features", default="inception", metavar="NAME", help=features)
-    parser.add_argument("--weights", metavar="PATH", help="the weights of inception or dinov2 (default: downloaded)")
+    parser.add_argument(
+        "--weights", metavar="PATH", help="the weights of inception or dinov2 (default: downloaded), or of classifier"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the complete result there, as JSON")
     save = "write the statistics of SOURCE there, .safetensors or .npz"
     parser.add_argument("--save-reference", type=Path, metavar="FILE", help=save)

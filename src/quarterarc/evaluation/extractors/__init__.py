@@ -59,8 +59,26 @@ def _dinov2(weights: Path | None = None) -> nn.Module:
     return load_dinov2(weights)
 
 
+def _classifier(weights: Path | None = None) -> nn.Module:
+    from .classifier import load_classifier
+
+    if weights is None:
+        raise InputError(
+            "'classifier' features need weights: train them on your labelled images with "
+            "`python -m quarterarc.evaluation.extractors.classifier`, and give the file as --weights"
+        )
+    return load_classifier(weights)
+
+
 EXTRACTORS: Registry[Callable[..., nn.Module]] = Registry(
-    "feature extractor", {"inception": _inception, "dinov2": _dinov2, "digits": _digits, "pixels": Pixels}
+    "feature extractor",
+    {
+        "inception": _inception,
+        "dinov2": _dinov2,
+        "classifier": _classifier,
+        "digits": _digits,
+        "pixels": Pixels,
+    },
 )
 """Factories of the networks, by name: a class or function without required arguments, or a network.
 
@@ -74,7 +92,8 @@ def extractor(name: str, device: torch.device | str = "cpu", weights: str | Path
     Args:
         name: a name in `EXTRACTORS`, or an import path `package.module:attribute` of such an entry.
         device: device of the network.
-        weights: for `inception` a file of weights, for `dinov2` a model folder; by default the usual download.
+        weights: for `inception` a file of weights, for `dinov2` a model folder, by default the usual download; for
+            `classifier` the file that its training wrote.
 
     Raises:
         InputError: for an unknown name, weights that are missing or do not fit, or a library that is missing or fails

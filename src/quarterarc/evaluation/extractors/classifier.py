@@ -1,6 +1,7 @@
 """Features from a small classifier trained on your own labelled images, where Inception's do not fit or are missing.
 
     python -m quarterarc.evaluation.extractors.classifier --data photos.parquet --out classifier.safetensors
+    quarterarc evaluate RUN photos.parquet --features classifier --weights classifier.safetensors
 
 Frechet distances in these features rank models of the same images. They are not comparable with FID or with distances
 in other features.
