@@ -186,7 +186,7 @@ def _limits(entry: Any) -> Iterator[str]:
 
 
 def _entries(registry: Mapping[str, Callable[..., Any]]) -> Iterator[str]:
-    """A heading, the summary and the options of each entry."""
+    """Per entry a heading, the summary, and a table with one row per option."""
     for name, entry in registry.items():
         yield f"### `{name}`\n"
         yield f"{_summary(entry)}\n"

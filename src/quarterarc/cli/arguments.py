@@ -43,7 +43,7 @@ def add_sampler_arguments(parser: argparse._ActionsContainer) -> None:
 
 
 def add_sampling_arguments(parser: argparse._ActionsContainer) -> None:
-    """One argument for each field of `quarterarc.Sampling`, and the labels and the precision of the network."""
+    """One argument per field of `quarterarc.Sampling`, and the labels and the precision of the network."""
     add_sampler_arguments(parser)
     parser.add_argument("--steps", type=int, metavar="N", help="number of steps (default: 10)")
     grid = "a grid, tuned, package.module:name, or the angles 1.57,1.2,0.6,0 (default: the sampler's own grid)"

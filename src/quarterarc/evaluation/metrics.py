@@ -115,7 +115,7 @@ METRICS: dict[str, Metric] = {
     ),
     "precision": _near("precision", "share of images on the manifold of the reference (Kynkaanniemi et al. 2019)"),
     "recall": _near("recall", "share of the reference on the manifold of the images (Kynkaanniemi et al. 2019)"),
-    "density": _near("density", "reference neighbourhoods that contain an image, over k (Naeem et al. 2020)"),
+    "density": _near("density", "mean number of reference neighbourhoods around an image, over k (Naeem et al. 2020)"),
     "coverage": _near("coverage", "share of reference neighbourhoods that contain an image (Naeem et al. 2020)"),
     "is": Metric(
         "inception score", "exp of the mean KL divergence of an image's classes from all (Salimans et al. 2016)",

@@ -85,7 +85,7 @@ def _bound(denoise: Denoise, images: Tensor, numbers: range, settings: Likelihoo
 def _flow(
     denoise: Denoise, images: Tensor, numbers: range, settings: LikelihoodSettings, batch_size: int
 ) -> FlowLikelihood:
-    """The exact likelihood of the probability flow in bits per dimension (Song et al. 2021b, section 4.3)."""
+    """The likelihood of the probability flow in bits per dimension (Song et al. 2021, Eq. 39)."""
     return flow_bits_per_dim(
         denoise,
         images,
