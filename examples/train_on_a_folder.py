@@ -1,4 +1,4 @@
-"""Train on a folder of images in Python, resume, and sample: what the command line does, step by step."""
+"""Train on a folder of images, resume the run, and sample from it."""
 
 import sys
 import tempfile
@@ -7,24 +7,22 @@ from pathlib import Path
 from PIL import Image
 
 import quarterarc as qa
-from quarterarc.storage.pictures import contact_sheet, write_png
-from quarterarc.training.api import train
-from quarterarc.training.recipe import read_recipe
 
 work = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp())
 photos = work / "photos"
 photos.mkdir(parents=True, exist_ok=True)
-for number in range(12):  # stand-ins for photographs: give a folder of your own instead
+for number in range(12):  # images of one colour in place of photographs: use a folder of your own
     colour = tuple((60 * number + 90 * channel) % 256 for channel in range(3))
     Image.new("RGB", (40, 30), colour).save(photos / f"{number:02d}.png")
 
-recipe = read_recipe(
-    "digits",
-    [f"data.source={photos}", "data.size=16", "data.channels=3", "data.crop=center", "data.flip=true",
-     "network.channels=16", "network.attention=[8]", "training.batch=8", "training.steps=20",
-     "training.checkpoint_every=10", "optimizer.warmup=5"],
-)  # fmt: skip
-checkpoint = train(recipe, work / "run", resume=True)  # run it twice: it goes on where it stopped
-images = qa.generate(qa.load(checkpoint), seeds=range(8), steps=5)
-write_png(work / "samples.png", contact_sheet(qa.to_uint8(images)))
-print(f"look at {work / 'samples.png'}")
+recipe = qa.Recipe(
+    data={"source": str(photos), "crop": "center", "flip": True},
+    size=16,
+    network={"channels": 16, "multipliers": [1, 2], "blocks": 1},  # small; without these lines, DDPM's U-Net
+    training={"steps": 20, "batch": 8, "checkpoint_every": 10},
+)
+checkpoint = qa.train(recipe, work / "run", resume=True)  # a second call continues from the newest checkpoint
+denoise = qa.load(checkpoint)
+result = qa.sample(denoise, qa.noise(range(8), (3, 16, 16)), steps=5)
+result.sheet().save(work / "samples.png")
+print(f"samples: {work / 'samples.png'}")

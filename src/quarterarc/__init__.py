@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from .sampling.tuning import tune
     from .schedules import Schedule, schedule
     from .storage.checkpoints import load, save
+    from .training.api import train
+    from .training.recipe import Recipe
     from .wrappers import Clipped, Guided, Projected
 
 _HOME = {
@@ -52,6 +54,8 @@ _HOME = {
     "sampling.tuning": ("tune",),
     "schedules": ("Schedule", "schedule"),
     "storage.checkpoints": ("load", "save"),
+    "training.api": ("train",),
+    "training.recipe": ("Recipe",),
     "wrappers": ("Clipped", "Guided", "Projected"),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
@@ -65,6 +69,7 @@ __all__ = [
     "InputError",
     "MixtureData",
     "Projected",
+    "Recipe",
     "Result",
     "Sampling",
     "Schedule",
@@ -87,6 +92,7 @@ __all__ = [
     "schedule",
     "to_float",
     "to_uint8",
+    "train",
     "trajectory",
     "tune",
     "velocity",
