@@ -60,7 +60,7 @@ def run_demo(recipe: Recipe, out: Path, measured: int = 400) -> dict[str, Any]:
     default = Sampling().plan(denoise)
 
     started = time.perf_counter()
-    images = generate(denoise, range(SHOWN), batch_size=SHOWN)
+    images = generate(denoise, range(SHOWN), batch_size=SHOWN, progress=False)
     seconds = time.perf_counter() - started
     write_png(out / "samples.png", contact_sheet(to_uint8(images), columns=16, smooth=True))
     angles = _write_progress(denoise, out / "progress.png")

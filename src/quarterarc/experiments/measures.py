@@ -251,6 +251,7 @@ def _pictures(lab: Lab, denoise: Denoiser, cell: Cell, folder: Path) -> dict[str
         cell["steps"],
         cell["grid"],
         batch_size=lab.scale.batch,
+        progress=False,
         **dict(cell["options"]),
     )
     _write(folder / "images.png", images, columns=min(16, cell["images"]))

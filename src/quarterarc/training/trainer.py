@@ -259,7 +259,7 @@ class Trainer:
                            self.denoise.precision, projection="velocity")  # fmt: skip
         seeds = range(settings.sample_count)
         labels = None if classes is None else [seed % classes for seed in seeds]
-        images = generate(denoise, seeds, labels=labels, batch_size=min(64, self.batches.share))
+        images = generate(denoise, seeds, labels=labels, batch_size=min(64, self.batches.share), progress=False)
         folder = self.run / "samples"
         folder.mkdir(exist_ok=True)
         write_png(folder / f"step-{self.step:08d}.png", contact_sheet(to_uint8(images)))
