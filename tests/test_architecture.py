@@ -1,4 +1,4 @@
-"""The floors: imports point strictly down, the network knows nothing of diffusion, and the package itself is lazy."""
+"""Architecture: imports point strictly down, networks are independent of diffusion, the package imports lazily."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import quarterarc
 
 ROOT = Path(quarterarc.__file__).parent
 
-# A unit (a module or package at the top level) imports only units on rows above its own here, which are lower floors.
-# Within a package modules import each other freely, as long as there is no circle.
+# A unit (a module or package at the top level) imports only units of the rows above its own, which are lower floors.
+# Modules of a package import each other freely, without cycles.
 FLOORS = (
     {"common"},
     {"arc", "networks"},
@@ -36,25 +36,25 @@ FLOORS = (
     {"__main__"},
 )
 FLOOR = {unit: number for number, units in enumerate(FLOORS) for unit in units}
-CORE = {unit for units in FLOORS[:7] for unit in units} - {"common", "storage"}
+CORE = {unit for units in FLOORS[:8] for unit in units} - {"common", "storage"}
 
 
 def modules() -> dict[str, Path]:
-    """Every module below the package by its dotted name: `samplers.ddim`."""
-    found = {}
+    """The paths of all modules of the package by dotted name: `samplers.ddim`."""
+    paths = {}
     for path in sorted(ROOT.rglob("*.py")):
         parts = path.relative_to(ROOT).with_suffix("").parts
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
         if name:
-            found[name] = path
-    return found
+            paths[name] = path
+    return paths
 
 
 MODULES = modules()
 
 
 def imports(name: str) -> Iterator[str]:
-    """What a module imports anywhere in it: `.samplers.ddim` of this package, `numpy` of others."""
+    """The imports of a module, at any level: `.samplers.ddim` of this package, `numpy` of others."""
     path = MODULES[name]
     package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -64,14 +64,14 @@ def imports(name: str) -> Iterator[str]:
             yield (node.module or "").replace("quarterarc", "", 1)
         elif isinstance(node, ast.ImportFrom):
             base = [*package[: len(package) - node.level + 1], *(node.module.split(".") if node.module else [])]
-            for alias in node.names:  # `from . import grids` names a module, `from .grids import grid` what is in it
+            for alias in node.names:  # a module (`from . import grids`) or its content
                 inner = ".".join([*base, alias.name])
                 yield "." + (inner if inner in MODULES else ".".join(base))
 
 
 def own(name: str) -> set[str]:
-    """The modules of this package that a module imports; without itself, which is how a package finds its files."""
-    return {each[1:] for each in imports(name) if each.startswith(".") and each != "."} - {name}
+    """The modules of this package that a module imports, without itself."""
+    return {module[1:] for module in imports(name) if module.startswith(".") and module != "."} - {name}
 
 
 def unit(name: str) -> str:
@@ -82,7 +82,7 @@ def unit(name: str) -> str:
 def test_imports_point_strictly_down(name: str) -> None:
     assert unit(name) in FLOOR, f"place '{unit(name)}' in FLOORS"
     for other in own(name):
-        assert other in MODULES, f"{name} imports {other}, which is not there"
+        assert other in MODULES, f"{name} imports {other}, which does not exist"
         if unit(other) != unit(name):
             assert FLOOR[unit(other)] < FLOOR[unit(name)], f"{name} imports {other}, which is not below it"
 
@@ -99,15 +99,15 @@ def test_contributing_lists_the_same_floors() -> None:
     assert [int(number) for number, _ in rows] == list(range(len(listed)))
 
 
-def test_imports_make_no_circle() -> None:
+def test_imports_have_no_cycles() -> None:
     done: set[str] = set()
 
-    def visit(name: str, way: tuple[str, ...]) -> None:
-        assert name not in way, f"circle: {' -> '.join([*way, name])}"
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, f"cycle: {' -> '.join([*path, name])}"
         if name not in done:
-            # a package stands for what its __init__ brings in; its own files do not wait for that
+            # a package stands for the imports of its __init__, on which its own modules do not depend
             for other in own(name) - ({name.rpartition(".")[0]} if "." in name else set()):
-                visit(other, (*way, name))
+                visit(other, (*path, name))
             done.add(name)
 
     for name in MODULES:
@@ -115,25 +115,25 @@ def test_imports_make_no_circle() -> None:
 
 
 def outside(name: str) -> set[str]:
-    """The other packages that a module imports, without the standard library."""
+    """Third-party packages that a module imports."""
     return {
-        each.partition(".")[0] for each in imports(name) if not each.startswith(".") and each
+        module.partition(".")[0] for module in imports(name) if module and not module.startswith(".")
     } - sys.stdlib_module_names
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if unit(name) == "networks"])
-def test_the_network_knows_torch_and_nothing_of_diffusion(name: str) -> None:
+def test_networks_import_torch_and_nothing_of_diffusion(name: str) -> None:
     assert outside(name) <= {"torch"}
     assert {unit(other) for other in own(name)} <= {"networks", "common"}
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if unit(name) in CORE])
-def test_the_core_needs_torch_and_numpy_alone(name: str) -> None:
+def test_the_core_imports_torch_and_numpy_only(name: str) -> None:
     assert outside(name) <= {"torch", "numpy"}
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if unit(name) == "samplers"])
-def test_samplers_know_no_network_no_head_and_no_file(name: str) -> None:
+def test_samplers_import_no_networks_heads_or_files(name: str) -> None:
     assert not {unit(other) for other in own(name)} & {"networks", "heads", "storage", "schedules", "grids"}
 
 
@@ -142,12 +142,12 @@ def run(code: str) -> str:
 
 
 @pytest.mark.parametrize("name", ["quarterarc", "quarterarc.cli"])
-def test_the_package_and_its_help_load_nothing_heavy(name: str) -> None:
+def test_importing_the_package_and_its_help_imports_no_heavy_packages(name: str) -> None:
     heavy = "{'torch', 'numpy', 'PIL', 'accelerate', 'pydantic', 'datasets'}"
     assert run(f"import sys, {name}; print(sorted({heavy} & set(sys.modules)))") == "[]"
 
 
-def test_public_names_are_listed_once_and_all_there() -> None:
+def test_public_names_are_listed_once_and_exist() -> None:
     assert sorted(quarterarc.__all__) == sorted(quarterarc._MODULE)
     assert set(quarterarc.__all__) <= set(dir(quarterarc))
     for name in quarterarc.__all__:
@@ -156,9 +156,9 @@ def test_public_names_are_listed_once_and_all_there() -> None:
         quarterarc.nothing  # noqa: B018
 
 
-def test_type_checkers_see_the_public_names_where_they_are() -> None:
+def test_type_checkers_see_the_public_names_in_their_modules() -> None:
     tree = ast.parse((ROOT / "__init__.py").read_text(encoding="utf-8"))
-    seen = {
+    names = {
         alias.name: node.module
         for guard in tree.body
         if isinstance(guard, ast.If) and ast.unparse(guard.test) == "TYPE_CHECKING"
@@ -166,4 +166,4 @@ def test_type_checkers_see_the_public_names_where_they_are() -> None:
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
-    assert seen == quarterarc._MODULE
+    assert names == quarterarc._MODULE
