@@ -98,6 +98,4 @@ def decisive(recipe: Recipe) -> dict[str, Any]:
         section, _, field = name.partition(".")
         if name != "training.steps":
             del fields[section][field]
-    if not fields["objective"]["options"]:
-        del fields["objective"]["options"]  # new in version 0.2: arms of 0.1 keep their hash
     return fields
