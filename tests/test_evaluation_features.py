@@ -1,6 +1,10 @@
-"""Features: the same pixels give the same numbers wherever they lie, however the work is split, interrupted or not."""
+"""Features: equal for equal pixels, for any storage, number of processes or interrupt; extractors by name."""
+
+from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -8,18 +12,18 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from quarterarc.common.devices import Processes
 from quarterarc.common.errors import InputError
-from quarterarc.data import DataSpec, open_data
+from quarterarc.data import DataSpec, RawBatch, open_data
 from quarterarc.data.image_set import ImageSet
 from quarterarc.evaluation import evaluate
 from quarterarc.evaluation import features as features_module
 from quarterarc.evaluation.extractors import Extractor, extractor
 from quarterarc.evaluation.extractors.digits import HELD_OUT, WEIGHTS
 from quarterarc.evaluation.extractors.inception import FILE, Inception, find_weights, load_inception, resize_tf1
-from quarterarc.evaluation.features import collect
+from quarterarc.evaluation.features import ImageFeatures, collect
 from quarterarc.evaluation.image_files import NpzSet, open_set
 from quarterarc.evaluation.sets import BatchSet, TensorSet
 from quarterarc.evaluation.statistics import Statistics
@@ -27,12 +31,12 @@ from quarterarc.storage.pictures import write_png
 
 
 @pytest.fixture(scope="module")
-def digits():
+def digits() -> RawBatch:
     data = open_data(DataSpec(source="digits", size=8, channels=1, labels=True), progress=False)
     return data.batch(range(data.count or 0))
 
 
-def write_folder(folder, images):
+def write_folder(folder: Path, images: Iterable[Tensor]) -> Path:
     folder.mkdir()
     for number, image in enumerate(images):
         write_png(folder / f"{number:04d}.png", image)
@@ -42,35 +46,37 @@ def write_folder(folder, images):
 # the digits classifier
 
 
-def test_the_classifier_knows_digits_it_was_not_trained_on(digits):
+def test_digits_classifier_classifies_held_out_digits(digits: RawBatch) -> None:
     held = torch.arange(len(digits.images)) % HELD_OUT == HELD_OUT - 1
+    assert digits.labels is not None
     made = extractor("digits")(digits.images[held])
     assert (made["logits"].argmax(1) == digits.labels[held]).double().mean() >= 0.98
     assert made["pool"].shape == (359, 64)
     assert WEIGHTS.stat().st_size < 300_000
 
 
-def test_the_classifier_reads_enlarged_digits(digits):
+def test_digits_classifier_classifies_enlarged_digits(digits: RawBatch) -> None:
     enlarged = digits.images[:200].repeat_interleave(4, 2).repeat_interleave(4, 3)
+    assert digits.labels is not None
     made = extractor("digits")(enlarged)
     assert (made["logits"].argmax(1) == digits.labels[:200]).double().mean() >= 0.95
 
 
-# what an extractor takes and says
+# extractors
 
 
-def test_an_extractor_says_what_it_is():
-    said = extractor("digits").describe()
-    assert said["name"] == "digits"
-    assert "16x16" in said["resize"]
-    assert len(said["weights_sha256"]) == 64
-    assert extractor("digits").weights == said["weights_sha256"]
+def test_description_contains_name_weights_and_resize() -> None:
+    description = extractor("digits").describe()
+    assert description["name"] == "digits"
+    assert "16x16" in description["resize"]
+    assert len(description["weights_sha256"]) == 64
+    assert extractor("digits").weights == description["weights_sha256"]
     changed: Any = extractor("digits").network
     changed.first.weight.data[0, 0, 0, 0] += 1e-6
-    assert Extractor.of("digits", changed).weights != said["weights_sha256"]
+    assert Extractor.of("digits", changed).weights != description["weights_sha256"]
 
 
-def test_images_that_do_not_fit_are_refused(digits):
+def test_images_of_another_dtype_or_shape_raise(digits: RawBatch) -> None:
     take = extractor("digits")
     with pytest.raises(InputError, match=r"quarterarc.to_uint8\(images\)"):
         take(digits.images[:2].float())
@@ -82,7 +88,7 @@ def test_images_that_do_not_fit_are_refused(digits):
         TensorSet(torch.zeros(2, 1, 8, 8))
 
 
-def test_unknown_features_list_the_known_ones():
+def test_unknown_names_and_superfluous_weights_raise() -> None:
     with pytest.raises(InputError, match=r"did you mean 'digits'\?.*dinov2, inception, package"):
         extractor("digit")
     with pytest.raises(InputError, match="take no weights"):
@@ -90,43 +96,43 @@ def test_unknown_features_list_the_known_ones():
 
 
 class Brightness(nn.Module):
-    """Somebody's own network."""
+    """A network from outside the package."""
 
     resize = "none at all"
 
-    def forward(self, images):
+    def forward(self, images: Tensor) -> Any:
         return images.flatten(1).double().mean(1, keepdim=True)
 
 
 class Broken(Brightness):
-    def forward(self, images):
+    def forward(self, images: Tensor) -> Any:
         return {"pool": images}
 
 
 @pytest.fixture
-def theirs(monkeypatch):
+def external_module(monkeypatch: pytest.MonkeyPatch) -> None:
     module: Any = ModuleType("their_features")
     module.Brightness, module.ready, module.broken, module.number = Brightness, Brightness(), Broken(), 7
     monkeypatch.setitem(sys.modules, "their_features", module)
 
 
 @pytest.mark.parametrize("name", ["their_features:Brightness", "their_features:ready"])
-def test_any_network_by_its_path(theirs, name, digits):
-    found = extractor(name)
-    assert found.describe()["resize"] == "none at all"
+def test_extractors_are_found_by_import_path(external_module: None, name: str, digits: RawBatch) -> None:
+    take = extractor(name)
+    assert take.describe()["resize"] == "none at all"
     expected = digits.images[:5].float().flatten(1).mean(1, keepdim=True)
-    torch.testing.assert_close(found(digits.images[:5])["pool"], expected)
+    torch.testing.assert_close(take(digits.images[:5])["pool"], expected)
     result = evaluate(digits.images[:50], digits.images[50:], ["fid"], features=name, progress=False)
     assert result["extractor"]["name"] == name
 
 
-def test_networks_that_cannot_be_used_are_refused(theirs, digits):
-    for name, said in (
+def test_networks_that_cannot_be_used_raise(external_module: None, digits: RawBatch) -> None:
+    for name, message in (
         ("their_features:nothing", "no attribute 'nothing'"),
         ("no_such_package:it", "No module named"),
         ("their_features:number", "is a int: a class or function is expected"),
     ):
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=message):
             extractor(name)
     with pytest.raises(InputError, match=r"returns pool features of shape \(5, 1, 8, 8\) for 5 images"):
         extractor("their_features:broken")(digits.images[:5])
@@ -135,7 +141,7 @@ def test_networks_that_cannot_be_used_are_refused(theirs, digits):
 # inception
 
 
-def tf1_resize(image, size):
+def tf1_resize(image: np.ndarray, size: int) -> np.ndarray:
     """TensorFlow's loop over pixels (`resize_bilinear_op.cc`), in float32, without half-pixel centres: (H, W)."""
     height, width = image.shape
     scale_y, scale_x = np.float32(height / size), np.float32(width / size)
@@ -155,7 +161,7 @@ def tf1_resize(image, size):
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (32, 20), (299, 299), (310, 501)])
-def test_the_resize_is_tensorflows_bit_for_bit(shape):
+def test_resize_equals_tensorflows_bit_for_bit(shape: tuple[int, int]) -> None:
     pixels = np.random.RandomState(0).randint(0, 256, shape).astype(np.float32)
     made = resize_tf1(torch.from_numpy(pixels)[None, None], 299, 299)[0, 0].numpy()
     assert np.array_equal(made, tf1_resize(pixels, 299))
@@ -164,8 +170,8 @@ def test_the_resize_is_tensorflows_bit_for_bit(shape):
 
 
 @pytest.fixture(scope="module")
-def inception_weights(tmp_path_factory):
-    """Random weights under the published names, without the counters that the published file does not hold."""
+def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights under the published names, without the counters that the published file lacks."""
     torch.manual_seed(0)
     state = Inception().state_dict()
     path = tmp_path_factory.mktemp("weights") / FILE
@@ -173,9 +179,9 @@ def inception_weights(tmp_path_factory):
     return path
 
 
-def test_inception_has_the_published_names_and_shapes(inception_weights):
+def test_inception_has_the_published_parameter_names_and_shapes(inception_weights: Path) -> None:
     state = torch.load(inception_weights, weights_only=True)
-    # 94 convolutions with 4 tensors of normalisation each, and the last layer, as in the published file
+    # 94 convolutions with 4 tensors of batch normalisation per convolution, and the last layer
     assert len(state) == 94 * 5 + 2
     for name, shape in {
         "Conv2d_1a_3x3.conv.weight": (32, 3, 3, 3),
@@ -196,25 +202,25 @@ def test_inception_has_the_published_names_and_shapes(inception_weights):
         assert tuple(state[name].shape) == shape
 
 
-def test_inception_gives_the_three_kinds(inception_weights, digits):
-    found = extractor("inception", weights=inception_weights)
+def test_inception_computes_three_kinds_of_features(inception_weights: Path, digits: RawBatch) -> None:
+    take = extractor("inception", weights=inception_weights)
     seen: dict[str, torch.Tensor] = {}
-    network: Any = found.network
+    network: Any = take.network
     network.Mixed_6d.register_forward_hook(lambda module, given, made: seen.update(spatial=made))
-    made = found(digits.images[:2])
+    made = take(digits.images[:2])
     assert {kind: tuple(values.shape) for kind, values in made.items()} == {
         "pool": (2, 2048),
         "spatial": (2, 2023),
         "logits": (2, 1008),
     }
-    # place (h, w), channel c stands at (17 h + w) 7 + c
+    # position (h, w), channel c has index (17 h + w) 7 + c
     assert made["spatial"][1, (17 * 3 + 5) * 7 + 2] == seen["spatial"][1, 2, 3, 5]
     torch.testing.assert_close(made["logits"], made["pool"] @ network.fc.weight.T)
-    colour = found(digits.images[:2].expand(-1, 3, -1, -1))
+    colour = take(digits.images[:2].expand(-1, 3, -1, -1))
     assert torch.equal(made["pool"], colour["pool"])
 
 
-def test_inception_weights_in_either_format_have_one_hash(inception_weights, tmp_path):
+def test_hash_of_inception_weights_is_independent_of_the_format(inception_weights: Path, tmp_path: Path) -> None:
     save_file(torch.load(inception_weights, weights_only=True), tmp_path / "inception.safetensors")
     one, other = (
         extractor("inception", weights=path).weights for path in (inception_weights, tmp_path / "inception.safetensors")
@@ -222,9 +228,11 @@ def test_inception_weights_in_either_format_have_one_hash(inception_weights, tmp
     assert one == other
 
 
-def test_inception_weights_that_cannot_be_used(inception_weights, tmp_path, monkeypatch):
+def test_inception_weights_that_cannot_be_used_raise(
+    inception_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Evil:
-        def __reduce__(self):
+        def __reduce__(self) -> tuple[Any, ...]:
             return (exec, ("raise SystemExit('a pickle was run')",))
 
     for name, content in (("evil", {"fc.weight": Evil()}), ("list", [1, 2])):
@@ -241,10 +249,12 @@ def test_inception_weights_that_cannot_be_used(inception_weights, tmp_path, monk
         load_inception(tmp_path / "none.pth")
 
 
-def test_missing_inception_weights_say_which_file_goes_where(tmp_path, monkeypatch):
+def test_error_for_missing_inception_weights_names_file_and_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
 
-    def offline(url, timeout):
+    def offline(url: str, timeout: float) -> None:
         raise OSError("Name or service not known")
 
     monkeypatch.setattr("urllib.request.urlopen", offline)
@@ -258,9 +268,9 @@ def test_missing_inception_weights_say_which_file_goes_where(tmp_path, monkeypat
     assert find_weights().name.startswith("pt_inception")
 
 
-def test_a_library_that_breaks_on_import_is_one_line(monkeypatch):
+def test_a_failing_import_of_transformers_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     class Breaks(ModuleType):
-        def __getattr__(self, name):
+        def __getattr__(self, name: str) -> None:
             raise RuntimeError("operator torchvision::nms does not exist")
 
     monkeypatch.setitem(sys.modules, "transformers", Breaks("transformers"))
@@ -271,17 +281,17 @@ def test_a_library_that_breaks_on_import_is_one_line(monkeypatch):
         extractor("dinov2")
 
 
-def test_dinov2_gives_the_class_token_of_normalised_images(tmp_path, monkeypatch):
+def test_dinov2_returns_the_class_token_of_normalised_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "config.json").write_text("{}")
     seen = {}
 
     class Model(nn.Module):
         @classmethod
-        def from_pretrained(cls, folder, use_safetensors):
+        def from_pretrained(cls, folder: str, use_safetensors: bool) -> Model:
             assert (folder, use_safetensors) == (str(tmp_path), True)
             return cls()
 
-        def forward(self, pixel_values):
+        def forward(self, pixel_values: Tensor) -> Any:
             seen["pixels"] = pixel_values
             return type("Output", (), {"last_hidden_state": torch.arange(24.0).reshape(2, 3, 4)})
 
@@ -299,10 +309,10 @@ def test_dinov2_gives_the_class_token_of_normalised_images(tmp_path, monkeypatch
         assert seen["pixels"][1, channel, 9, 9].item() == pytest.approx((1 - mean) / std, rel=1e-5)
 
 
-# one pass
+# collect
 
 
-def test_a_png_round_trip_gives_the_same_features_bit_for_bit(digits, tmp_path):
+def test_features_are_equal_bit_for_bit_for_any_storage(digits: RawBatch, tmp_path: Path) -> None:
     images = digits.images[:70]
     folder = write_folder(tmp_path / "png", images)
     np.savez(tmp_path / "images.npz", images.permute(0, 2, 3, 1).numpy())
@@ -313,7 +323,9 @@ def test_a_png_round_trip_gives_the_same_features_bit_for_bit(digits, tmp_path):
         open_set(folder),
         NpzSet(tmp_path / "images.npz"),
     ]
-    first, *others = (collect(each, take, ["pool"], ["pool", "logits"], batch_size=16, progress=False) for each in sets)
+    first, *others = (
+        collect(images, take, ["pool"], ["pool", "logits"], batch_size=16, progress=False) for images in sets
+    )
     assert torch.equal(first.vectors["pool"], torch.cat([take(part)["pool"] for part in images.split(16)]))
     for other in others:
         assert other.count == 70
@@ -323,22 +335,24 @@ def test_a_png_round_trip_gives_the_same_features_bit_for_bit(digits, tmp_path):
         assert torch.equal(other.statistics["pool"].mean, first.statistics["pool"].mean)
 
 
-def test_moments_alone_keep_no_features(digits):
-    found = collect(TensorSet(digits.images[:100]), extractor("digits"), ["pool"], progress=False)
-    assert not found.vectors
-    assert found.statistics["pool"].count == 100
+def test_statistics_alone_keep_no_vectors(digits: RawBatch) -> None:
+    features = collect(TensorSet(digits.images[:100]), extractor("digits"), ["pool"], progress=False)
+    assert not features.vectors
+    assert features.statistics["pool"].count == 100
 
 
 @pytest.mark.parametrize("count", [2, 3, 7])
-def test_processes_share_the_batches_and_join_to_the_same(digits, monkeypatch, count):
-    """Every share is computed as a process would; only the sending is left out (the command's test has two)."""
+def test_parts_of_several_processes_merge_to_the_whole(
+    digits: RawBatch, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """Every part is computed as in a process of its own; only the communication is replaced."""
     images, take = TensorSet(digits.images[:90]), extractor("digits")
     whole = collect(images, take, ["pool"], ["logits"], batch_size=16, progress=False)
-    passes = []
+    parts: list[Any] = []
 
-    def gathered(found, processes):
-        passes.append(found)
-        return passes
+    def gathered(part: Any, processes: int) -> list[Any]:
+        parts.append(part)
+        return parts
 
     monkeypatch.setattr(features_module, "_gathered", gathered)
     for rank in reversed(range(count)):
@@ -354,24 +368,24 @@ def test_processes_share_the_batches_and_join_to_the_same(digits, monkeypatch, c
 
 
 class Interrupts(nn.Module):
-    """Counts the images that it sees, and is interrupted after some batches."""
+    """Counts images, and raises KeyboardInterrupt after a number of batches."""
 
-    def __init__(self, batches):
+    def __init__(self, batches: int) -> None:
         super().__init__()
         self.left, self.seen = batches, 0
 
-    def forward(self, images):
+    def forward(self, images: Tensor) -> Tensor:
         if self.left == 0:
             raise KeyboardInterrupt
         self.left, self.seen = self.left - 1, self.seen + len(images)
         return images.flatten(1).float()
 
 
-def test_an_interrupted_pass_goes_on_where_it_stopped(digits, tmp_path):
+def test_an_interrupted_pass_continues_at_the_next_batch(digits: RawBatch, tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "png", digits.images[:50])
     cache = tmp_path / "cache"
 
-    def run(network, cache=cache):
+    def run(network: nn.Module, cache: Path | None = cache) -> ImageFeatures:
         take = Extractor.of("pixels", network)
         return collect(open_set(folder), take, ["pool"], ["pool"], batch_size=8, cache=cache, progress=False)
 
@@ -382,17 +396,17 @@ def test_an_interrupted_pass_goes_on_where_it_stopped(digits, tmp_path):
     resumed = run(again)
     assert again.seen == 50 - 3 * 8
     assert torch.equal(resumed.vectors["pool"], whole.vectors["pool"])
-    assert torch.equal(resumed.statistics["pool"].scatter, whole.statistics["pool"].scatter)
+    assert torch.equal(resumed.statistics["pool"].covariance, whole.statistics["pool"].covariance)
     assert resumed.count == 50
-    write_png(folder / "0007.png", 255 - digits.images[7])  # other images: nothing of theirs is there
+    write_png(folder / "0007.png", 255 - digits.images[7])  # other images have no cached features
     other = Interrupts(99)
     assert not torch.equal(run(other).vectors["pool"], whole.vectors["pool"])
     assert other.seen == 50
 
 
-def test_nan_in_features_names_how_many_and_the_first_image(digits):
+def test_nan_in_features_raises_with_count_and_first_row(digits: RawBatch) -> None:
     class Bad(nn.Module):
-        def forward(self, images):
+        def forward(self, images: Tensor) -> Tensor:
             pixels = images.flatten(1).float()
             return torch.where(pixels.mean(1, keepdim=True) == 255.0, torch.nan, pixels)
 
@@ -404,7 +418,7 @@ def test_nan_in_features_names_how_many_and_the_first_image(digits):
         collect(TensorSet(images), Extractor.of("bad", Bad()), ["pool"], batch_size=16, progress=False)
 
 
-def test_sets_that_cannot_be_read_are_refused(digits, tmp_path):
+def test_sets_that_cannot_be_read_raise(digits: RawBatch, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no images"):
         collect(BatchSet([]), extractor("digits"), ["pool"], progress=False)
     with pytest.raises(InputError, match="different shapes"):
@@ -431,17 +445,17 @@ def test_sets_that_cannot_be_read_are_refused(digits, tmp_path):
         collect(open_set(folder), extractor("digits"), ["pool"], progress=False)
 
 
-def test_an_npz_that_holds_no_images_is_refused(digits, tmp_path):
+def test_an_npz_without_images_raises(digits: RawBatch, tmp_path: Path) -> None:
     images = digits.images[:5].permute(0, 2, 3, 1).numpy()
     path = tmp_path / "images.npz"
-    for arrays, said in (
+    for arrays, message in (
         ([images.astype(np.float32)], "uint8.*got float32"),
         ([images[0]], r"got uint8 \(8, 8, 1\)"),
         ([images[:0]], "holds no images"),
         ([np.array([{"a": 1}], dtype=object)], "pickle"),
     ):
         np.savez(path, *arrays)
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=message):
             NpzSet(path)
     np.savez(path, other=images)
     with pytest.raises(InputError, match="save them as arr_0"):
@@ -451,15 +465,15 @@ def test_an_npz_that_holds_no_images_is_refused(digits, tmp_path):
         NpzSet(path)
 
 
-def test_an_npz_is_read_piece_by_piece_and_compressed_ones_too(digits, tmp_path):
+def test_wanted_batches_of_a_compressed_npz(digits: RawBatch, tmp_path: Path) -> None:
     np.savez_compressed(tmp_path / "images.npz", digits.images[:50].permute(0, 2, 3, 1).numpy())
-    found = dict(NpzSet(tmp_path / "images.npz").batches(16, lambda number: number in (1, 3)))
-    assert torch.equal(found[1], digits.images[16:32])
-    assert torch.equal(found[3], digits.images[48:50])
+    batches = dict(NpzSet(tmp_path / "images.npz").batches(16, lambda number: number in (1, 3)))
+    assert torch.equal(batches[1], digits.images[16:32])
+    assert torch.equal(batches[3], digits.images[48:50])
 
 
-def test_statistics_of_a_pass_are_those_of_its_features(digits):
-    found = collect(TensorSet(digits.images[:200]), extractor("pixels"), ["pool"], ["pool"], progress=False)
-    expected = Statistics.of(found.vectors["pool"])
-    torch.testing.assert_close(found.statistics["pool"].covariance, expected.covariance, rtol=1e-12, atol=1e-14)
-    assert found.vectors["pool"].max() <= 1.0
+def test_statistics_of_a_pass_equal_those_of_its_vectors(digits: RawBatch) -> None:
+    features = collect(TensorSet(digits.images[:200]), extractor("pixels"), ["pool"], ["pool"], progress=False)
+    expected = Statistics.of(features.vectors["pool"])
+    torch.testing.assert_close(features.statistics["pool"].covariance, expected.covariance, rtol=1e-12, atol=1e-14)
+    assert features.vectors["pool"].max() <= 1.0

@@ -24,7 +24,7 @@ def draw(count: int, dimensions: int, seed: int = 0, intrinsic: int | None = Non
 
 
 def by_definition(real: Tensor, fake: Tensor, k: int) -> tuple[float, float, float, float]:
-    """The four numbers from all squared differences in float64."""
+    """The four scores from all squared differences in float64."""
     real, fake = real.double(), fake.double()
 
     def squared(a: Tensor, b: Tensor) -> Tensor:
@@ -41,28 +41,28 @@ def by_definition(real: Tensor, fake: Tensor, k: int) -> tuple[float, float, flo
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize(("shift", "share"), [(3.0, 1.0), (3.1, 0.9), (11.0, 0.2), (12.0, 0.1), (12.1, 0.0)])
-def test_a_line_against_its_shift(shift: float, share: float, dtype: type) -> None:
-    # the ball of 9 reaches 3, that of 8 reaches 2: at 3 and 12 it is the border that counts
+def test_precision_and_recall_of_a_shifted_line(shift: float, share: float, dtype: type) -> None:
+    # the balls of 9 and 8 have radii 3 and 2: the points 3 and 12 lie exactly on a border
     real: Any = LINE.astype(dtype)
     fake: Any = (LINE + shift).astype(dtype)
     assert precision_recall(real, fake, k=3) == (share, share)
 
 
 @pytest.mark.parametrize("beyond", [1e-4, 1e-6, 1e-8, 1e-12])
-def test_the_border_is_as_sharp_as_float64(beyond: float) -> None:
-    # float32 ends at 1e-7
+def test_the_border_of_a_ball_is_exact_to_float64(beyond: float) -> None:
+    # the relative precision of float32 is 1e-7
     assert precision_recall(LINE, LINE + 3.0 + beyond, k=3) == (0.9, 0.9)
     assert precision_recall(LINE, LINE + 3.0 - beyond, k=3) == (1.0, 1.0)
 
 
-def test_density_and_coverage_of_a_line() -> None:
-    # from the end inwards the balls of 0..9 reach 3, 2, 2, ..., 2, 3 and of their own points hold 4, 4, 5, ..., 5, 4, 4
+def test_density_and_coverage_of_a_shifted_line() -> None:
+    # the balls of 0..9 have radii 3, 2, 2, ..., 2, 3 and contain 4, 4, 5, ..., 5, 4, 4 of the points
     assert density_coverage(LINE, LINE, k=3) == pytest.approx((46 / 30, 1.0))
-    # shifted by 11, only 9's ball holds anything: the first fake image
+    # shifted by 11, only the ball of 9 contains a fake image, the first one
     assert density_coverage(LINE, LINE + 11.0, k=3) == pytest.approx((2 / 30, 0.1))
 
 
-def test_mode_collapse_keeps_precision_and_loses_recall() -> None:
+def test_mode_collapse_has_precision_1_and_recall_0() -> None:
     real = LINE
     fake = 4.5 + 1e-3 * LINE
     collapsed = precision_recall(real, fake)
@@ -77,7 +77,7 @@ def kinds() -> Iterator[tuple[str, Tensor, Tensor]]:
     yield "far from 0", draw(150, 8) + 1000.0, draw(151, 8, 1) + 1000.0
     # many neighbours at exactly the same distance
     yield "whole numbers", draw(150, 6).mul(2).round(), draw(151, 6, 1).mul(2).round()
-    # spread by 1e-6 of their lengths: nothing float32 can order
+    # a spread of 1e-6 of the lengths, which float32 cannot order
     modes = 100.0 * draw(3, 8, 5).double()
     yield (
         "tight modes",
@@ -92,19 +92,19 @@ def kinds() -> Iterator[tuple[str, Tensor, Tensor]]:
 
 @pytest.mark.parametrize(("real", "fake"), [pytest.param(r, f, id=name) for name, r, f in kinds()])
 @pytest.mark.parametrize("k", [1, 4])
-def test_every_block_size_gives_exactly_the_definition(real: Tensor, fake: Tensor, k: int) -> None:
+def test_every_block_size_equals_the_definition_exactly(real: Tensor, fake: Tensor, k: int) -> None:
     want = by_definition(real, fake, k)
     for block in (2048, 37, 6):
         assert tuple(manifold_scores(real, fake, k, block=block)) == want
 
 
-def test_blocks_of_one_and_the_fewest_images() -> None:
+def test_blocks_of_one_and_the_smallest_sets() -> None:
     real, fake = draw(4, 2), draw(5, 2, 1)
     assert tuple(manifold_scores(real, fake, 3, block=1)) == by_definition(real, fake, 3)
 
 
-def test_a_repeated_image_is_inside_its_own_ball_of_no_size() -> None:
-    # 0 has 3 copies, so that its ball has radius 0; with a norm of 45 a float32 product is 1e-4 off
+def test_repeated_images_lie_in_their_ball_of_radius_0() -> None:
+    # image 0 has 3 copies, so that its ball has radius 0; with a norm of 45 a float32 product has an error of 1e-4
     real = torch.cat([draw(1, 2048).repeat(4, 1), draw(50, 2048, 1)])
     fake = torch.cat([real[:1], draw(20, 2048, 2) + 10.0])
     scores = manifold_scores(real, fake, 3)
@@ -113,20 +113,20 @@ def test_a_repeated_image_is_inside_its_own_ball_of_no_size() -> None:
     assert scores.coverage == 4 / 54
 
 
-def test_copies_in_another_layout_are_copies() -> None:
+def test_the_memory_layout_does_not_matter() -> None:
     real = torch.cat([draw(1, 999).repeat(4, 1), draw(50, 999, 1)])
     fake = real.T.contiguous().T
     assert manifold_scores(real, fake) == manifold_scores(real, real.numpy())
 
 
-def test_a_copy_of_the_neighbour_that_sets_the_radius_is_on_the_border() -> None:
+def test_a_copy_of_the_kth_neighbour_is_on_the_border() -> None:
     real = draw(60, 512)
     distances = torch.cdist(real.double(), real.double()).fill_diagonal_(math.inf)
     fake = real[distances.topk(3, largest=False).indices[:, 2]]
     assert manifold_scores(real, fake, 3).coverage == 1.0
 
 
-def test_float64_alone_where_float32_products_may_be_short() -> None:
+def test_float64_is_used_if_float32_products_may_be_imprecise() -> None:
     real, fake = draw(150, 40), draw(131, 40, 1)
     want = manifold_scores(real, fake)
     torch.set_float32_matmul_precision("medium")
@@ -141,7 +141,7 @@ def test_float64_alone_where_float32_products_may_be_short() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("dimensions", [2, 700])
-def test_the_filters_bounds_hold(dtype: Any, dimensions: int) -> None:
+def test_the_error_bounds_of_the_filter_hold(dtype: Any, dimensions: int) -> None:
     real, fake = draw(90, dimensions) * torch.logspace(-3, 3, 90)[:, None] + 7.0, draw(80, dimensions, 1)
     reals, fakes = module._frame(real, fake)
     lower = module._lower(reals, slice(0, 90), fakes, slice(0, 80), dtype).double()
@@ -152,7 +152,7 @@ def test_the_filters_bounds_hold(dtype: Any, dimensions: int) -> None:
     assert torch.finfo(dtype).eps < reals.tolerance(dtype) < dimensions * 100 * torch.finfo(dtype).eps
 
 
-def test_the_radii_of_nearly_every_image_need_no_second_look(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nearly_all_radii_are_settled_by_the_first_filter(monkeypatch: pytest.MonkeyPatch) -> None:
     measured = []
     squared_distances = module._squared_distances
 
@@ -162,12 +162,12 @@ def test_the_radii_of_nearly_every_image_need_no_second_look(monkeypatch: pytest
 
     monkeypatch.setattr(module, "_squared_distances", count)
     manifold_scores(draw(500, 256, 0, 16), draw(500, 256, 1, 16))
-    # one measured pair an image is the least: the radius itself
+    # at least one pair per image is computed: the radius itself
     assert 1000 <= sum(measured) < 1300
 
 
-def test_agrees_with_prdc() -> None:
-    """`prdc.compute_prdc`, whose balls are open: the same away from ties."""
+def test_scores_agree_with_prdc() -> None:
+    """`prdc.compute_prdc`, whose balls are open: equal except for ties."""
     real, fake = draw(300, 32, 0, 6), draw(250, 32, 1, 6) + 0.1
 
     def radii(x: Tensor) -> Any:
@@ -188,7 +188,7 @@ def test_agrees_with_prdc() -> None:
     assert 0.1 < got.recall < 1.0
 
 
-def test_agrees_with_torch_fidelity() -> None:
+def test_scores_agree_with_torch_fidelity() -> None:
     """`calculate_precision_recall_full`, which counts the image as its own nearest neighbour."""
     real, fake = draw(300, 32, 0, 6).double(), draw(250, 32, 1, 6).double() + 0.1
     radii_real, radii_fake = (torch.cdist(x, x).kthvalue(4).values for x in (real, fake))
@@ -199,7 +199,7 @@ def test_agrees_with_torch_fidelity() -> None:
     assert precision_recall(real, fake, 3) == pytest.approx((precision, recall), abs=1e-12)
 
 
-def test_numpy_and_torch_and_the_parts_agree_and_the_arrays_are_only_read() -> None:
+def test_numpy_and_torch_agree_and_arguments_are_unchanged() -> None:
     real, fake = draw(60, 5).double(), draw(50, 5, 1).double()
     before = real.clone(), fake.clone()
     scores = manifold_scores(real, fake)
@@ -211,7 +211,7 @@ def test_numpy_and_torch_and_the_parts_agree_and_the_arrays_are_only_read() -> N
 
 
 @pytest.mark.parametrize(
-    ("real", "fake", "k", "says"),
+    ("real", "fake", "k", "message"),
     [
         (draw(9, 3), draw(9, 2), 3, "real features have 3 dimensions and fake features 2"),
         (draw(3, 3), draw(9, 3), 3, "real features hold 3 images where at least 4 are needed"),
@@ -227,8 +227,8 @@ def test_numpy_and_torch_and_the_parts_agree_and_the_arrays_are_only_read() -> N
         (draw(9, 3), draw(9, 3).double() * 1e200, 3, "overflow float64"),
     ],
 )
-def test_unusable_input_says_why_in_one_line(real: Tensor, fake: Tensor, k: int, says: str) -> None:
+def test_invalid_arguments_raise_in_one_line(real: Tensor, fake: Tensor, k: int, message: str) -> None:
     with pytest.raises(InputError) as error:
         precision_recall(real, fake, k)
-    assert says in str(error.value)
+    assert message in str(error.value)
     assert "\n" not in str(error.value)

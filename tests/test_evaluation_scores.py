@@ -33,8 +33,8 @@ def test_uniform_predictions_score_1(score: Callable[..., MeanStd]) -> None:
 
 
 @pytest.mark.parametrize("logit", [200.0, 800.0])
-def test_certain_and_even_predictions_score_the_classes(logit: float) -> None:
-    # at 800 every other probability is 0 in float64, and its logarithm must not be taken
+def test_certain_predictions_of_equal_classes_score_their_number(logit: float) -> None:
+    # at 800 all other probabilities are 0 in float64, and their logarithms must not be computed
     assert inception_score_adm(one_hot(100, 10, logit)).mean == pytest.approx(10.0, abs=1e-12)
     assert inception_score(one_hot(100, 10, logit), splits=1).mean == pytest.approx(10.0, abs=1e-12)
     lost = torch.zeros(50, 10)
@@ -42,15 +42,15 @@ def test_certain_and_even_predictions_score_the_classes(logit: float) -> None:
     assert inception_score(lost).mean == pytest.approx(1.0, abs=1e-12)
 
 
-def test_two_classes_in_closed_form() -> None:
-    # images of probability p and 1 - p: the marginal is even, so log score = log 2 - H(p)
+def test_score_of_two_classes_in_closed_form() -> None:
+    # images of probability p and 1 - p: the marginal is uniform, so log score = log 2 - H(p)
     p = 0.9
     logits = torch.tensor([[p, 1 - p], [1 - p, p]], dtype=torch.float64).log() + 5.0
     entropy = -(p * np.log(p) + (1 - p) * np.log(1 - p))
     assert inception_score_adm(logits.repeat(20, 1)).mean == pytest.approx(2.0 * np.exp(-entropy), abs=1e-12)
 
 
-def test_agrees_with_torch_fidelity() -> None:
+def test_inception_score_agrees_with_torch_fidelity() -> None:
     """`isc_features_to_metric`, on logits where its log of a mean does not underflow."""
     logits = 3.0 * draw(1003, 20)
     shuffled = logits[np.random.RandomState(2020).permutation(1003)].double()
@@ -62,8 +62,8 @@ def test_agrees_with_torch_fidelity() -> None:
     assert inception_score(logits) == pytest.approx((np.mean(scores), np.std(scores)), abs=1e-12)
 
 
-def test_agrees_with_adm() -> None:
-    """`Evaluator.compute_inception_score`: in order, 5000 at a time, the rest a split of its own."""
+def test_inception_score_agrees_with_adm() -> None:
+    """`Evaluator.compute_inception_score`: splits of 5000 in order, the last one with the rest."""
     logits = draw(5100, 5) * torch.linspace(0.1, 3.0, 5100)[:, None]
     p = logits.double().softmax(1).numpy()
     scores = [np.exp((q * (np.log(q) - np.log(q.mean(0)))).sum(1).mean()) for q in (p[:5000], p[5000:])]
@@ -72,7 +72,7 @@ def test_agrees_with_adm() -> None:
     assert abs(inception_score(logits).mean - np.mean(scores)) > 1e-3
 
 
-def test_splits_that_cannot_be() -> None:
+def test_invalid_splits_raise() -> None:
     with pytest.raises(InputError, match="9 images where at least 10"):
         inception_score(draw(9, 3))
     with pytest.raises(InputError, match="at least 1 split"):
@@ -86,14 +86,14 @@ def cubic(a: Any, b: Any) -> Any:
 
 
 def unbiased(a: Any, b: Any) -> float:
-    """torch-fidelity's, torchmetrics' and the authors' estimate, from whole kernel matrices."""
+    """The estimate of torch-fidelity, torchmetrics and the authors, from whole kernel matrices."""
     m, n = len(a), len(b)
     own_a, own_b, between = cubic(a, a), cubic(b, b), cubic(a, b)
     within = (own_a.sum() - own_a.trace()) / (m * (m - 1)) + (own_b.sum() - own_b.trace()) / (n * (n - 1))
     return within - 2.0 * between.mean()
 
 
-def test_constant_sets() -> None:
+def test_kernel_distance_of_constant_sets() -> None:
     a, b = torch.full((50, 4), 0.5), torch.full((60, 4), -1.0)
     # k(a, a) = (0.25 + 1)^3, k(b, b) = 2^3, k(a, b) = 0.5^3
     want = 1.25**3 + 8.0 - 2.0 * 0.125
@@ -102,7 +102,7 @@ def test_constant_sets() -> None:
     assert full_kernel_distance(a, a) == pytest.approx(0.0, abs=1e-12)
 
 
-def test_full_estimate_is_the_published_formula_over_blocks_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_kernel_distance_equals_the_published_formula_for_any_block_size(monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = draw(301, 6), draw(280, 6, 1) + 0.2
     want = unbiased(a.double().numpy(), b.double().numpy())
     assert full_kernel_distance(a, b) == pytest.approx(want, rel=1e-12)
@@ -110,8 +110,8 @@ def test_full_estimate_is_the_published_formula_over_blocks_of_any_size(monkeypa
     assert full_kernel_distance(a, b) == pytest.approx(want, rel=1e-12)
 
 
-def test_subsets_are_those_of_torch_fidelity() -> None:
-    """`kid_features_to_metric`: one numpy stream chooses from the first, then from the second set."""
+def test_subsets_equal_those_of_torch_fidelity() -> None:
+    """`kid_features_to_metric`: one numpy stream draws from the first set, then from the second."""
     a, b = draw(120, 6), draw(110, 6, 1) + 0.2
     random = np.random.RandomState(2020)
     distances = []
@@ -124,14 +124,14 @@ def test_subsets_are_those_of_torch_fidelity() -> None:
     assert kernel_distance(a, b, subsets=5, subset_size=50, seed=1) != got
 
 
-def test_unbiased_where_the_sets_are_alike() -> None:
+def test_kernel_distance_of_equal_distributions_is_unbiased() -> None:
     distances = [full_kernel_distance(draw(40, 3, seed), draw(40, 3, 1000 + seed)) for seed in range(200)]
-    # 200 draws: the mean is within 4 standard errors of 0, where the biased estimate is 20 away
+    # 200 draws: the mean is within 4 standard errors of 0; that of the biased estimate is 20 away
     assert abs(np.mean(distances)) < 4.0 * np.std(distances) / np.sqrt(200)
     assert min(distances) < 0.0
 
 
-def test_subsets_that_cannot_be() -> None:
+def test_invalid_subsets_raise() -> None:
     with pytest.raises(InputError, match="120 and 110 images are fewer than subset_size = 1000"):
         kernel_distance(draw(120, 6), draw(110, 6))
     with pytest.raises(InputError, match="at least 1 subset of at least 2 images, got 0 of 10"):

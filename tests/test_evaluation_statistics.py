@@ -29,11 +29,11 @@ def shards(x: Tensor, *cuts: int) -> Statistics:
 
 
 @pytest.mark.parametrize("offset", [0.0, 1000.0])
-def test_mean_and_covariance_are_numpys(offset: float) -> None:
+def test_mean_and_covariance_equal_numpys(offset: float) -> None:
     x = features(3000, offset=offset)
     statistics = Statistics.of(x)
     assert statistics.count == 3000
-    # numpy subtracts the mean from all rows at once; both are within rounding of the sums, some 1e-15
+    # numpy subtracts the mean from all rows at once; both are accurate to the rounding of sums, about 1e-15
     assert relative(statistics.mean, torch.from_numpy(x.numpy().mean(0))) < 1e-13
     assert relative(statistics.covariance, torch.from_numpy(np.cov(x.numpy(), rowvar=False))) < 1e-13
     assert torch.equal(statistics.covariance, statistics.covariance.T)
@@ -41,7 +41,7 @@ def test_mean_and_covariance_are_numpys(offset: float) -> None:
 
 @pytest.mark.parametrize("offset", [0.0, 1000.0])
 @pytest.mark.parametrize("cuts", [(1,), (1000, 2000), (1, 2, 3, 1500, 2999)])
-def test_shards_merge_into_the_whole(cuts: tuple[int, ...], offset: float) -> None:
+def test_shards_merge_to_the_whole(cuts: tuple[int, ...], offset: float) -> None:
     x = features(3000, offset=offset)
     whole, merged = Statistics.of(x), shards(x, *cuts)
     assert merged.count == whole.count
@@ -49,7 +49,7 @@ def test_shards_merge_into_the_whole(cuts: tuple[int, ...], offset: float) -> No
     assert relative(merged.covariance, whole.covariance) < 1e-13
 
 
-def test_a_stream_of_odd_batches_is_the_whole() -> None:
+def test_batches_of_any_size_give_the_whole() -> None:
     x = features(3000, offset=1000.0)
     stream = Statistics(x.shape[1])
     for batch in x.split(7):
@@ -63,7 +63,7 @@ def test_more_dimensions_than_a_panel_and_more_rows_than_a_chunk() -> None:
     assert relative(shards(x, 600).covariance, covariance) < 1e-13
 
 
-def test_merging_leaves_the_other_alone_and_an_empty_one_changes_nothing() -> None:
+def test_merging_leaves_its_argument_unchanged() -> None:
     x = features(50)
     a, b = Statistics.of(x[:20]), Statistics.of(x[20:])
     before = b.covariance
@@ -73,7 +73,7 @@ def test_merging_leaves_the_other_alone_and_an_empty_one_changes_nothing() -> No
     assert torch.equal(b.covariance, before)
 
 
-def test_the_callers_arrays_are_only_read() -> None:
+def test_the_arguments_are_unchanged() -> None:
     x = features(40)
     kept = x.clone()
     Statistics.of(x)
@@ -81,7 +81,7 @@ def test_the_callers_arrays_are_only_read() -> None:
     assert torch.equal(x, kept)
 
 
-def test_float32_numpy_and_half_are_taken_in_float64() -> None:
+def test_all_dtypes_are_accumulated_in_float64() -> None:
     x = features(500, offset=3.0).float()
     want = Statistics.of(x.double())
     read_only = x.numpy().copy()
@@ -96,11 +96,11 @@ def test_float32_numpy_and_half_are_taken_in_float64() -> None:
     assert torch.equal(Statistics.of(whole).covariance, Statistics.of(whole.double()).covariance)
 
 
-def test_moments_become_symmetric_float64() -> None:
+def test_saved_covariances_become_symmetric_float64() -> None:
     covariance = torch.tensor([[2.0, 0.5], [0.5 + 1e-7, 1.0]])
-    moments = MeanCovariance(torch.zeros(2), covariance)
-    assert moments.covariance.dtype == moments.mean.dtype == torch.float64
-    assert torch.equal(moments.covariance, moments.covariance.T)
+    statistics = MeanCovariance(torch.zeros(2), covariance)
+    assert statistics.covariance.dtype == statistics.mean.dtype == torch.float64
+    assert torch.equal(statistics.covariance, statistics.covariance.T)
 
 
 def bad(*rows: int) -> Tensor:
@@ -110,7 +110,7 @@ def bad(*rows: int) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("given", "says"),
+    ("given", "message"),
     [
         (torch.zeros(5), "must have shape (images, dimensions), got (5,)"),
         (torch.zeros(2, 3, 4), "got (2, 3, 4): flatten"),
@@ -124,56 +124,56 @@ def bad(*rows: int) -> Tensor:
         (np.array([[None, 1.0]]), "real numbers"),
     ],
 )
-def test_unusable_features_say_why_in_one_line(given: Any, says: str) -> None:
+def test_invalid_features_raise_in_one_line(given: Any, message: str) -> None:
     with pytest.raises(InputError) as error:
         Statistics.of(given)
-    assert says in str(error.value)
+    assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_a_row_that_overflows_its_sum_is_no_infinity() -> None:
+def test_a_row_whose_sum_overflows_is_valid() -> None:
     x = np.full((3, 4), 3e38, dtype=np.float32)
     assert Statistics.of(x).covariance.abs().max() < 1e-6 * 3e38**2
 
 
-def test_the_row_named_counts_from_the_start_of_the_stream() -> None:
+def test_row_numbers_in_errors_count_from_the_start_of_the_stream() -> None:
     stream = Statistics(24).update(features(10)).update(features(10))
     with pytest.raises(InputError, match="first in row 25"):
         stream.update(bad(5))
     assert stream.count == 20
 
 
-def test_other_dimensions_are_refused() -> None:
+def test_other_dimensions_raise() -> None:
     with pytest.raises(InputError, match="24 dimensions where those before have 5"):
         Statistics(5).update(features(10))
     with pytest.raises(InputError, match="24 dimensions where those before have 5"):
         Statistics(5).merge(Statistics.of(features(10)))
 
 
-def test_one_image_has_no_covariance() -> None:
+def test_covariance_of_one_image_raises() -> None:
     with pytest.raises(InputError, match="at least 2 images, got 1"):
         _ = Statistics.of(features(1)).covariance
 
 
 @pytest.mark.parametrize(
-    ("mean", "covariance", "says"),
+    ("mean", "covariance", "message"),
     [
         (torch.zeros(3), torch.eye(2), r"\(D, D\)"),
         (torch.zeros(2), torch.tensor([[1.0, 0.5], [0.0, 1.0]]), "not symmetric"),
         (torch.full((2,), torch.nan), torch.eye(2), "the mean hold"),
     ],
 )
-def test_saved_statistics_are_checked(mean: Tensor, covariance: Tensor, says: str) -> None:
-    with pytest.raises(InputError, match=says):
+def test_invalid_saved_statistics_raise(mean: Tensor, covariance: Tensor, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         MeanCovariance(mean, covariance)
 
 
 @pytest.mark.parametrize("metric", [frechet_distance, kernel_distance])
-def test_a_pair_of_different_dimensions_is_refused(metric: Callable[..., object]) -> None:
+def test_pairs_of_different_dimensions_raise(metric: Callable[..., object]) -> None:
     with pytest.raises(InputError, match="dimensions"):
         metric(features(1100), features(1100, dimensions=7))
 
 
-def test_logits_are_checked() -> None:
+def test_invalid_logits_raise() -> None:
     with pytest.raises(InputError, match="first in row 2"):
         inception_score(bad(2))

@@ -17,7 +17,7 @@ import quarterarc as qa
 from quarterarc.common.errors import InputError
 from quarterarc.common.streams import Purpose, normal, stream
 from quarterarc.common.text import ranges
-from quarterarc.evaluation.sets import open_set
+from quarterarc.evaluation.image_files import open_set
 from quarterarc.sampling.folders import SHEETS, write_samples
 from quarterarc.sampling.plans import Sampling
 from quarterarc.storage.checkpoints import load
