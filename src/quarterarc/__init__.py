@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .data.pixels import to_float, to_uint8
     from .denoiser import Denoiser, Traits
     from .estimate import Estimate
+    from .evaluation.measure import evaluate
     from .grids import grid
     from .heads import head
     from .likelihood.flow import log_likelihood
@@ -42,6 +43,7 @@ _HOME = {
     "data.pixels": ("to_float", "to_uint8"),
     "denoiser": ("Denoiser", "Traits"),
     "estimate": ("Estimate",),
+    "evaluation.measure": ("evaluate",),
     "grids": ("grid",),
     "heads": ("head",),
     "likelihood.flow": ("log_likelihood",),
@@ -77,6 +79,7 @@ __all__ = [
     "bits_per_dim",
     "decode",
     "encode",
+    "evaluate",
     "generate",
     "grid",
     "head",
