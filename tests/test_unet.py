@@ -20,20 +20,20 @@ def make(in_channels: int = 3, out_channels: int = 6, **options: object) -> UNet
     return network
 
 
-def test_the_last_convolution_of_a_new_network_is_zero():
+def test_the_last_convolution_of_a_new_network_is_zero() -> None:
     network = UNet(3, 6, 16, (1, 2), 1, (1,))
     assert torch.equal(network(torch.randn(2, 3, 8, 8), torch.tensor(5.0)), torch.zeros(2, 6, 8, 8))
 
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 7), (9, 20), (1, 1), (30, 50)])
 @pytest.mark.parametrize("channels", [1, 2, 4])
-def test_any_size_and_any_channels(size, channels):
+def test_any_size_and_any_channels(size: tuple[int, int], channels: int) -> None:
     out = make(channels, 2 * channels)(torch.randn(2, channels, *size), torch.tensor(3.0))
     assert out.shape == (2, 2 * channels, *size)
     assert out.isfinite().all()
 
 
-def test_one_time_for_all_is_the_same_as_that_time_for_each():
+def test_one_time_for_all_is_the_same_as_that_time_for_each() -> None:
     network, x = make(), torch.randn(5, 3, 8, 8)
     shared = network(x, torch.tensor(421.5))
     # the same sums in another order: a few float32 roundings
@@ -42,7 +42,7 @@ def test_one_time_for_all_is_the_same_as_that_time_for_each():
     assert not torch.allclose(network(x, torch.tensor(20.0)), shared, atol=1e-3)
 
 
-def test_an_image_does_not_see_its_neighbours():
+def test_an_image_does_not_see_its_neighbours() -> None:
     network, x, times = make(), torch.randn(6, 3, 8, 8), torch.rand(6) * 1000
     whole = network(x, times)
     for place in range(6):
@@ -50,14 +50,14 @@ def test_an_image_does_not_see_its_neighbours():
         torch.testing.assert_close(alone, whole[place : place + 1], rtol=1e-4, atol=1e-5)
 
 
-def test_labels_steer_and_none_is_the_last_class():
+def test_labels_steer_and_none_is_the_last_class() -> None:
     network, x, time = make(classes=4), torch.randn(3, 3, 8, 8), torch.tensor(9.0)
     nothing = network(x, time)
     torch.testing.assert_close(network(x, time, torch.full((3,), 4)), nothing, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(network(x, time, torch.tensor([0, 1, 2])), nothing, atol=1e-3)
 
 
-def test_its_config_rebuilds_it():
+def test_its_config_rebuilds_it() -> None:
     network = make(classes=3, dropout=0.1, head_channels=8)
     again = UNet(**json.loads(json.dumps(network.config)))
     again.load_state_dict(network.state_dict())
@@ -66,7 +66,7 @@ def test_its_config_rebuilds_it():
                        network(x, torch.tensor(1.0), torch.tensor([0, 1])))  # fmt: skip
 
 
-def test_bf16_is_close_to_fp32():
+def test_bf16_is_close_to_fp32() -> None:
     network, x, time = make(), torch.randn(4, 3, 16, 16), torch.tensor(300.0)
     exact = network(x, time)
     with torch.autocast("cpu", torch.bfloat16):
@@ -74,7 +74,7 @@ def test_bf16_is_close_to_fp32():
     assert (rounded - exact).norm() < 0.05 * exact.norm()  # eight bits of mantissa through some twenty layers
 
 
-def test_gradients_with_and_without_the_cpu_paths_agree():
+def test_gradients_with_and_without_the_cpu_paths_agree() -> None:
     """What the CPU computes its own way in float32 is what the general way computes in float64."""
     network, x = make(), torch.randn(4, 3, 8, 8)
     times = torch.rand(4) * 1000
@@ -88,7 +88,7 @@ def test_gradients_with_and_without_the_cpu_paths_agree():
         assert (single[name] - weight.grad).abs().max() < 1e-3 * scale, name  # float32 sums of some thousand terms
 
 
-def test_dropout_keeps_the_mean_and_is_seeded():
+def test_dropout_keeps_the_mean_and_is_seeded() -> None:
     from quarterarc.networks.layers import drop
 
     x = torch.ones(64, 16, 16, 16).contiguous(memory_format=torch.channels_last)
@@ -105,14 +105,14 @@ def test_dropout_keeps_the_mean_and_is_seeded():
     assert drop(x, 1 - 1e-7, True).isfinite().all()
 
 
-def test_images_lie_channels_last_on_the_cpu_and_channels_first_elsewhere():
+def test_images_lie_channels_last_on_the_cpu_and_channels_first_elsewhere() -> None:
     network = make()
     out = network(torch.randn(2, 3, 8, 8), torch.tensor(1.0))
     assert out.is_contiguous(memory_format=torch.channels_last)
     assert all(weight.is_contiguous() for weight in network.to("meta").parameters())
 
 
-def test_the_layout_of_the_weights_is_that_of_the_images_and_changes_no_number():
+def test_the_layout_of_the_weights_is_that_of_the_images_and_changes_no_number() -> None:
     network = make().double()
     x, time = torch.randn(2, 3, 8, 8, dtype=torch.float64), torch.tensor(1.0)
     expected = network(x, time)
@@ -122,7 +122,7 @@ def test_the_layout_of_the_weights_is_that_of_the_images_and_changes_no_number()
     assert torch.allclose(out, expected, rtol=0, atol=1e-12)
 
 
-def test_attention_is_found_by_resolution():
+def test_attention_is_found_by_resolution() -> None:
     assert attention_levels(32, (16,), 4) == (1,)
     assert attention_levels(256, (16,), 6) == (4,)
     assert attention_levels(8, (), 2) == ()
