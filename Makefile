@@ -19,7 +19,6 @@ test: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy --allow-untyped-defs --allow-incomplete-defs tests examples
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 clean:
