@@ -60,6 +60,7 @@ def _dinov2(weights: Path | None = None) -> nn.Module:
 
 
 def _classifier(weights: Path | None = None) -> nn.Module:
+    """A classifier that was trained on the labels of a data set, from the file of its weights."""
     from .classifier import load_classifier
 
     if weights is None:

@@ -1,0 +1,78 @@
+"""The documentation: the reference is what the code generates, and every block of the page on extending runs."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from quarterarc.cli import main
+from tools import make_reference
+
+DOCS = Path(__file__).parent.parent / "docs"
+BLOCKS: list[tuple[str, str]] = re.findall(
+    r"^```(python|sh)\n(.*?)^```$", (DOCS / "extending.md").read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+)
+MODULES = {
+    name: text for language, text in BLOCKS if language == "python" for name in re.findall(r"\A# (\w+)\.py\n", text)
+}
+FAMILIES = ("sampler", "grid", "schedule", "head", "objective", "network", "features")
+
+
+def test_the_reference_is_what_the_code_generates() -> None:
+    current = (DOCS / "reference.md").read_text(encoding="utf-8")
+    assert current == make_reference.reference(), "run python tools/make_reference.py"
+
+
+def test_every_row_of_the_reference_has_a_meaning() -> None:
+    rows = [line for line in make_reference.reference().splitlines() if line.startswith("|")]
+    assert [row for row in rows if re.search(r"(?<!\\)\|\s*\|", row)] == []
+
+
+def test_each_extension_takes_fewer_than_20_lines_of_code() -> None:
+    assert list(MODULES) == [f"my_{family}" for family in FAMILIES]
+    for name, text in MODULES.items():
+        assert len(lines_of_code(text)) < 20, name
+
+
+def lines_of_code(text: str) -> list[str]:
+    """The lines that are neither blank, nor comments, nor docstrings."""
+    text = re.sub(r'"""(.*?)"""', "", text, flags=re.DOTALL)
+    return [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+
+
+def test_every_block_of_the_page_on_extending_runs(
+    tmp_path: Path, tiny_run: Path, tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In order, in one folder, with a small network, few training steps and few images."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("quarterarc.samplers.SAMPLERS._entries", dict(sys.modules["quarterarc.samplers"].SAMPLERS))
+    shutil.copytree(tiny_run, "runs/demo")
+    for language, text in BLOCKS:
+        name = next(iter(re.findall(r"\A# (\w+)\.py\n", text)), None)
+        if name is not None:
+            Path(f"{name}.py").write_text(text, encoding="utf-8")
+            monkeypatch.delitem(sys.modules, name, raising=False)
+        elif language == "python":
+            exec(compile(text, "docs/extending.md", "exec"), {"__name__": "page"})
+        else:
+            for line in text.splitlines():
+                assert main(command_of(line, tiny)) == 0, line
+    for name in MODULES:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+
+
+def command_of(line: str, tiny: tuple[str, ...]) -> list[str]:
+    """The words after `quarterarc`, with fewer steps and images."""
+    program, *words = shlex.split(line)
+    assert program == "quarterarc"
+    words = ["0-3" if word == "0-63" else word for word in words]
+    if words[0] == "train":
+        own = any(word.startswith("network.name=") for word in words)
+        words += [field for field in tiny if not (own and field.startswith("network."))]
+    return words
