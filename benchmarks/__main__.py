@@ -113,6 +113,7 @@ def _samplers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--features", help="features of the trained run's images (default: digits, or inception for colour)"
     )
+    parser.add_argument("--weights", type=Path, help="weights of the features, for inception, dinov2 or classifier")
     parser.add_argument("--device", default="cpu", help="device of the trained run (default: %(default)s)")
     parser.add_argument(
         "--batch", type=_positive, default=250, help="images per batch of the feature network (default: %(default)s)"

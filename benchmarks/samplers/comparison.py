@@ -48,6 +48,7 @@ def run(
     images: int | None,
     count: int,
     features: str | None,
+    weights: Path | None,
     device: str,
     batch: int,
     seed: int,
@@ -65,6 +66,7 @@ def run(
         images: images per world; 48 if None, or 6 if `quick`.
         count: images of the trained run.
         features: features of the trained run's images; `digits` for gray and `inception` for coloured images if None.
+        weights: weights of the features; their own if None.
         device: device of the trained run.
         batch: images per batch of the feature network.
         seed: seed of the first image's noise.
@@ -97,7 +99,7 @@ def run(
     diffusers.utils.logging.set_verbosity_error()  # it warns of settings that it changes itself
     subjects: list[Subject] = [World(name, mixture(name), images or (6 if quick else 48), seed) for name in worlds]
     if trained is not None:
-        subjects.append(Trained(trained, count, seed, features, device, batch))
+        subjects.append(Trained(trained, count, seed, features, weights, device, batch))
     request = _Request(OURS, tuple(map(_few, PEERS)) if quick else PEERS, tuple(sorted(set(nfe))), tune)
     with progress_bar(request.cells * len(subjects), "cell", "", leave=False) as bar:
 

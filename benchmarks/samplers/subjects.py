@@ -143,7 +143,16 @@ class Trained(Subject):
     SHORTLIST = 2
     """Choices per peer that are measured by the Frechet distance."""
 
-    def __init__(self, run: Path, images: int, seed: int, features: str | None, device: str, batch: int) -> None:
+    def __init__(
+        self,
+        run: Path,
+        images: int,
+        seed: int,
+        features: str | None,
+        weights: Path | None,
+        device: str,
+        batch: int,
+    ) -> None:
         where = pick_device(device)
         self._denoise = qa.load(run, where)
         shape = self._denoise.shape
@@ -151,7 +160,7 @@ class Trained(Subject):
         if shape is None or reference is None:
             raise qa.InputError(f"{run} has no images to compare with: give a run folder whose recipe names its data")
         self.features = features or ("digits" if shape[0] == 1 and max(shape[1:]) <= 32 else "inception")
-        self.extractor, self.batch = extractor(self.features, where), batch
+        self.extractor, self.batch = extractor(self.features, where, weights), batch
         data = collect(reference, self.extractor, statistics=("pool",), batch_size=batch, progress=False)
         self.real, self.count = data.statistics["pool"], data.count
         about = {
