@@ -109,6 +109,7 @@ def test_arguments_that_do_not_apply_raise(tiny_run: Path, digits: Tensor) -> No
 
     assert "steps applies to sampled images" in fails(digits, steps=3)
     assert "steps has no effect on bits-per-dim" in fails(tiny_run, None, "bits-per-dim", steps=3)
+    assert "no features to save" in fails(tiny_run, None, "bits-per-dim", save_to="statistics.npz")
     assert "digits is not a run or a denoiser" in fails("digits", "digits", "bits-per-dim")
     assert "a denoiser has no training images" in fails(load(tiny_run), None, "bits-per-dim")
     assert "settings of type Settings, got LikelihoodSettings" in fails(digits, settings=LikelihoodSettings())

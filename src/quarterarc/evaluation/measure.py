@@ -116,6 +116,8 @@ def evaluate(
             f"{', '.join(likelihoods)} evaluate the model on given images, {others} its samples: compute them in two "
             "evaluations"
         )
+    if likelihoods and save_to is not None:
+        raise InputError(f"{', '.join(likelihoods)}: there are no features to save: leave out the file of statistics")
     if count is not None and count < 1:
         raise InputError(f"count must be at least 1, got {count}")
     if count is not None and seeds is not None:
