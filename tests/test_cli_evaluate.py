@@ -237,7 +237,7 @@ def test_every_error_is_one_line_and_leaves_no_file(
     assert "not both" in fails(*of_run, "--seeds", "0-9", "--count", 5)
     assert "did you mean 'heun'" in fails(*of_run, "--sampler", "huen")
     assert "without labels" in fails(*of_run, "--labels", 3)
-    assert "guidance needs labels" in fails(*of_run, "--guidance", 2)
+    assert "--guidance needs --labels" in fails(*of_run, "--guidance", 2)
     (tmp_path / "begun" / "checkpoints").mkdir(parents=True)
     assert "no complete checkpoint" in fails(tmp_path / "begun", "--reference", "digits", *use)
     (tmp_path / "begun" / "recipe.yaml").write_text("data: 3")
