@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from .arc import mix, rotate, velocity
     from .closed_form import GaussianData, MixtureData
     from .common.errors import InputError
+    from .data.loading import open_data
     from .data.pixels import to_float, to_uint8
+    from .data.spec import DataSpec
     from .denoiser import Denoiser, Traits
     from .estimate import Estimate
     from .evaluation.measure import evaluate
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from .likelihood.flow import log_likelihood
     from .likelihood.inversion import decode, encode
     from .likelihood.variational import bits_per_dim, rate_distortion
+    from .objectives import objective
     from .samplers import sampler
     from .sampling.generation import generate, noise
     from .sampling.plans import Sampling
@@ -40,7 +43,9 @@ _HOME = {
     "arc": ("mix", "rotate", "velocity"),
     "closed_form": ("GaussianData", "MixtureData"),
     "common.errors": ("InputError",),
+    "data.loading": ("open_data",),
     "data.pixels": ("to_float", "to_uint8"),
+    "data.spec": ("DataSpec",),
     "denoiser": ("Denoiser", "Traits"),
     "estimate": ("Estimate",),
     "evaluation.measure": ("evaluate",),
@@ -49,6 +54,7 @@ _HOME = {
     "likelihood.flow": ("log_likelihood",),
     "likelihood.inversion": ("decode", "encode"),
     "likelihood.variational": ("bits_per_dim", "rate_distortion"),
+    "objectives": ("objective",),
     "samplers": ("sampler",),
     "sampling.generation": ("generate", "noise"),
     "sampling.plans": ("Sampling",),
@@ -64,6 +70,7 @@ _MODULE = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
     "Clipped",
+    "DataSpec",
     "Denoiser",
     "Estimate",
     "GaussianData",
@@ -87,6 +94,8 @@ __all__ = [
     "log_likelihood",
     "mix",
     "noise",
+    "objective",
+    "open_data",
     "rate_distortion",
     "rotate",
     "sample",
