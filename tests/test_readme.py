@@ -62,8 +62,8 @@ def test_the_readme_has_the_blocks_and_commands_that_are_tested() -> None:
 def test_commands_for_own_images_run(photos: Path) -> None:
     changes: dict[str, Callable[[str], str]] = {
         "train": lambda command: f"{command} {' '.join(TINY)}" if "PHOTOS" in command else command,
-        "sample": lambda command: replaced(command, {"0-999": "0-3"}),
-        "tune": lambda command: replaced(command, {"5,8,10": "5"}) + " --images 8",
+        "sample": lambda command: replaced(command, {"0-999": "0-3"}).replace("--steps 5", "--steps 2"),
+        "tune": lambda command: replaced(command, {"5,8,10": "2"}) + " --images 8",
     }
     for command in COMMANDS[:5]:
         words = shlex.split(command, comments=True)
@@ -87,7 +87,8 @@ def test_the_python_block_of_own_images_runs(photos: Path) -> None:
         BLOCKS[0],
         {
             'data="PHOTOS/", size=32': (
-                'data="PHOTOS/", size=32, network={"channels": 8, "blocks": 1, "multipliers": [1, 1], "attention": []}, '
+                'data="PHOTOS/", size=32, '
+                'network={"channels": 8, "blocks": 1, "multipliers": [1, 1], "attention": []}, '
                 'training={"steps": 2, "batch": 4, "sample_count": 4}'
             ),
             "range(1000)": "range(8)",
