@@ -10,7 +10,7 @@ from quarterarc.networks import UNet, attention_levels
 
 
 def make(in_channels: int = 3, out_channels: int = 6, **options: object) -> UNet:
-    """A small network whose weights are all away from zero, the zero-initialised ones included."""
+    """A small network whose weights are all away from zero, including the zero-initialised ones."""
     torch.manual_seed(0)
     chosen = {"channels": 16, "multipliers": (1, 2, 2), "blocks": 1, "attention": (1,), **options}
     network = UNet(in_channels, out_channels, **chosen).eval()  # type: ignore[arg-type]
@@ -20,7 +20,7 @@ def make(in_channels: int = 3, out_channels: int = 6, **options: object) -> UNet
     return network
 
 
-def test_the_last_convolution_of_a_new_network_is_zero() -> None:
+def test_the_output_of_a_new_network_is_zero() -> None:
     network = UNet(3, 6, 16, (1, 2), 1, (1,))
     assert torch.equal(network(torch.randn(2, 3, 8, 8), torch.tensor(5.0)), torch.zeros(2, 6, 8, 8))
 
@@ -33,7 +33,7 @@ def test_any_size_and_any_channels(size: tuple[int, int], channels: int) -> None
     assert out.isfinite().all()
 
 
-def test_one_time_for_all_is_the_same_as_that_time_for_each() -> None:
+def test_a_shared_time_equals_the_same_time_per_image() -> None:
     network, x = make(), torch.randn(5, 3, 8, 8)
     shared = network(x, torch.tensor(421.5))
     # the same sums in another order: a few float32 roundings
@@ -42,7 +42,7 @@ def test_one_time_for_all_is_the_same_as_that_time_for_each() -> None:
     assert not torch.allclose(network(x, torch.tensor(20.0)), shared, atol=1e-3)
 
 
-def test_an_image_does_not_see_its_neighbours() -> None:
+def test_images_of_a_batch_do_not_affect_each_other() -> None:
     network, x, times = make(), torch.randn(6, 3, 8, 8), torch.rand(6) * 1000
     whole = network(x, times)
     for place in range(6):
@@ -50,14 +50,14 @@ def test_an_image_does_not_see_its_neighbours() -> None:
         torch.testing.assert_close(alone, whole[place : place + 1], rtol=1e-4, atol=1e-5)
 
 
-def test_labels_steer_and_none_is_the_last_class() -> None:
+def test_labels_change_the_output_and_none_is_the_last_class() -> None:
     network, x, time = make(classes=4), torch.randn(3, 3, 8, 8), torch.tensor(9.0)
     nothing = network(x, time)
     torch.testing.assert_close(network(x, time, torch.full((3,), 4)), nothing, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(network(x, time, torch.tensor([0, 1, 2])), nothing, atol=1e-3)
 
 
-def test_its_config_rebuilds_it() -> None:
+def test_config_builds_the_same_network_again() -> None:
     network = make(classes=3, dropout=0.1, head_channels=8)
     again = UNet(**json.loads(json.dumps(network.config)))
     again.load_state_dict(network.state_dict())
@@ -74,8 +74,8 @@ def test_bf16_is_close_to_fp32() -> None:
     assert (rounded - exact).norm() < 0.05 * exact.norm()  # eight bits of mantissa through some twenty layers
 
 
-def test_gradients_with_and_without_the_cpu_paths_agree() -> None:
-    """What the CPU computes its own way in float32 is what the general way computes in float64."""
+def test_gradients_with_and_without_the_cpu_forms_agree() -> None:
+    """The forms for the CPU in float32 agree with the general forms in float64."""
     network, x = make(), torch.randn(4, 3, 8, 8)
     times = torch.rand(4) * 1000
     network(x, times).square().sum().backward()
@@ -105,14 +105,14 @@ def test_dropout_keeps_the_mean_and_is_seeded() -> None:
     assert drop(x, 1 - 1e-7, True).isfinite().all()
 
 
-def test_images_lie_channels_last_on_the_cpu_and_channels_first_elsewhere() -> None:
+def test_memory_is_channels_last_on_the_cpu_and_channels_first_elsewhere() -> None:
     network = make()
     out = network(torch.randn(2, 3, 8, 8), torch.tensor(1.0))
     assert out.is_contiguous(memory_format=torch.channels_last)
     assert all(weight.is_contiguous() for weight in network.to("meta").parameters())
 
 
-def test_the_layout_of_the_weights_is_that_of_the_images_and_changes_no_number() -> None:
+def test_the_output_has_the_layout_of_the_weights_and_the_same_values() -> None:
     network = make().double()
     x, time = torch.randn(2, 3, 8, 8, dtype=torch.float64), torch.tensor(1.0)
     expected = network(x, time)
@@ -122,7 +122,7 @@ def test_the_layout_of_the_weights_is_that_of_the_images_and_changes_no_number()
     assert torch.allclose(out, expected, rtol=0, atol=1e-12)
 
 
-def test_attention_is_found_by_resolution() -> None:
+def test_attention_levels_of_resolutions() -> None:
     assert attention_levels(32, (16,), 4) == (1,)
     assert attention_levels(256, (16,), 6) == (4,)
     assert attention_levels(8, (), 2) == ()
@@ -132,11 +132,11 @@ def test_attention_is_found_by_resolution() -> None:
         UNet(3, 3, 16, (1, 2), groups=5)
 
 
-def test_compiling_meets_no_break_in_the_graph() -> None:
+def test_compiling_needs_no_graph_break() -> None:
     network = make(1, 2, channels=8, multipliers=(1, 2), classes=3)
     x, times, labels = torch.randn(2, 1, 8, 8), torch.tensor([3.0, 900.0]), torch.tensor([0, 3])
     compiled = torch.compile(network, backend="eager", fullgraph=True)
-    # the traced way takes the general form of attention and upsampling
+    # compiled code uses the general forms of attention and upsampling
     torch.testing.assert_close(compiled(x, times, labels), network(x, times, labels), rtol=0, atol=1e-5)
 
 

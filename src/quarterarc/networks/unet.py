@@ -3,10 +3,9 @@
 Residual blocks of GroupNorm and SiLU, a sinusoidal embedding of the time added inside each, self-attention at
 chosen levels, strided convolutions on the way down, nearest-neighbour upsampling on the way up.
 
-Inside, images lie as the weights do, channels-last on the CPU and channels first on a GPU; attention alone puts out
-channels-last. Everything that depends on the time and the label alone (the embedding, its two layers, and the
-projections of all blocks, which are one matrix) is computed first, once for the whole batch where the batch shares its
-time.
+Activations have the memory layout of the weights, channels-last on the CPU and channels-first on a GPU; only the output
+of attention is always channels-last. Everything that depends on time and label alone (the embedding, its two layers,
+and the projections of all blocks, which are one matrix) is computed first, once per batch if all images share a time.
 """
 
 from __future__ import annotations
@@ -71,29 +70,29 @@ def _resolutions(size: int, levels: int) -> list[int]:
 class UNet(nn.Module):
     """The DDPM U-Net.
 
-    Any height and width will do; the output has the input's. An odd one is halved rounding up.
+    Height and width are arbitrary, and those of the output are those of the input; odd ones are halved rounding up.
 
     Args:
-        in_channels: of the images.
-        out_channels: of the output.
+        in_channels: channels of the images.
+        out_channels: channels of the output.
         channels: width of level 0.
         multipliers: width of each level as a multiple of `channels`.
-        blocks: residual blocks a level on the way down; one more on the way up.
-        attention: levels with self-attention, 0 the full resolution; `attention_levels` finds them from
-            resolutions. The middle always has it.
-        head_channels: channels an attention head; None for one head.
-        dropout: probability, inside the residual blocks.
+        blocks: residual blocks per level on the way down; one more on the way up.
+        attention: levels with self-attention, 0 is the full resolution; `attention_levels` computes them from
+            resolutions. The middle always has attention.
+        head_channels: channels per attention head; None for one head.
+        dropout: dropout probability in the residual blocks.
         classes: number of labels; the label `classes` itself then means "no label".
-        groups: groups of every norm; None for DDPM's 32, or where `channels` is below 128, the most that leave at
-            least 8 channels a group.
+        groups: groups of every norm; None for DDPM's 32 or, if `channels` is below 128, the largest number that leaves
+            at least 8 channels per group.
         epsilon: added to the variance in the norms.
-        symmetric: pad downsampling convolutions by one pixel all around, instead of at the right and bottom
-            only as DDPM does for even sizes.
+        symmetric: pad downsampling convolutions by one pixel on all sides, instead of at the right and bottom
+            only, as DDPM does for even sizes.
         frequency_shift: the frequencies of the time embedding are 10000^(-i/(n - frequency_shift)), i < n.
-        cosine_first: put the cosines before the sines in the time embedding.
+        cosine_first: order of the time embedding: cosines before sines.
 
     Raises:
-        InputError: if the arguments do not fit each other.
+        InputError: if the arguments contradict each other.
     """
 
     def __init__(
@@ -151,20 +150,20 @@ class UNet(nn.Module):
         self.down = nn.ModuleList()
         skips = [channels]
         for level, width in enumerate(widths):
-            blocks_here = [residual(inputs, width) for inputs in (skips[-1], *[width] * (blocks - 1))]
+            level_blocks = [residual(inputs, width) for inputs in (skips[-1], *[width] * (blocks - 1))]
             deeper = level + 1 < len(widths)
             skips += [width] * (blocks + deeper)
             down = Downsample(width, symmetric) if deeper else None
-            self.down.append(Down(blocks_here, [attending(width, level) for _ in blocks_here], down))
+            self.down.append(Down(level_blocks, [attending(width, level) for _ in level_blocks], down))
 
         self.middle = Down([residual(width, width) for _ in range(2)], [attending(width), nn.Identity()], None)
 
         self.up = nn.ModuleList()
         last = width
         for level, width in reversed(list(enumerate(widths))):
-            blocks_here = [residual(inputs + skips.pop(), width) for inputs in (last, *[width] * blocks)]
+            level_blocks = [residual(inputs + skips.pop(), width) for inputs in (last, *[width] * blocks)]
             up = Upsample(width) if level > 0 else None
-            self.up.append(Up(blocks_here, [attending(width, level) for _ in blocks_here], up))
+            self.up.append(Up(level_blocks, [attending(width, level) for _ in level_blocks], up))
             last = width
 
         self.norm = GroupNorm(groups, widths[0], epsilon)
@@ -177,7 +176,7 @@ class UNet(nn.Module):
         self._lay_out()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """What `to`, `cuda` and their like do; weights that come to another device are laid out for it."""
+        """The step behind `to`, `cuda` and the like; weights on a new device get its memory layout."""
         before = self.output.weight.device
         super()._apply(fn, recurse)
         if self.output.weight.device != before:
@@ -185,12 +184,12 @@ class UNet(nn.Module):
         return self
 
     def _lay_out(self) -> None:
-        """Channels-last, as oneDNN wants images; on a GPU channels first, the only layout of CUDA's group norm."""
+        """Channels-last, which oneDNN prefers; on a GPU channels-first, the only layout of CUDA's group norm."""
         last = self.output.weight.device.type == "cpu"
         self.to(memory_format=torch.channels_last if last else torch.contiguous_format)  # type: ignore[call-overload]
 
     def _initialise(self) -> None:
-        """DDPM's start: uniform weights of variance 1/mean(fan in, fan out), and zeros where a block ends."""
+        """DDPM's initial weights: uniform of variance 1/mean(fan in, fan out); zeros in the last layer of a block."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -211,8 +210,8 @@ class UNet(nn.Module):
         Args:
             x: images, shape (B, in_channels, H, W), any floating dtype.
             time: in 0..1000, fractions allowed; a number or a tensor of shape () or (1,) for the whole batch, or one
-                an image, shape (B,).
-            labels: int64, shape (B,), in 0..classes, where `classes` means "no label"; None for no label at all.
+                per image, shape (B,).
+            labels: int64, shape (B,), in 0..classes, where `classes` means "no label"; None for no labels.
 
         Returns:
             Shape (B, out_channels, H, W), in the dtype of the weights; under autocast in float32.
@@ -238,18 +237,18 @@ class UNet(nn.Module):
             return self.output(self.norm(x.to(self.norm.weight.dtype)))
 
     def _embed(self, x: Tensor, time: Tensor | float, labels: Tensor | None) -> Tensor:
-        """What each residual block adds to its channels: shape (B, sum(shifts)), (1, sum(shifts)) if all share it."""
+        """The shifts of all residual blocks' channels: shape (B, sum(shifts)), or (1, sum(shifts)) if all are equal."""
         dtype = self.project.weight.dtype
         precise = torch.promote_types(dtype, torch.float32)
         time = torch.as_tensor(time, dtype=precise, device=x.device).reshape(-1)
         if len(time) not in (1, len(x)):
-            raise InputError(f"{len(time)} times for {len(x)} images: give one, or one an image")
+            raise InputError(f"{len(time)} times for {len(x)} images: give one, or one per image")
         embedding = self.time(sinusoid(time, *self.frequencies, odd=self.config["channels"] % 2).to(dtype))
         if self.labels is not None:
             if labels is None:
                 labels = torch.full((1,), self.labels.num_embeddings - 1, device=x.device)
             elif labels.shape != (len(x),):
-                raise InputError(f"labels of shape {tuple(labels.shape)} for {len(x)} images: give one an image")
+                raise InputError(f"labels of shape {tuple(labels.shape)} for {len(x)} images: give one per image")
             embedding = embedding + self.labels(labels)
         elif labels is not None:
             raise InputError("labels for a network without classes: leave them out, or build it with classes=...")
@@ -269,7 +268,7 @@ def sinusoid(time: Tensor, count: int, shift: float, cosine_first: bool, odd: in
 
 
 class Stage(nn.Module):
-    """The residual blocks of a level, each followed by attention or nothing, and the way to the next level, if any."""
+    """The residual blocks of a level, each followed by attention or nothing, and the resampling to the next level."""
 
     def __init__(self, blocks: list[nn.Module], attentions: list[nn.Module], resample: nn.Module | None) -> None:
         super().__init__()
@@ -282,7 +281,7 @@ class Down(Stage):
     """A stage on the way down, or in the middle."""
 
     def forward(self, x: Tensor, shifts: Iterator[Tensor]) -> list[Tensor]:
-        """What every block puts out, then the input of the next level."""
+        """The outputs of all blocks, then the input of the next level."""
         outputs = []
         for block, attention in zip(self.blocks, self.attentions, strict=True):
             x = attention(block(x, next(shifts)))
@@ -293,10 +292,10 @@ class Down(Stage):
 
 
 class Up(Stage):
-    """A stage on the way up: each block also sees the last output left over from the way down."""
+    """A stage on the way up: the input of a block includes the last unused output of the way down (skip connection)."""
 
     def forward(self, x: Tensor, shifts: Iterator[Tensor], skips: list[Tensor]) -> Tensor:
-        """The input of the next level; takes from the end of `skips`."""
+        """The input of the next level; removes outputs from the end of `skips`."""
         for block, attention in zip(self.blocks, self.attentions, strict=True):
             x = attention(block(torch.cat([x, skips.pop()], dim=1), next(shifts)))
         return x if self.resample is None else self.resample(x, skips[-1].shape[-2:])
@@ -358,7 +357,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Every pixel doubled in both directions, cut to a size, then a 3x3 convolution."""
+    """Nearest-neighbour upsampling by 2, cropped to a size, then a 3x3 convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -373,7 +372,7 @@ class Upsample(nn.Module):
 
 
 def _widths(config: dict[str, Any]) -> list[int]:
-    """Channels of each level; refuses arguments that make no network."""
+    """Channels of each level; raises an InputError for arguments that do not describe a network."""
     for name in ("in_channels", "out_channels", "channels", "blocks"):
         if config[name] < 1:
             raise InputError(f"{name} must be at least 1, got {config[name]}")
@@ -397,13 +396,13 @@ def _widths(config: dict[str, Any]) -> list[int]:
 
 
 def _groups(config: dict[str, Any], widths: Sequence[int]) -> int:
-    """The number of groups of every norm: as asked for, if it divides all widths, or DDPM's 32, or what comes near."""
+    """The number of groups of every norm: the given one, which must divide all widths, or at most DDPM's 32."""
     common = math.gcd(config["channels"], *widths)
-    asked = config["groups"]
-    if asked is None:
+    groups = config["groups"]
+    if groups is None:
         narrowest = min(config["channels"], *widths)
         most = 32 if narrowest >= 128 else max(1, narrowest // 8)
         return max(count for count in range(1, most + 1) if common % count == 0)
-    if asked < 1 or common % asked:
-        raise InputError(f"groups {asked} must divide the widths {sorted({config['channels'], *widths})}")
-    return int(asked)
+    if groups < 1 or common % groups:
+        raise InputError(f"groups {groups} must divide the widths {sorted({config['channels'], *widths})}")
+    return int(groups)
