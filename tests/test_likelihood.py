@@ -289,7 +289,7 @@ def test_learned_variance_is_the_default_if_the_head_has_one() -> None:
     assert (small.variance, large.variance) == ("small", "large")
     assert bits_per_dim(denoiser("noise", ARC), images).variance == "small"
     assert len({bound.total.mean() for bound in (learned, small, large)}) == 3
-    with pytest.raises(InputError, match="'learned' needs a head that learned one"):
+    with pytest.raises(InputError, match="'learned' needs a head that learns one"):
         bits_per_dim(WORLD, images, "learned", schedule=ARC)
 
 
