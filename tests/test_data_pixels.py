@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from quarterarc.common.errors import InputError
 from quarterarc.data.pixels import apply_flips, to_float, to_uint8
 
 LEVELS = torch.arange(256, dtype=torch.uint8)
@@ -23,6 +24,17 @@ def test_ends_and_middle_of_the_range_are_exact() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_to_uint8_inverts_to_float_on_all_levels(dtype: Any) -> None:
     assert torch.equal(to_uint8(to_float(LEVELS).to(dtype)), LEVELS)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_nan_has_no_level_and_is_an_error(dtype: Any) -> None:
+    images = torch.zeros(3, 1, 2, 2, dtype=dtype)
+    images[1, 0, 1, 1] = torch.nan
+    with pytest.raises(InputError, match=r"image 1 of 3 has pixels that are NaN \(1 of 12\)"):
+        to_uint8(images)
+    with pytest.raises(InputError, match="NaN"):
+        to_uint8(images[1, 0])
+    assert to_uint8(torch.tensor([-torch.inf, torch.inf])).tolist() == [0, 255]  # clamped, as every value
 
 
 def test_half_precision_is_converted_to_float32_before_scaling() -> None:

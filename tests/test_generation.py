@@ -18,6 +18,7 @@ from quarterarc.common.errors import InputError
 from quarterarc.common.streams import Purpose, normal, stream
 from quarterarc.common.text import ranges
 from quarterarc.evaluation.image_files import open_set
+from quarterarc.evaluation.sets import SampledSet
 from quarterarc.sampling.folders import SHEETS, write_samples
 from quarterarc.sampling.plans import Sampling
 from quarterarc.storage.checkpoints import load
@@ -35,6 +36,61 @@ def test_the_noise_of_an_image_depends_on_its_seed_alone() -> None:
     assert abs(many.var() - 1) < 5 * (2 / many.numel()) ** 0.5
     steps = normal([stream(seed, Purpose.STEPS) for seed in range(4000)], (1, 4, 4)).double()
     assert abs((many * steps).mean()) < 5 / many.numel() ** 0.5
+
+
+def by_label(x: Tensor, angle: float | Tensor, labels: Tensor | None = None) -> qa.Estimate:
+    """A denoiser of uniform images whose level is the label, 8-bit level 10 * label."""
+    assert labels is not None
+    image = (labels.to(x) * 10 / 127.5 - 1).reshape(-1, 1, 1, 1).expand_as(x)
+    at = torch.as_tensor(angle, dtype=x.dtype)
+    return qa.Estimate(image, (x - image * at.cos()) / at.sin())
+
+
+by_label.traits = qa.Traits(shape=(1, 4, 4), classes=5, unlabelled=False)  # type: ignore[attr-defined]
+
+
+def levels(out: Path) -> dict[int, int]:
+    """The label of each image of a folder, from its pixels."""
+    return {int(path.stem): int(read_png(path).flatten()[0]) // 10 for path in out.glob("0*.png")}
+
+
+def test_labels_are_used_in_turn_over_the_images_of_the_request(tmp_path: Path) -> None:
+    """Also over even seeds, and in a folder that is continued: there an image keeps its recorded label."""
+    out, expected = tmp_path / "made", {0: 1, 2: 3, 4: 1, 6: 3}
+    write_samples(by_label, out, [0, 2, 4, 6], labels=[1, 3], progress=False)
+    assert levels(out) == expected
+    assert json.loads((out / "samples.json").read_text())["image_labels"] == {str(s): n for s, n in expected.items()}
+    (out / "000004.png").unlink()
+    write_samples(by_label, out, [0, 2, 4, 6], labels=[1, 3], batch_size=1, progress=False)
+    assert levels(out) == expected
+    write_samples(by_label, out, [0, 2, 4, 6, 8], labels=[1, 3], progress=False)
+    assert levels(out) == {**expected, 8: 1}
+    with pytest.raises(InputError, match="seed 4 with the label 1, not 3"):
+        write_samples(by_label, out, [0, 4], labels=[1, 3], progress=False)
+    assert levels(out) == {**expected, 8: 1}
+    made = list(SampledSet(by_label, [0, 2, 4, 6], labels=[1, 3]).batches(3, lambda batch: True))
+    assert [int(image.flatten()[0]) // 10 for _, images in made for image in images] == [1, 3, 1, 3]
+    with pytest.raises(InputError, match="list of labels is empty"):
+        write_samples(by_label, tmp_path / "none", [0], labels=[], progress=False)
+
+
+def test_a_folder_of_version_0_1_has_its_labels_by_seed(tmp_path: Path) -> None:
+    """A request that gives an image another label than the file has is an error; the others continue the folder."""
+    out = tmp_path / "made"
+    write_samples(by_label, out, [0, 1, 2], labels=[1, 3], progress=False)
+    about = json.loads((out / "samples.json").read_text())
+    del about["image_labels"]
+    (out / "samples.json").write_text(json.dumps(about))
+    write_samples(by_label, out, [0, 1, 2, 3], labels=[1, 3], progress=False)
+    assert levels(out) == {0: 1, 1: 3, 2: 1, 3: 3}
+
+
+def test_an_image_with_nan_is_an_error_that_names_its_seed(tiny_run: Path) -> None:
+    denoise = load(tiny_run)
+    assert isinstance(denoise.network, torch.nn.Module)
+    next(denoise.network.parameters()).data.view(-1)[0] = float("nan")
+    with pytest.raises(InputError, match="image of seed 5 has pixels that are NaN"):
+        qa.generate(denoise, [5, 6], steps=2, progress=False)
 
 
 @pytest.mark.parametrize("sampler", ["heun", "ddpm"])

@@ -71,6 +71,39 @@ def test_any_field_can_be_overridden() -> None:
     assert read_recipe(read_recipe("digits"), texts) == recipe
 
 
+NAMES = ["photos #1", "2024", "on", "null", "~", "1e3", "2024-01-02", "a: b", "[x", "'q'", " x ", "1_000", "- a", "&a"]
+"""Names of folders that YAML reads as something other than this text."""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_value_of_a_text_field_is_the_text(name: str, tmp_path: Path) -> None:
+    recipe = read_recipe("digits", [f"data.source={name}", f"name={name}"])
+    assert (recipe.data.source, recipe.name) == (name, name)
+    assert read_recipe("digits", [f"data.split={name}"]).data.split == name
+    assert read_recipe({}, [f"data={name}", "size=8"]).data.source == name
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    assert read_recipe(tmp_path / "recipe.yaml") == recipe
+
+
+def test_values_of_other_fields_are_yaml() -> None:
+    texts = ["data.size=[8, 16]", "data.labels=on", "data.crop=[1,2,3,4]", "data.limit=null", "ema.warmup=false"]
+    recipe = read_recipe("digits", [*texts, "data.label_column=null", "schedule={name: cosine, steps: 9}"])
+    assert (recipe.data.size, recipe.data.labels, recipe.data.crop) == ((8, 16), True, (1, 2, 3, 4))
+    assert (recipe.data.limit, recipe.data.label_column, recipe.ema.warmup) == (None, None, False)
+    assert (recipe.schedule.name, recipe.schedule.steps) == ("cosine", 9)
+    assert read_recipe("digits", ["schedule=linear"]).schedule.name == "linear"
+
+
+def test_text_fields_of_a_yaml_file_need_no_quotes(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: 0x10\ndata: {source: 2024, split: on, size: 8, label_column: null, limit: 5}\n")
+    recipe = read_recipe(path)
+    assert (recipe.name, recipe.data.source, recipe.data.split) == ("0x10", "2024", "on")
+    assert (recipe.data.label_column, recipe.data.limit) == (None, 5)
+    path.write_text("data: 1_000\nsize: 8\n")
+    assert read_recipe(path).data.source == "1_000"
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

@@ -48,7 +48,7 @@ def add_sampling_arguments(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--steps", type=int, metavar="N", help="number of steps (default: 10)")
     grid = "a grid, tuned, package.module:name, or the angles 1.57,1.2,0.6,0 (default: the sampler's own grid)"
     parser.add_argument("--grid", metavar="NAME", help=grid)
-    labels = "classes, such as 3 or 0,1,2 or 0-9, used in turn over the seeds"
+    labels = "classes, such as 3 or 0,1,2 or 0-9, used in turn over the images, in the order of the seeds"
     parser.add_argument("--labels", metavar="LIST", help=labels)
     guidance = "scale of classifier-free guidance, with --labels (default: no guidance)"
     parser.add_argument("--guidance", type=float, metavar="SCALE", help=guidance)

@@ -114,7 +114,7 @@ def open_source(spec: DataSpec, cache_dir: Path | None = None, progress: bool = 
         from .tables import hub_source
 
         return hub_source(spec, hub_id, cache_dir, progress)
-    path = Path(spec.source).expanduser()
+    path = _path_of(spec.source)
     cache = cache_dir or default_cache()
     if path.is_dir():
         return _folder_source(spec, path, cache, progress)
@@ -136,6 +136,17 @@ def open_source(spec: DataSpec, cache_dir: Path | None = None, progress: bool = 
             f"the pattern {spec.source} also matches {wrong}; only *.parquet files can be given by a pattern"
         )
     return _parquet(spec, files, cache, progress)
+
+
+def _path_of(source: str) -> Path:
+    """The path of a source; a name that begins with `~` is a file of that name if there is one."""
+    path = Path(source)
+    if not source.startswith("~") or path.exists():
+        return path
+    try:
+        return path.expanduser()
+    except RuntimeError:  # there is no such user
+        return path
 
 
 def _hub_id(source: str) -> str | None:

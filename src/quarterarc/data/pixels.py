@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..common.errors import InputError
+
 __all__ = ["apply_flips", "to_float", "to_uint8"]
 
 
@@ -18,7 +20,17 @@ def to_uint8(images: Tensor) -> Tensor:
 
     The exact inverse of `to_float` on all 256 levels. A value halfway between two levels, such as 0, is rounded to the
     even one (128). Half precision is converted to float32 first, because bfloat16 has no 256 distinct levels.
+
+    Raises:
+        InputError: for NaN, which has no level; the image is named by its place on the first axis.
     """
+    missing = images.isnan()
+    if missing.any():
+        where = f"image {int(missing.flatten(1).any(1).nonzero()[0])} of {len(images)}" if images.dim() > 3 else "it"
+        raise InputError(
+            f"{where} has pixels that are NaN ({int(missing.sum()):,} of {images.numel():,}): check the network's "
+            "weights and the sampler's options"
+        )
     if images.dtype.itemsize < 4:
         images = images.float()
     return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

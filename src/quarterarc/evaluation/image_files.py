@@ -23,7 +23,7 @@ from ..data.loading import open_data, open_source
 from ..data.memory import MEMORY
 from ..data.sources import Labels, Source, digest
 from ..data.spec import DataSpec
-from ..sampling.folders import SHEETS
+from ..sampling.folders import LABELS, SHEETS
 from ..storage.files import read_json
 from .sets import batch_rows
 
@@ -231,7 +231,8 @@ def _read_sampling(folder: Path) -> dict[str, Any]:
     about = read_json(folder / "samples.json")
     if not isinstance(about, dict) or not about.get("complete", False):
         raise InputError(f"the samples in {folder} are not complete: run the same `quarterarc sample` again to finish")
-    return {key: value for key, value in about.items() if key not in ("complete", "count", "images_per_second")}
+    results = ("complete", "count", "images_per_second", LABELS)
+    return {key: value for key, value in about.items() if key not in results}
 
 
 def training_images(run: Path, limit: int | None = None) -> ImageSet:

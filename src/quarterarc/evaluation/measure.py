@@ -87,7 +87,7 @@ def evaluate(
         weights: weights of the extractor, for `inception` or `dinov2`; by default the usual download.
         seeds: seeds of the sampled images; by default 0..count - 1.
         sampler, steps, grid, options, guidance, projection: as for `quarterarc.Sampling`.
-        labels: classes, used in turn: the image of seed s has the label labels[s % len(labels)].
+        labels: classes, used in turn over `seeds`: the image of seeds[k] has the label labels[k % len(labels)].
         precision: dtype to autocast a run's network to, such as `torch.bfloat16`.
         settings: the numbers that the metrics depend on: `Settings`, or `LikelihoodSettings` for likelihood metrics.
         batch_size: images per batch.

@@ -24,7 +24,7 @@ from ..data.pixels import to_uint8
 from ..data.sources import digest
 from ..denoiser import Denoise, traits
 from ..sampling.generation import batches
-from ..sampling.plans import Sampling, check_labels
+from ..sampling.plans import Sampling, check_labels, labels_in_turn
 
 __all__ = ["BatchSet", "SampledSet", "TensorSet", "batch_rows"]
 
@@ -117,7 +117,7 @@ class SampledSet:
         denoise: a denoiser that declares the shape of its images.
         seeds: one per image.
         sampling: sampler, steps, grid and so on.
-        labels: classes, used in turn: the image of seed s has the label labels[s % len(labels)].
+        labels: classes, used in turn over `seeds`: the image of seeds[k] has the label labels[k % len(labels)].
         what: name of the model, for messages and results.
         about: further entries of `sampling` that decide the images, such as the checkpoint's hash.
 
@@ -149,7 +149,7 @@ class SampledSet:
         if not len(seeds):
             raise InputError("there are no seeds: give one per image")
         check_labels(denoise, labels)
-        self._seeds, self._labels = seeds, labels
+        self._seeds, self._labels = seeds, labels_in_turn(labels, len(seeds))
         self._plan = (sampling or Sampling()).plan(denoise)
         self.what, self.count = what, len(seeds)
         self.shape: Shape = (shape[0], shape[1], shape[2])
@@ -160,12 +160,13 @@ class SampledSet:
             "seeds": _seed_text(seeds),
         }
         identified = bool(about and (about.get("checkpoint_sha256") or about.get("recipe_hash")))
-        self.fingerprint = self.identity = digest(self.sampling, list(seeds)) if identified else None
+        images = list(seeds) if self._labels is None else list(zip(seeds, self._labels, strict=True))
+        self.fingerprint = self.identity = digest(self.sampling, images) if identified else None
 
     def batches(self, size: int, wanted: Wanted) -> Iterator[tuple[int, Tensor]]:
         for number, rows in batch_rows(self.count, size, wanted):
             seeds = self._seeds[rows.start : rows.stop]
-            labels = None if self._labels is None else [self._labels[seed % len(self._labels)] for seed in seeds]
+            labels = None if self._labels is None else self._labels[rows.start : rows.stop]
             ((_, result),) = batches(self._plan, seeds, batch_size=size, labels=labels)
             wrong = ~torch.isfinite(result.images).flatten(1).all(1)
             if wrong.any():

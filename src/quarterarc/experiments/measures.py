@@ -381,7 +381,8 @@ def _distance(first: Tensor, second: Tensor) -> float:
 
 def _write(path: Path, images: Tensor, columns: int) -> None:
     if not processes().rank:
-        write_png(path, contact_sheet(to_uint8(images), columns=columns, size=48, smooth=images.shape[-1] < 32))
+        shown = images.nan_to_num(-1.0)  # a sampler that diverges is a result too: its pixels are black
+        write_png(path, contact_sheet(to_uint8(shown), columns=columns, size=48, smooth=images.shape[-1] < 32))
 
 
 MEASURES: dict[str, Measure] = {

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..common.devices import processes
 from ..common.errors import InputError
@@ -24,16 +23,18 @@ from ..denoiser import Denoise, traits
 from ..samplers import current_options
 from ..storage.files import make_folder, read_json, write_json
 from ..storage.pictures import contact_sheet, read_png, write_png
-from .generation import batches
-from .plans import Sampling, check_labels
+from .generation import batches, check_finite
+from .plans import Sampling, check_labels, labels_in_turn
 
-__all__ = ["SHEETS", "write_samples"]
+__all__ = ["LABELS", "SHEETS", "write_samples"]
 
 ABOUT, SHEET = "samples.json", "contact-sheet.png"
 SHEETS = (SHEET, "grid.png")
 """File names of the contact sheet, which is no sample; the second one is of version 0.1."""
 IN_SHEET = 64
-RESULTS = ("complete", "count", "seeds", "nfe", "images_per_second", "device")
+LABELS = "image_labels"
+"""The key of samples.json with the label of each image, by seed as text: {"0": 3, "1": 7}."""
+RESULTS = ("complete", "count", "seeds", LABELS, "nfe", "images_per_second", "device")
 """The keys of samples.json that describe the outcome; the others are settings, which determine the images."""
 
 
@@ -56,7 +57,8 @@ def write_samples(
         seeds: one per image; the PNG of seed 7 is 000007.png.
         sampling: the request; the defaults if None.
         batch_size: images per batch.
-        labels: classes, used in turn: the image of seed s has the label labels[s % len(labels)].
+        labels: classes, used in turn over `seeds`: the image of seeds[k] has the label labels[k % len(labels)], which
+            samples.json records. An image that the folder already has must have the same label.
         about: further settings to record, such as the checkpoint's hash.
         progress: whether to show a progress bar on a terminal.
 
@@ -64,7 +66,7 @@ def write_samples(
         The contents of samples.json; None in every process but the first.
 
     Raises:
-        InputError: for settings that `sample` does not accept, or a folder with samples of other settings.
+        InputError: for settings that `sample` does not accept, or a folder with samples of other settings or labels.
     """
     if batch_size < 1:
         raise InputError(f"batch_size is at least 1, got {batch_size}")
@@ -74,16 +76,19 @@ def write_samples(
     process = processes()
     existed = out.exists()
     make_folder(out)
-    nfe = _check_same(out, settings)
+    nfe, classes = _check_same(out, settings)
+    label_of = dict(zip(seeds, labels_in_turn(labels, len(seeds)) or (), strict=labels is not None))
+    _check_same_labels(out, classes, label_of)
+    classes |= label_of
     process.wait()  # no process writes before every process has checked
     if process.rank == 0:
-        _describe(out, settings, complete=False)
+        _describe(out, settings, complete=False, classes=classes)
     mine = [seed for seed in seeds[process.rank :: process.count] if not (out / _name(seed)).exists()]
     results = batches(
         plan,
         mine,
         batch_size=batch_size,
-        labels=None if labels is None else [labels[seed % len(labels)] for seed in mine],
+        labels=None if labels is None else [label_of[seed] for seed in mine],
     )
     started, evaluations = time.perf_counter(), 0.0
     bar = progress_bar(len(mine), "image", "sample", progress and process.rank == 0)
@@ -91,7 +96,7 @@ def write_samples(
     with undone, bar, ThreadPoolExecutor(4) as writers:
         for part, result in results:
             evaluations += result.nfe * len(part)
-            _check_finite(part, result.images)
+            check_finite(part, result.images)
             pixels = to_uint8(result.images).cpu()
             # a batch is written before the next one is sampled: memory stays bounded, and finished images are kept
             list(writers.map(write_png, (out / _name(seed) for seed in part), pixels))
@@ -106,17 +111,8 @@ def write_samples(
     first = torch.stack([read_png(out / _name(seed)) for seed in seeds[:IN_SHEET]])
     write_png(out / SHEET, contact_sheet(first))
     speed = {"images_per_second": round(len(mine) * process.count / seconds, 2)} if mine else {}
-    return _describe(out, settings, complete=True, nfe=nfe, device=str(traits(denoise).device or "cpu"), **speed)
-
-
-def _check_finite(seeds: Sequence[int], images: Tensor) -> None:
-    finite = images.flatten(1).isfinite().all(1).tolist()
-    bad = [seed for seed, good in zip(seeds, finite, strict=True) if not good]
-    if bad:
-        raise InputError(
-            f"the image of seed {bad[0]} has pixels that are NaN or infinite: check the network's weights and the "
-            "sampler's options"
-        )
+    device = str(traits(denoise).device or "cpu")
+    return _describe(out, settings, complete=True, classes=classes, nfe=nfe, device=device, **speed)
 
 
 @contextmanager
@@ -137,8 +133,8 @@ def _name(seed: int) -> str:
     return f"{seed:06d}.png"
 
 
-def _check_same(out: Path, settings: Mapping[str, Any]) -> float | None:
-    """The NFE of the images in a folder; None without images.
+def _check_same(out: Path, settings: Mapping[str, Any]) -> tuple[float | None, dict[int, int]]:
+    """The NFE of the images in a folder, None without images, and the label of each image by seed.
 
     Raises:
         InputError: if the images have other settings or an unknown origin.
@@ -151,10 +147,39 @@ def _check_same(out: Path, settings: Mapping[str, Any]) -> float | None:
         changed = sorted(key for key in earlier.keys() | settings.keys() if earlier.get(key) != settings.get(key))
         if changed:
             raise InputError(f"{out} holds samples with other settings ({', '.join(changed)}): give another --out")
-        return before.get("nfe")
+        return before.get("nfe"), _recorded_labels(out, before)
     if any(out.glob("*.png")):
         raise InputError(f"{out} holds images but no {ABOUT}: give an empty folder as --out")
-    return None
+    return None, {}
+
+
+def _recorded_labels(out: Path, about: Mapping[str, Any]) -> dict[int, int]:
+    """The labels of the images in a folder by seed."""
+    labels, recorded = about.get("labels"), about.get(LABELS)
+    if not labels:
+        return {}
+    seeds = _seeds_in(out)
+    try:
+        if recorded is None:  # until version 0.2 the label of a seed was labels[seed % len(labels)]
+            return {seed: labels[seed % len(labels)] for seed in seeds}
+        return {seed: int(recorded[str(seed)]) for seed in seeds}
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{out / ABOUT} does not hold the labels of its images: give another --out") from None
+
+
+def _check_same_labels(out: Path, before: Mapping[int, int], label_of: Mapping[int, int]) -> None:
+    """Raise an InputError if an image in a folder has another label than the one of this request."""
+    seed = next((seed for seed in before if label_of.get(seed, before[seed]) != before[seed]), None)
+    if seed is not None:
+        raise InputError(
+            f"{out} holds the image of seed {seed} with the label {before[seed]}, not {label_of[seed]} as by these "
+            "--seeds and --labels: repeat the request that made it, or give another --out"
+        )
+
+
+def _seeds_in(out: Path) -> list[int]:
+    """The seeds of the images in a folder, ascending."""
+    return sorted(int(path.stem) for path in out.glob("*.png") if path.stem.isdigit())
 
 
 def _current(settings: dict[str, Any]) -> dict[str, Any]:
@@ -166,8 +191,12 @@ def _current(settings: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def _describe(out: Path, settings: Mapping[str, Any], complete: bool, **results: Any) -> dict[str, Any]:
-    seeds = sorted(int(path.stem) for path in out.glob("*.png") if path.stem.isdigit())
+def _describe(
+    out: Path, settings: Mapping[str, Any], complete: bool, classes: Mapping[int, int], **results: Any
+) -> dict[str, Any]:
+    seeds = _seeds_in(out)
     value = {**settings, "complete": complete, "count": len(seeds), "seeds": ranges(seeds), **results}
+    if classes:  # before the first image also the labels of the images to come, in case this process is killed
+        value[LABELS] = {str(seed): classes[seed] for seed in (seeds if complete else sorted(classes))}
     write_json(out / ABOUT, value)
     return value

@@ -17,7 +17,7 @@ from ..samplers import Sampler
 from .plans import GridLike, Plan, Sampling
 from .trajectories import Result, run
 
-__all__ = ["batches", "generate", "noise"]
+__all__ = ["batches", "check_finite", "generate", "noise"]
 
 
 def noise(
@@ -88,7 +88,8 @@ def generate(
         progress: whether to show a progress bar on a terminal.
 
     Raises:
-        InputError: for an unknown shape, a batch size below 1, labels that are not one per seed, and as for `sample`.
+        InputError: for an unknown shape, a batch size below 1, labels that are not one per seed, an image with NaN or
+            infinity (its seed is named), and as for `sample`.
     """
     if not len(seeds):
         raise InputError("no seeds were given: give one per image")
@@ -97,6 +98,18 @@ def generate(
     parts = []
     with progress_bar(len(seeds), "image", "sample", progress) as bar:
         for part, result in batches(plan, seeds, batch_size=batch_size, labels=labels, shape=shape):
+            check_finite(part, result.images)
             parts.append(result.images.cpu())
             bar.update(len(part))
     return torch.cat(parts)
+
+
+def check_finite(seeds: Sequence[int], images: Tensor) -> None:
+    """Raise an InputError that names the first seed whose image has NaN or infinity."""
+    finite = images.flatten(1).isfinite().all(1).tolist()
+    bad = [seed for seed, good in zip(seeds, finite, strict=True) if not good]
+    if bad:
+        raise InputError(
+            f"the image of seed {bad[0]} has pixels that are NaN or infinite: check the network's weights and the "
+            "sampler's options"
+        )

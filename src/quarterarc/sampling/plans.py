@@ -26,7 +26,16 @@ from ..samplers import sampler as named_sampler
 from ..wrappers import Evaluator, Guided, project
 from .tuned_grids import tuned_grid
 
-__all__ = ["DEFAULT_SAMPLER", "DEFAULT_STEPS", "GridLike", "Plan", "Sampling", "check_labels", "resolve_grid"]
+__all__ = [
+    "DEFAULT_SAMPLER",
+    "DEFAULT_STEPS",
+    "GridLike",
+    "Plan",
+    "Sampling",
+    "check_labels",
+    "labels_in_turn",
+    "resolve_grid",
+]
 
 logger = logging.getLogger("quarterarc")
 
@@ -230,7 +239,14 @@ def check_labels(denoise: Denoise, labels: Sequence[int] | None) -> None:
                 f"the model was trained with one of the labels 0..{declared.classes - 1} for every image: give labels"
             )
         return
+    if not len(labels):
+        raise InputError("the list of labels is empty: give at least one label, or None")
     wrong = [label for label in labels if declared.classes is None or not 0 <= label < declared.classes]
     if wrong:
         known = "without labels" if declared.classes is None else f"with the labels 0..{declared.classes - 1}"
         raise InputError(f"the model was trained {known}, got the label {wrong[0]}")
+
+
+def labels_in_turn(labels: Sequence[int] | None, count: int) -> list[int] | None:
+    """One label per image: image k of a request, from 0, has the label labels[k % len(labels)]; None without labels."""
+    return None if labels is None else [labels[place % len(labels)] for place in range(count)]

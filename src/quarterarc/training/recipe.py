@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias, TypedDict, Unpack
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias, TypedDict, Unpack, get_args
 
 import yaml
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
@@ -327,7 +327,8 @@ def read_recipe(
 
     Args:
         source: a name of `recipe_names()`, the path of a YAML file, a mapping of fields, or a recipe.
-        overrides: fields as text, `section.field=value`.
+        overrides: fields as text, `section.field=value`; the value is YAML, except for fields that are text, whose
+            value is used as it is: `data.source=photos #1`.
         fields: fields by dotted name: `{"training.steps": 1000}`. Another network than the U-Net replaces all fields of
             the section `network`.
 
@@ -404,7 +405,7 @@ def _read_yaml(source: str) -> dict[str, Any]:
     else:
         raise unknown_name("recipe", source, recipe_names())
     try:
-        fields = yaml.safe_load(text)
+        fields = _load_yaml(text)
     except yaml.YAMLError as error:
         raise InputError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(fields, dict):
@@ -416,10 +417,74 @@ def _parse(override: str) -> tuple[str, Any]:
     name, equals, text = override.partition("=")
     if not equals or not name:
         raise InputError(f"'{override}' is not a field: write section.field=value, such as training.steps=1000")
+    return name, _parse_value(name.split("."), text)
+
+
+def _parse_value(path: Sequence[str], text: str) -> Any:
+    """The value of a field: the text as it is where the field is text, otherwise YAML.
+
+    `null` is None for text that may be absent. Sections with a short form, such as `schedule`, are text, or a mapping
+    in braces.
+    """
+    kinds = _kinds(path)
+    if str in kinds and not (type(None) in kinds and text == "null"):
+        return text
+    if path in _SHORT_SECTIONS and not text.startswith("{"):
+        return text
     try:
-        return name, yaml.safe_load(text)
+        return yaml.safe_load(text)
     except yaml.YAMLError:
-        return name, text
+        return text
+
+
+_SHORT_SECTIONS = (["data"], ["schedule"], ["network"], ["objective"])
+"""The sections that can be given as one text: a source, or a name."""
+
+
+def _kinds(path: Sequence[str]) -> tuple[Any, ...]:
+    """The types of a field: `(str, NoneType)` for `data.image_column`; empty for an unknown field."""
+    model: type[Section] = Recipe
+    for place, name in enumerate(path):
+        field = model.model_fields.get(name)
+        if field is None:
+            return ()
+        if place == len(path) - 1:
+            return get_args(field.annotation) or (field.annotation,)
+        if not (isinstance(field.annotation, type) and issubclass(field.annotation, Section)):
+            return ()
+        model = field.annotation
+    return ()
+
+
+def _load_yaml(text: str) -> Any:
+    """The values of a recipe's YAML; where a field is text, `2024` and `on` are text without quotes too."""
+    loader = yaml.SafeLoader(text)
+    try:
+        root = loader.get_single_node()
+        if root is None:
+            return None
+        _mark_text(root, [])
+        return loader.construct_document(root)
+    finally:
+        loader.dispose()
+
+
+def _mark_text(node: yaml.Node, path: list[str]) -> None:
+    """Give the scalars of text fields the tag of a string; three levels suffice, since no text lies deeper."""
+    if not isinstance(node, yaml.MappingNode) or len(path) > 2:
+        return
+    for key, value in node.value:
+        inner = [*path, str(key.value)]
+        if isinstance(value, yaml.ScalarNode):
+            kinds = _kinds(inner)
+            absent = type(None) in kinds and value.tag == _NULL
+            if (str in kinds or inner in _SHORT_SECTIONS) and not absent and value.value:
+                value.tag = _STRING
+        else:
+            _mark_text(value, inner)
+
+
+_NULL, _STRING = "tag:yaml.org,2002:null", "tag:yaml.org,2002:str"
 
 
 def _set(fields: dict[str, Any], name: str, value: Any) -> None:

@@ -259,7 +259,11 @@ class Trainer:
                            self.denoise.precision, projection="velocity")  # fmt: skip
         seeds = range(settings.sample_count)
         labels = None if classes is None else [seed % classes for seed in seeds]
-        images = generate(denoise, seeds, labels=labels, batch_size=min(64, self.batches.share), progress=False)
+        try:
+            images = generate(denoise, seeds, labels=labels, batch_size=min(64, self.batches.share), progress=False)
+        except InputError as error:  # of a network whose images are not finite yet, which does not stop training
+            logger.warning("no contact sheet at step %d: %s", self.step, error)
+            return
         folder = self.run / "samples"
         folder.mkdir(exist_ok=True)
         write_png(folder / f"step-{self.step:08d}.png", contact_sheet(to_uint8(images)))
