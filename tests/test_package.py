@@ -78,7 +78,11 @@ def test_importing_costs_little_more_than_torch(installed: Path) -> None:
 
 
 def test_modules_of_public_names_are_attributes_of_the_package(installed: Path) -> None:
-    assert "ddim" in run(installed, "-c", "import quarterarc as qa; print(sorted(qa.samplers.SAMPLERS))")
+    registries = "samplers.SAMPLERS heads.HEADS grids.GRIDS schedules.SCHEDULES objectives.OBJECTIVES networks.NETWORKS"
+    code = f"import quarterarc as qa; print([eval('qa.' + name) for name in '{registries}'.split()], qa.evaluation)"
+    printed = run(installed, "-c", code)
+    for name in ("ddim", "both", "octave", "beta-star", "hybrid", "unet"):
+        assert name in printed
 
 
 def test_every_public_name_resolves_and_is_documented() -> None:

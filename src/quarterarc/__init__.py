@@ -111,8 +111,12 @@ __all__ = [
 ]
 
 
+_ROOMS = {*(module.partition(".")[0] for module in _HOME), "interop", "networks"}
+"""The modules and packages that are attributes without an import of their own: `quarterarc.samplers.SAMPLERS`."""
+
+
 def __getattr__(name: str) -> Any:
-    if name in _HOME and "." not in name:  # a module whose names are here too
+    if name in _ROOMS:
         return import_module(f".{name}", __name__)
     if name not in _MODULE:
         raise AttributeError(f"module 'quarterarc' has no attribute '{name}'")

@@ -1,4 +1,4 @@
-"""Denoisers: callables `(x, angle, labels=None) -> Estimate`, the traits that they declare.
+"""Denoisers: callables `(x, angle, labels=None) -> Estimate`, and the traits that they declare.
 
 A `Denoiser` is a network, a schedule and a head. A bare function `(x, angle) -> Estimate` is a denoiser too. The
 properties of a denoiser beyond the call (the angles at which it is defined, the shape of its images, its classes, ...)

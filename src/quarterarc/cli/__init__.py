@@ -61,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("quarterarc: %(message)s"))
     logger = logging.getLogger("quarterarc")
+    level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
@@ -77,6 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     finally:
         logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def command_parser(commands: Sequence[str]) -> Parser:

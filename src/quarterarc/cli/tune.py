@@ -16,7 +16,7 @@ def add_arguments(parser: Parser) -> None:
     nfe = "evaluations per image to tune for; each has a grid of its own (default: %(default)s)"
     parser.add_argument("--nfe", default="5,8,10", metavar="LIST", help=nfe)
     add_sampler_arguments(parser)
-    images = "images to fit to; as many others judge the result (default: %(default)s)"
+    images = "images to fit to; as many others compare the grids (default: %(default)s)"
     parser.add_argument("--images", type=int, default=128, metavar="N", help=images)
     parser.add_argument("--no-weights", action="store_true", help="tune the angles only, not the weights of the steps")
     add_device_argument(parser)

@@ -32,7 +32,7 @@ class ImageSet(Protocol):
 
     @property
     def fingerprint(self) -> str | None:
-        """Identifies the content wherever it lies; None if unknown."""
+        """Identifies the content independent of its location; None if unknown."""
         ...
 
     @property

@@ -45,7 +45,7 @@ class ImageData(Protocol):
     classes: int | None
     """The number of classes; None without labels."""
     fingerprint: str
-    """Identifies the content of the source wherever it lies: 12 hexadecimal digits."""
+    """Identifies the content of the source independent of its location: 12 hexadecimal digits."""
     description: str
     """One line for the log: the source, the number of images, the fingerprint."""
 

@@ -41,7 +41,7 @@ class Source(Protocol):
     count: int
     labels: Labels | None
     fingerprint: str
-    """Identifies the content wherever it lies: 12 hexadecimal digits."""
+    """Identifies the content independent of its location: 12 hexadecimal digits."""
     identity: str
     """Identifies the content at its place, with modification times: the key of cached results."""
 

@@ -165,7 +165,7 @@ def _recipe_of_run(given: Recipe | None, run: Path, resume: bool) -> Recipe:
 @contextmanager
 def _accelerator(device: torch.device | str | None) -> Iterator[Accelerator]:
     """The processes of this run; on the given device, or the one that accelerate selects."""
-    # precision is a matter of the denoiser, which applies autocast in training as in sampling
+    # the denoiser applies autocast itself, in training as in sampling
     if device is None:
         yield Accelerator(mixed_precision="no")
         return
