@@ -6,6 +6,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import contextlib
 import io
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -84,5 +85,31 @@ def cli_process(tmp_path: Path) -> Cli:
     def call(*arguments: object) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "quarterarc", *map(str, arguments)]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+
+    return call
+
+
+Distributed = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def distributed(tmp_path: Path) -> Distributed:
+    """Run the command line in several processes on the CPU that communicate, and check that they do and succeed.
+
+    `accelerate launch --cpu --num_processes=2` starts a single process, so `torch.distributed.run` starts them.
+    """
+
+    def call(*arguments: object, count: int = 2, use_cpu: bool = True) -> "subprocess.CompletedProcess[str]":
+        records = tmp_path / f"processes-{len([*tmp_path.glob('processes-*')])}"
+        records.mkdir()
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
+        command = [*launch, str(Path(__file__).with_name("launched.py")), str(records), *map(str, arguments)]
+        environment = {name: value for name, value in os.environ.items() if name != "ACCELERATE_USE_CPU"}
+        environment |= {"ACCELERATE_USE_CPU": "true"} if use_cpu else {"CUDA_VISIBLE_DEVICES": ""}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path, env=environment)
+        assert done.returncode == 0, done.stderr
+        record = [json.loads((records / f"{rank}.json").read_text()) for rank in range(count)]
+        assert record == [{"status": 0, "processes": count}] * count
+        return done
 
     return call

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from conftest import Distributed
 from quarterarc.cli import main
 from quarterarc.data import DataSpec, open_data
 from quarterarc.evaluation.features import collect
@@ -106,15 +104,14 @@ def test_saved_statistics_replace_the_images_of_a_reference(
         assert "features" not in other
 
 
-def test_two_processes_give_the_same_result_as_one(tiny_run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("use_cpu", [True, False], ids=["ACCELERATE_USE_CPU", "plain torchrun"])
+def test_two_processes_give_the_same_result_as_one(
+    tiny_run: Path, tmp_path: Path, distributed: Distributed, use_cpu: bool
+) -> None:
     arguments = ["evaluate", str(tiny_run), "--reference", "digits", "--metrics", METRICS, "--features", "digits",
                  "--count", "50", "--steps", "2", "--batch-size", "16", "--device", "cpu"]  # fmt: skip
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "--mixed_precision=no",
-              f"--main_process_port={28500 + os.getpid() % 1000}"]  # fmt: skip
     assert main([*arguments, "--out", str(tmp_path / "one.json")]) == 0
-    command = [sys.executable, *launch, "-m", "quarterarc", *arguments, "--out", str(tmp_path / "two.json")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
+    distributed(*arguments, "--out", tmp_path / "two.json", use_cpu=use_cpu)
     one, two = (json.loads((tmp_path / out).read_text()) for out in ("one.json", "two.json"))
     # the batches are the same, so only the order of float64 sums differs
     assert two["metrics"] == pytest.approx(one["metrics"], rel=1e-10, abs=1e-10)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +11,8 @@ import torch
 from torch import Tensor
 
 import quarterarc as qa
+from conftest import Distributed
+from quarterarc.cli import main
 from quarterarc.common.errors import InputError
 from quarterarc.common.streams import Purpose, normal, stream
 from quarterarc.common.text import ranges
@@ -177,14 +176,12 @@ def nan_network(x: Tensor, time: Tensor, labels: Tensor | None = None) -> Tensor
     return torch.full_like(x, float("nan")).repeat(1, 2, 1, 1)
 
 
-def test_two_processes_share_the_seeds(tiny_run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("use_cpu", [True, False], ids=["ACCELERATE_USE_CPU", "plain torchrun"])
+def test_two_processes_share_the_seeds(tiny_run: Path, tmp_path: Path, distributed: Distributed, use_cpu: bool) -> None:
     arguments = ["sample", str(tiny_run), "--seeds", "0-8", "--sampler", "ddpm", "--steps", "4", "--batch-size", "2"]
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "--mixed_precision=no",
-              f"--main_process_port={29500 + os.getpid() % 1000}"]  # fmt: skip
-    for start, out in (([], "one"), (launch, "two")):
-        command = [sys.executable, *start, "-m", "quarterarc", *arguments, "--out", str(tmp_path / out)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=240)
-        assert done.returncode == 0, done.stderr
+    assert main([*arguments, "--out", str(tmp_path / "one")]) == 0
+    done = distributed(*arguments, "--out", tmp_path / "two", use_cpu=use_cpu)
+    assert done.stdout.startswith("9 images, 4 network evaluations per image")
     for out in ("one", "two"):
         assert json.loads((tmp_path / out / "samples.json").read_text())["count"] == 9
     for seed in range(9):

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from conftest import Cli
+from conftest import Cli, Distributed
 from quarterarc import generate
 from quarterarc.common.errors import InputError
 from quarterarc.data import from_memory
@@ -193,14 +193,17 @@ def test_a_signal_stops_the_run_after_a_checkpoint(tmp_path: Path, tiny: Tiny, n
     assert step >= log_of(run)[-1]["step"]
 
 
-def test_two_processes_have_the_losses_of_one(tmp_path: Path, tiny: Tiny, tiny_run: Path) -> None:
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "--mixed_precision=no",
-               f"--main_process_port={29500 + os.getpid() % 1000}", "-m", "quarterarc", "train", "digits",
-               "--out", str(tmp_path / "two"), *tiny]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    for expected, line in zip(log_of(tiny_run), log_of(tmp_path / "two"), strict=True):
+@pytest.mark.parametrize("use_cpu", [True, False], ids=["ACCELERATE_USE_CPU", "plain torchrun"])
+def test_two_processes_have_the_losses_of_one(
+    tmp_path: Path, tiny: Tiny, tiny_run: Path, distributed: Distributed, use_cpu: bool
+) -> None:
+    """Also where the only checkpoint is the last one: every process returns its folder, and the first prints it."""
+    run = tmp_path / "two"
+    done = distributed("train", "digits", "--out", run, *tiny, "training.checkpoint_every=6", use_cpu=use_cpu)
+    assert done.stdout == f"trained: {run / 'checkpoints' / 'step-00000006'}\n"
+    for expected, line in zip(log_of(tiny_run), log_of(run), strict=True):
         assert line == pytest.approx(expected, rel=1e-5)
+    assert [path.name for path in checkpoints(run)] == ["step-00000006"]
 
 
 def test_accumulated_parts_are_the_same_step(tmp_path: Path, tiny: Tiny, tiny_run: Path) -> None:

@@ -48,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
         print(recipe.to_yaml(), end="")
         return 0
 
+    from ..common.devices import processes
     from ..training.api import train
     from ..training.stopping import Interrupted
 
@@ -56,5 +57,6 @@ def run(args: argparse.Namespace) -> int:
     except Interrupted as stopped:
         print(f"quarterarc: {stopped}", file=sys.stderr)
         return 128 + stopped.signal
-    print(f"trained: {checkpoint}")
+    if not processes().rank:
+        print(f"trained: {checkpoint}")
     return 0

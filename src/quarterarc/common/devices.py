@@ -32,13 +32,22 @@ class Processes:
             PartialState().wait_for_everyone()
 
 
-def processes() -> Processes:
-    """The processes started by `accelerate launch` or `torchrun`; otherwise one, and accelerate is not imported."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+def processes(cpu: bool = False) -> Processes:
+    """The processes started by `accelerate launch` or `torchrun`; otherwise one, and accelerate is not imported.
+
+    Args:
+        cpu: communicate on the CPU; otherwise on the GPUs, where there are any.
+    """
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1 or "LOCAL_RANK" not in os.environ:
         return Processes()
     from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
 
-    state = PartialState()
+    state = PartialState(cpu or parse_flag_from_env("ACCELERATE_USE_CPU"))
+    if state.num_processes != count:  # without a GPU, accelerate connects processes only where the CPU is asked for
+        PartialState._reset_state()
+        state = PartialState(cpu=True)
     return Processes(state.process_index, state.num_processes)
 
 

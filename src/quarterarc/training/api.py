@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from torch import Tensor
 
-from ..common.devices import pick_device
+from ..common.devices import pick_device, processes
 from ..common.errors import InputError
 from ..data import DataSpec, memory_spec
 from ..data.memory import MEMORY
@@ -167,6 +167,7 @@ def _accelerator(device: torch.device | str | None) -> Iterator[Accelerator]:
     """The processes of this run; on the given device, or the one that accelerate selects."""
     # the denoiser applies autocast itself, in training as in sampling
     if device is None:
+        processes()  # connects them where accelerate alone would not
         yield Accelerator(mixed_precision="no")
         return
     chosen = pick_device(str(device))
@@ -177,6 +178,7 @@ def _accelerator(device: torch.device | str | None) -> Iterator[Accelerator]:
         AcceleratorState._reset_state(reset_partial_state=True)
     os.environ[variable] = str(chosen)
     try:
+        processes(cpu=chosen.type == "cpu")
         accelerator = Accelerator(mixed_precision="no", cpu=chosen.type == "cpu")
         if accelerator.device.type != chosen.type:
             raise InputError(

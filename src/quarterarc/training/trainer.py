@@ -32,7 +32,7 @@ from ..sampling.generation import generate
 from ..schedules import schedule as named_schedule
 from ..storage.checkpoints import describe_denoiser
 from ..storage.pictures import contact_sheet, write_png
-from ..storage.runs import checkpoints
+from ..storage.runs import checkpoint_name, checkpoints
 from ..storage.training_state import restore, save
 from . import ema
 from .batches import Batch, Batches, part_size
@@ -237,10 +237,9 @@ class Trainer:
         pending = config["pending"]
         self.pending = Pending(torch.tensor(pending["means"]).to(self.accelerator.device), pending["steps"])
 
-    def _save(self) -> Path | None:
+    def _save(self) -> Path:
+        """Save a checkpoint; all processes return its folder, once it is complete."""
         pending = {"means": self._pending_means(), "steps": self.pending.steps}
-        if not self.accelerator.is_main_process:
-            return None
         config = {
             "step": self.step,
             "data": self.data.fingerprint,
@@ -248,7 +247,10 @@ class Trainer:
             "denoiser": self.description,
             "recipe": self.recipe.model_dump(mode="json"),
         }
-        return save(self.run, config, self.network, self.average, self.optimizer, self.recipe.training.keep)
+        if self.accelerator.is_main_process:
+            save(self.run, config, self.network, self.average, self.optimizer, self.recipe.training.keep)
+        self.accelerator.wait_for_everyone()
+        return self.run / "checkpoints" / checkpoint_name(self.step)
 
     def _preview(self) -> None:
         """Write a contact sheet of images from fixed seeds."""
