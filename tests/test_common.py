@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from quarterarc.common.devices import Processes
 from quarterarc.common.errors import InputError, unknown_name
 from quarterarc.common.progress import progress_bar
 from quarterarc.common.registry import Registry, import_attribute
@@ -217,3 +218,12 @@ def test_a_bar_is_drawn_on_a_terminal_if_it_is_to_be_shown(
     if drawn:
         assert "sampling" in output.getvalue()
         assert "3/3" in output.getvalue()
+
+
+def test_an_error_in_one_process_is_raised_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other processes would otherwise wait for the one that has left."""
+    monkeypatch.setattr("accelerate.utils.gather_object", lambda part: [*part, InputError("NaN in process 1")])
+    with pytest.raises(InputError, match="NaN in process 1"), Processes(0, 2).raising_together():
+        pass
+    with pytest.raises(InputError, match="alone"), Processes().raising_together():
+        raise InputError("alone")

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from conftest import Distributed
 from quarterarc.cli import main
 from quarterarc.common.errors import InputError
 from quarterarc.evaluation import evaluate
@@ -291,6 +292,16 @@ def test_results_do_not_depend_on_the_number_of_processes(recipe: Path, tmp_path
         assert run(recipe, tmp_path / f"cache{jobs}", tmp_path / jobs, "reconstruction", "--jobs", jobs) == 0
         cells.append(json.loads((tmp_path / jobs / "results.json").read_text())["cells"])
     assert cells[0] == cells[1]
+
+
+def test_two_connected_processes_write_the_report(recipe: Path, tmp_path: Path, distributed: Distributed) -> None:
+    done = distributed("experiment", "steps", "--scale", recipe, "--images", "12", "--device", "cpu",
+                       "--cache", tmp_path / "cache", "--out", tmp_path / "two")  # fmt: skip
+    assert done.stdout == f"report    {tmp_path / 'two' / 'report.html'}\n"
+    cells = json.loads((tmp_path / "two" / "results.json").read_text())["cells"]
+    assert cells
+    assert all("fid" in cell["values"] for cell in cells)
+    assert json.loads((tmp_path / "two" / "experiment.json").read_text())["complete"]
 
 
 def test_an_arm_that_diverges_is_reported_as_unstable(

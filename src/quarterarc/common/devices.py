@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
 from .errors import InputError
 
 __all__ = ["Processes", "pick_device", "processes"]
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,36 @@ class Processes:
             from accelerate import PartialState
 
             PartialState().wait_for_everyone()
+
+    @contextmanager
+    def raising_together(self) -> Iterator[None]:
+        """A block without communication, called by all processes: an InputError in one is raised in each at its end.
+
+        Otherwise the others would wait for a process that has gone on to something else.
+        """
+        error: InputError | None = None
+        try:
+            yield
+        except InputError as raised:
+            if self.count == 1:
+                raise
+            error = raised
+        if self.count > 1:
+            from accelerate.utils import gather_object
+
+            first = next((other for other in gather_object([error]) if other is not None), None)
+            if first is not None:
+                raise first
+
+    def from_first(self, value: Value) -> Value:
+        """The value of the first process, in all processes: a later one may see files that the first has written."""
+        if self.count == 1:
+            return value
+        from accelerate.utils import broadcast_object_list
+
+        values = [value]
+        broadcast_object_list(values)
+        return values[0]
 
 
 def processes(cpu: bool = False) -> Processes:

@@ -88,7 +88,8 @@ def collect(
         return number % process.count == process.rank
 
     show = progress and process.rank == 0
-    with progress_bar(images.count, "image", f"features of {images.what}", show, leave=False) as bar:
+    bar = progress_bar(images.count, "image", f"features of {images.what}", show, leave=False)
+    with process.raising_together(), bar:
         for number in sorted(filter(mine, shards.finished)):
             shape, features = shards.read(number)
             part.add(number, shape, features)
@@ -101,7 +102,11 @@ def collect(
             bar.update(len(batch) * process.count)
     part.to_cpu()
     parts = _gathered(part, process.count) if process.count > 1 else [part]
-    return ImageFeatures(count=0) if process.rank else _merged(parts, images.what)
+    merged = ImageFeatures(count=0)
+    with process.raising_together():
+        if not process.rank:
+            merged = _merged(parts, images.what)
+    return merged
 
 
 class _Part:

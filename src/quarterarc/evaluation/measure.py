@@ -267,16 +267,21 @@ def _evaluate_images(
         vectors |= {"pool"} if save_features else set()
     computed = collect(images, extractor, statistics, vectors, batch_size=batch_size, cache=cache, progress=progress)
     compared = _reference_features(reference, comparing, extractor, batch_size, cache, progress)
-    if processes().rank:
+    process = processes()
+    values: dict[str, float] = {}
+    notes: list[str] = []
+    with process.raising_together():
+        if not process.rank:
+            if save_to is not None:
+                save_statistics(
+                    save_to, computed, extractor.describe(),
+                    what=images.what, fingerprint=images.fingerprint, vectors=save_features,
+                )  # fmt: skip
+            check_same_shape(images.what, computed.shape, reference)
+            check_counts(metrics, settings, (images.what, computed.count), (reference.what, compared.count))
+            values, notes = _compute(metrics, computed, compared, settings)
+    if process.rank:
         return {}
-    if save_to is not None:
-        save_statistics(
-            save_to, computed, extractor.describe(),
-            what=images.what, fingerprint=images.fingerprint, vectors=save_features,
-        )  # fmt: skip
-    check_same_shape(images.what, computed.shape, reference)
-    check_counts(metrics, settings, (images.what, computed.count), (reference.what, compared.count))
-    values, notes = _compute(metrics, computed, compared, settings)
     return {
         "quarterarc": __version__,
         "format": FORMAT,

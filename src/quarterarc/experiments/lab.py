@@ -36,7 +36,7 @@ from ..training.trainer import Diverged
 from .arms import Arm
 from .scales import CLASSIFIER, Scale
 
-__all__ = ["Lab", "decided_by_first", "exclusive", "only_warnings"]
+__all__ = ["Lab", "exclusive", "only_warnings"]
 
 logger = logging.getLogger("quarterarc")
 
@@ -81,7 +81,7 @@ class Lab:
         key = short_hash([self.data.fingerprint, self.extractor.describe()])
         path = make_folder(self.cache / "references") / f"{key}.safetensors"
         with exclusive(path):
-            if decided_by_first(not path.is_file()):
+            if processes().from_first(not path.is_file()):
                 self._write_reference(path)
         processes().wait()
         return read_statistics(path)
@@ -139,7 +139,7 @@ class Lab:
         """Train the arm to the end if it is not; the reason if training diverged, else ""."""
         recipe = arm.recipe(self.scale, seed)
         with exclusive(run):
-            if decided_by_first(self.images_left(arm, seed) == 0):
+            if processes().from_first(self.images_left(arm, seed) == 0):
                 return str(read_json(run / _UNSTABLE)["why"]) if (run / _UNSTABLE).is_file() else ""
             started = time.perf_counter()
             try:
@@ -151,7 +151,8 @@ class Lab:
                     write_json(make_folder(run) / _UNSTABLE, {"why": why})
                 processes().wait()
                 return why
-            logger.info("trained '%s', seed %d, in %s", arm.name, seed, duration(time.perf_counter() - started))
+            if not processes().rank:
+                logger.info("trained '%s', seed %d, in %s", arm.name, seed, duration(time.perf_counter() - started))
         return ""
 
 
@@ -167,17 +168,6 @@ def exclusive(path: Path) -> Iterator[None]:
     make_folder(path.parent)
     with FileLock(path.with_name(f".{path.name}.lock")):
         yield
-
-
-def decided_by_first(decision: bool) -> bool:
-    """The decision of the first process, in all processes: a later process may see files that the first has written."""
-    if processes().count == 1:
-        return decision
-    from accelerate.utils import broadcast_object_list
-
-    box = [decision]
-    broadcast_object_list(box)
-    return box[0]
 
 
 @contextmanager

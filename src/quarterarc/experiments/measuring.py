@@ -10,7 +10,7 @@ from typing import Any
 from ..common.devices import processes
 from ..storage.files import make_folder, read_json, replace_folder, write_json
 from .cells import Cell
-from .lab import Lab, decided_by_first, only_warnings
+from .lab import Lab, only_warnings
 from .measures import MEASURES, WRAPPERS
 
 __all__ = ["cell_folder", "is_measured", "measure"]
@@ -35,7 +35,7 @@ def measure(lab: Lab, cell: Cell) -> dict[str, Any]:
         Values by name; only `unstable`, with the reason, where training diverged or the images are not finite.
     """
     folder = cell_folder(lab, cell)
-    if decided_by_first(not is_measured(lab, cell)):
+    if processes().from_first(not is_measured(lab, cell)):
         denoise = lab.denoiser(cell.arm, cell.seed)
         with _new_folder(folder) as beside:
             if isinstance(denoise, str):

@@ -63,6 +63,11 @@ def run_experiment(
         Interrupted: if a signal stopped the run; the same call continues it.
     """
     first = not processes().rank
+    if jobs > 1 and processes().count > 1:
+        raise InputError(
+            f"--jobs {jobs} starts processes of its own, but {processes().count} were started by torchrun or "
+            "accelerate: use one of the two"
+        )
     if first:
         _reserve_folder(out, experiment, lab.scale)
     work = jobs_of(experiment.cells(lab.scale, seeds))
@@ -70,8 +75,6 @@ def run_experiment(
         _ = lab.extractor, lab.reference  # missing weights or data raise before hours of training
     _run_all(lab, work, jobs)
     findings = experiment.report(Measurements(lab, seeds))
-    if not first:
-        return None
     cells = [
         {
             "arm": job.arm.name,
@@ -83,6 +86,8 @@ def run_experiment(
         for job in work
         for cell in job.cells
     ]
+    if not first:  # after measure, which all processes call together
+        return None
     write_results(out, _about(experiment, lab, seeds, work, command), cells, findings)
     write_json(out / ABOUT, {**_identity(experiment, lab.scale), "complete": True})
     return out / "report.html"
@@ -119,7 +124,7 @@ def _identity(experiment: Experiment, scale: Scale) -> dict[str, Any]:
 
 def _run_all(lab: Lab, work: Sequence[Job], jobs: int) -> None:
     """Train and measure what is missing; with several jobs, arms are divided among as many processes."""
-    missing = [job for job in work if not _is_done(lab, job)]
+    missing = processes().from_first([job for job in work if not _is_done(lab, job)])
     total = sum(len(job.cells) for job in missing)
     with progress_bar(total, "cell", "measure", lab.progress) as bar:
         for cells in _in_processes(lab, missing, jobs) if jobs > 1 and len(missing) > 1 else _in_turn(lab, missing):
