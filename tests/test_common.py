@@ -52,7 +52,7 @@ def test_names_that_are_registered_or_have_a_colon_raise(shapes: Registry[Any]) 
 def test_unknown_names_raise_with_the_known_names(shapes: Registry[Any], name: Any) -> None:
     with pytest.raises(InputError, match=f"unknown shape '{name}'") as raised:
         shapes.lookup(name)
-    assert "(known: circle, package.module:attribute, square)" in str(raised.value)
+    assert "(known: circle, square; or an import path, package.module:name)" in str(raised.value)
     assert ("did you mean 'circle'?" in str(raised.value)) == (name == "cirle")
     with pytest.raises(InputError, match="unknown shape"):
         shapes.require(name)
@@ -69,8 +69,8 @@ def test_import_paths_lead_to_attributes(shapes: Registry[Any]) -> None:
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("math:", "is not an import path: write package.module:attribute"),
-        (":hypot", "is not an import path: write package.module:attribute"),
+        ("math:", "is not an import path: write package.module:name"),
+        (":hypot", "is not an import path: write package.module:name"),
         ("math:hypo", "AttributeError: module 'math' has no attribute 'hypo'"),
         ("no_such_module:shape", "ModuleNotFoundError: No module named 'no_such_module'"),
         ("math:pi", "the shape 'math:pi' is a float: a class or function is expected"),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -643,3 +645,17 @@ def test_churn_is_accepted_as_the_old_name_of_eta(name: str, caplog: pytest.LogC
         sampler(name, churn=0.5, eta=0.5)
     with pytest.raises(InputError, match="no option 'churn'"):
         sampler("ddpm", churn=0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("ddim", {"eta": "abc"}, "the option 'eta' of the sampler 'ddim' is a number, got 'abc'"),
+        ("multistep", {"order": 2.5}, "the option 'order' of the sampler 'multistep' is a whole number, got 2.5"),
+        ("multistep", {"corrector": 1}, "the option 'corrector' of the sampler 'multistep' is true or false, got 1"),
+        ("heun", {"form": True}, "the option 'form' of the sampler 'heun' is a word, got True"),
+    ],
+)
+def test_options_of_another_type_raise_before_sampling(name: str, options: dict[str, Any], expected: str) -> None:
+    with pytest.raises(InputError, match=re.escape(expected)):
+        sampler(name, **options)

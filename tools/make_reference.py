@@ -90,7 +90,7 @@ def _recipe() -> Iterator[str]:
     yield "## Recipe fields\n"
     yield (
         "A recipe is a YAML file of these sections. `quarterarc train RECIPE section.field=value` sets one field, "
-        "`quarterarc train RECIPE --show` prints them all.\n"
+        "`quarterarc train RECIPE --show` prints the fields of the recipe's own network and objective.\n"
     )
     plain = []
     sections: list[tuple[str, type[BaseModel]]] = []
@@ -196,7 +196,7 @@ def _entries(registry: Mapping[str, Callable[..., Any]]) -> Iterator[str]:
                 (
                     f"`{option.name}`",
                     _code(option.type),
-                    "required" if option.required else f"`{_yaml(option.default)}`",
+                    "required" if option.required else f"`{option.shown_default}`",
                     option.description,
                 )
                 for option in options

@@ -22,7 +22,7 @@ def sampler_listing() -> str:
     for name, entry in SAMPLERS.items():
         lines.append(_entry(name, summary(entry)))
         for option in sampler_options(name):
-            value = "required" if option.required else written(option.default)
+            value = "required" if option.required else option.shown_default
             lines.append(_entry(option.name, f"{option.description} (default: {value})", indent=4))
     return "\n".join(lines)
 

@@ -35,12 +35,14 @@ def run(args: argparse.Namespace) -> int:
     name = args.recipe
     if args.out is None and not args.show:
         raise InputError("training needs --out RUN, the folder of the run")
-    if args.resume and name and "=" in name:  # with --resume the recipe may be left out, and the first field is there
+    if name and "=" in name:  # the recipe was left out, and the first field is in its place
         fields, name = [name, *fields], None
     if args.skip_bad:
         fields.append("data.skip_bad=true")
     if name is None and args.resume and args.out is not None and (args.out / "recipe.yaml").is_file():
         name = str(args.out / "recipe.yaml")
+    if name is None and args.resume:
+        raise InputError(f"{args.out} contains no run to resume: give the folder of a run, or a recipe to start one")
     if name is None:
         raise InputError(f"training needs a recipe: {', '.join(recipe_names())}, or a YAML file")
     recipe = read_recipe(name, fields)

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import torch
 
-from .errors import InputError
+from .errors import InputError, unknown_name
 
 __all__ = ["Processes", "pick_device", "processes"]
 
@@ -101,5 +101,7 @@ def pick_device(name: str = "auto") -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
+        if "Expected one of" in reason:  # torch lists every device type that it has a name for
+            raise unknown_name("device", name, ("auto", "cpu", "cuda", "mps")) from None
         raise InputError(f"the device '{name}' cannot be used on this machine ({reason}): try --device cpu") from None
     return device

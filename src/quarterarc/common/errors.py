@@ -15,9 +15,16 @@ class InputError(ValueError):
     """
 
 
-def unknown_name(kind: str, name: object, known: Iterable[str]) -> InputError:
-    """The error of an unknown name, with the nearest known name and the list of all."""
+def unknown_name(kind: str, name: object, known: Iterable[str], alternative: str = "") -> InputError:
+    """The error of an unknown name, with the nearest known name and the list of all.
+
+    Args:
+        kind: what is named: "sampler".
+        name: the unknown name.
+        known: the known names.
+        alternative: what else is accepted, after the list: "or an import path".
+    """
     names = sorted(known)
     nearest = get_close_matches(str(name), names, n=1)
     hint = f"; did you mean '{nearest[0]}'?" if nearest else ""
-    return InputError(f"unknown {kind} '{name}'{hint} (known: {', '.join(names)})")
+    return InputError(f"unknown {kind} '{name}'{hint} (known: {', '.join(names)}{alternative and f'; {alternative}'})")

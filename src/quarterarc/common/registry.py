@@ -1,6 +1,6 @@
 """Open registries: the heads, schedules, samplers, ... that recipes, checkpoints and the command line use by name.
 
-A name is either registered (`"ddim"`) or an import path (`"package.module:attribute"`), so that other packages extend a
+A name is either registered (`"ddim"`) or an import path (`"package.module:name"`), so that other packages extend a
 family:
 
     from quarterarc.samplers import SAMPLERS
@@ -25,7 +25,7 @@ __all__ = ["IMPORT_PATH", "Registry", "import_attribute"]
 Entry = TypeVar("Entry")
 Decorated = TypeVar("Decorated")
 
-IMPORT_PATH = "package.module:attribute"
+IMPORT_PATH = "package.module:name"
 
 
 class Registry(Mapping[str, Entry], Generic[Entry]):
@@ -90,7 +90,7 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         if name in self._entries:
             return self._entries[name]
         if not isinstance(name, str) or ":" not in name:
-            raise unknown_name(self.kind, name, [*self.names(), IMPORT_PATH])
+            raise unknown_name(self.kind, name, self.names(), f"or an import path, {IMPORT_PATH}")
         entry = import_attribute(name, self.kind)
         if not callable(entry):
             raise InputError(f"the {self.kind} '{name}' is a {type(entry).__name__}: a class or function is expected")
@@ -104,7 +104,7 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
 
 
 def import_attribute(path: str, kind: str) -> Any:
-    """The object at an import path, `package.module:attribute`; the current folder is searched last.
+    """The object at an import path, `package.module:name`; the current folder is searched last.
 
     Raises:
         InputError: if the module cannot be imported or has no such attribute; one line with the reason.
@@ -119,9 +119,11 @@ def import_attribute(path: str, kind: str) -> Any:
             value = getattr(value, name)
     except Exception as error:  # an imported module can raise any exception
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise InputError(
-            f"cannot import the {kind} '{path}' ({reason}): install its package, or run where the module is importable"
-        ) from None
+        absent = isinstance(error, ModuleNotFoundError) and module.startswith(str(error.name))
+        remedy = (
+            "install its package, or run where the module is importable" if absent else "correct the module or path"
+        )
+        raise InputError(f"cannot import the {kind} '{path}' ({reason}): {remedy}") from None
     return value
 
 

@@ -113,6 +113,9 @@ def sampler(name: str, **options: Any) -> Sampler:
         if known is not None and key not in [option.name for option in known]:
             listed = f"known: {', '.join(option.name for option in known)}" if known else "it has none"
             raise InputError(f"the sampler '{name}' has no option '{key}' ({listed})")
+    for option in known or ():
+        if option.name in options:
+            option.check(name, options[option.name])
     try:
         made = entry(**options)
     except TypeError as error:  # such as a comparison of a number with a string

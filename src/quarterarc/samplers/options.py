@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from ..common.errors import InputError
 from .base import Sampler
 
 __all__ = ["Option", "options_of", "renames_of"]
@@ -34,6 +35,35 @@ class Option:
     def required(self) -> bool:
         """Whether the option has no default."""
         return self.default is inspect.Parameter.empty
+
+    @property
+    def shown_default(self) -> str:
+        """The default as text; `automatic` for None, with which the sampler chooses."""
+        if self.default is None:
+            return "automatic"
+        return str(self.default).lower() if isinstance(self.default, bool) else str(self.default)
+
+    def check(self, sampler: str, value: Any) -> None:
+        """Raise an InputError for a value of another type than the annotation; compound types are not checked."""
+        kinds = [kind.strip() for kind in self.type.split("|")]
+        plain = [kind for kind in kinds if kind != "None"]
+        if not set(plain) <= _TYPES.keys() or (value is None and "None" in kinds):
+            return
+        for kind in plain:
+            types, _ = _TYPES[kind]
+            if isinstance(value, types) and (kind == "bool" or not isinstance(value, bool)):
+                return
+        expected = " or ".join(_TYPES[kind][1] for kind in plain)
+        raise InputError(f"the option '{self.name}' of the sampler '{sampler}' is {expected}, got {value!r}")
+
+
+_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
+    "float": ((int, float), "a number"),
+    "int": ((int,), "a whole number"),
+    "bool": ((bool,), "true or false"),
+    "str": ((str,), "a word"),
+}
+"""The types of option values that are checked, by annotation, and their names in messages."""
 
 
 def options_of(entry: Callable[..., Sampler]) -> tuple[Option, ...] | None:

@@ -1,4 +1,4 @@
-"""Feature extractors by name: `inception`, `dinov2`, `digits`, `pixels`, or `package.module:attribute`.
+"""Feature extractors by name: `inception`, `dinov2`, `digits`, `pixels`, or `package.module:name`.
 
 from quarterarc.evaluation.extractors import EXTRACTORS, FeatureNetwork
 
@@ -91,7 +91,7 @@ def extractor(name: str, device: torch.device | str = "cpu", weights: str | Path
     """An extractor by name.
 
     Args:
-        name: a name in `EXTRACTORS`, or an import path `package.module:attribute` of such an entry.
+        name: a name in `EXTRACTORS`, or an import path `package.module:name` of such an entry.
         device: device of the network.
         weights: for `inception` a file of weights, for `dinov2` a model folder, by default the usual download; for
             `classifier` the file that its training wrote.
