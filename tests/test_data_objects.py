@@ -100,7 +100,10 @@ def test_a_dataset_object_keeps_its_selection_and_order() -> None:
     assert (pixels(data).permute(0, 2, 3, 1).numpy() == [patch(4), patch(1)]).all()
 
 
-def test_a_dataset_of_paths_is_read_and_identified_by_its_files(tmp_path: Path) -> None:
+def test_a_dataset_of_downloaded_files_is_read_and_identified_by_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub.constants
     from datasets import Dataset, Features
     from datasets import Image as ImageFeature
 
@@ -108,6 +111,7 @@ def test_a_dataset_of_paths_is_read_and_identified_by_its_files(tmp_path: Path) 
         cells = [{"bytes": None, "path": str(folder / f"{number:02}.png")} for number in range(3)]
         return Dataset.from_dict({"image": cells}, features=Features({"image": ImageFeature()}))
 
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     for name in ("one", "two", "other"):
         write_folder(tmp_path / name, 3)
     (tmp_path / "other" / "01.png").write_bytes(encode(patch(9)))

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from ..common.errors import InputError
+from ..storage.files import read_regular
 from .spec import DataSpec
 
 __all__ = ["ENDINGS", "FORMATS", "BadImage", "Encoded", "Pixels", "read_file", "read_pixels", "shape_of"]
@@ -66,14 +67,14 @@ class BadImage(InputError):
         super().__init__(f"cannot use {name}: {reason}; repair or remove it, or skip such images (skip_bad)")
 
 
-def read_file(path: str | Path, name: str) -> bytes:
-    """The bytes of a file.
+def read_file(path: str | Path, name: str, most: int = 0) -> bytes:
+    """The bytes of a regular file of at most `most` bytes (0: no limit).
 
     Raises:
-        BadImage: if the file cannot be read.
+        BadImage: if the file is larger, is a FIFO, a device or a socket, or cannot be read.
     """
     try:
-        return Path(path).read_bytes()
+        return read_regular(path, most)
     except OSError as error:
         raise BadImage(name, error.strerror or str(error)) from error
 

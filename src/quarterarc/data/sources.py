@@ -20,6 +20,7 @@ from PIL import Image
 
 from ..common.errors import InputError
 from ..common.optional import need
+from ..storage.files import check_regular
 from .decode import ENDINGS, BadImage, Encoded, read_file
 from .spec import DataSpec
 
@@ -179,12 +180,14 @@ class LmdbSource:
         self.labels: Labels | None = None
         self._lmdb = need("lmdb", "lmdb", "reading an LMDB folder")
         try:
+            check_regular(folder / "data.mdb")
             self._environment = _environment(folder.resolve(), self._lmdb)
             with self._environment.begin() as transaction:
                 keys = transaction.cursor().iternext(keys=True, values=False)
                 self._keys = _Strings(islice(keys, spec.limit))
-        except self._lmdb.Error as error:
-            raise InputError(f"cannot read {self.what}: {error}; is data.mdb complete?") from error
+        except (self._lmdb.Error, OSError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"cannot read {self.what}: {reason}; is data.mdb complete?") from error
         self.count = len(self._keys)
         if self.count == 0:
             raise InputError(f"{self.what} is empty")

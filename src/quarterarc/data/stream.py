@@ -190,7 +190,9 @@ def stream_dataset(spec: DataSpec, dataset: Any, what: str, device: torch.device
             f"{what}: column '{columns.label}' does not declare how many classes it has, which a stream needs; "
             "download the dataset instead (memory: memory) or train without labels"
         )
-    if dataset.features is not None and isinstance(dataset.features[columns.image], datasets.Image):
+    if dataset.features is not None:  # the other columns may hold images or sounds, which would be opened
+        dataset = dataset.select_columns([name for name in (columns.image, columns.label) if name])
+    if dataset.features is not None and hasattr(dataset.features[columns.image], "decode_example"):
         dataset = dataset.cast_column(columns.image, datasets.Image(decode=False))
     if spec.limit:
         dataset = dataset.take(spec.limit)  # before shuffling, so that every epoch has the same rows

@@ -3,7 +3,8 @@
 The library `datasets` gives all of them as memory-mapped Arrow tables; parquet files are converted once, below the
 cache folder. Four things of it are not used, on purpose:
 
-- Its `Image` feature, which would open the paths in image cells: images are read as bytes, and only by `encoded`.
+- Its `Image` feature, which would open any path or address in image cells: images are read as bytes, and only by
+  `encoded`, whose rule for paths is that of `cell_files`.
 - Its parquet reader, whose memory grows with the row groups (see `_convert`).
 - Its split detection and errors for parquet files: columns are chosen and checked from the footers of the files before
   anything is converted, so that the error names the file and its columns.
@@ -24,12 +25,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from ..common.errors import InputError
 from ..common.optional import need
 from ..common.progress import shown
 from ..common.text import counted, one_line
-from .decode import BadImage, Encoded, read_file
+from ..storage.files import check_regular, read_json
+from .cell_files import download_folders, file_of_cell, read_cell_file
+from .decode import BadImage, Encoded
 from .sources import Labels, check_no_split, digest, size_and_time
 from .spec import DataSpec
 
@@ -125,26 +129,28 @@ def _kind(arrow_type: Any, feature: Any) -> str:
     return str(arrow_type)
 
 
-def encoded(value: Any, name: str, folder: Path | None = None) -> Encoded:
+def encoded(value: Any, name: str, folder: Path | None = None, downloads: Sequence[Path] = ()) -> Encoded:
     """The image in a cell: bytes, a mapping with `bytes` or `path`, or a decoded image.
 
+    Args:
+        value: the cell.
+        name: the image, for messages.
+        folder: the folder of the table, below which a path may name a file; None if it has none.
+        downloads: see `cell_files.download_folders`.
+
     Raises:
-        BadImage: if the cell is empty, or its path cannot be read. A relative path is relative to `folder`.
+        BadImage: if the cell is empty or holds something else, or its path is not allowed or cannot be read.
     """
     path = None
     if isinstance(value, Mapping):
         path, value = value.get("path"), value.get("bytes")
-    if value is not None:
+    if isinstance(value, bytes | Image.Image):
         return value
-    if not path:
+    if value is not None:
+        raise BadImage(name, f"the cell holds {type(value).__name__}, not the bytes of an image")
+    if path is None or path == "":
         raise BadImage(name, "the cell is empty")
-    if "://" not in path:
-        return read_file((folder or Path()) / path, name)
-    try:
-        with need("fsspec", "datasets", "reading images by address").open(path, "rb") as file:
-            return bytes(file.read())
-    except OSError as error:
-        raise BadImage(name, one_line(error)) from error
+    return read_cell_file(path, folder, name, downloads)
 
 
 def _read_labels(cells: Any, columns: Columns, what: str) -> Labels:
@@ -172,8 +178,9 @@ class TableSource:
         what: the source, for messages.
         fingerprint: see `Source`.
         identity: see `Source`.
-        folder: relative paths in image cells are relative to it.
+        folder: the folder of the table, below which paths in image cells may name files; None if it has none.
         limit: only the first rows.
+        downloads: see `cell_files.download_folders`.
     """
 
     def __init__(
@@ -185,12 +192,14 @@ class TableSource:
         identity: str,
         folder: Path | None = None,
         limit: int | None = None,
+        downloads: Sequence[Path] = (),
     ) -> None:
         if limit is not None and limit < len(dataset):
             dataset = dataset.select(range(limit))
         if len(dataset) == 0:
             raise InputError(f"{what} has no rows")
         self.what, self.count, self._folder = what, len(dataset), folder
+        self.downloads = downloads
         dataset = dataset.with_format("arrow")  # in which features decode nothing and transforms do not apply
         self.labels: Labels | None = None
         if columns.label:
@@ -210,7 +219,7 @@ class TableSource:
 
     def read(self, number: int) -> Encoded:
         """The image of a row, as it is stored."""
-        return encoded(self._images[number].as_py(), self.name(number), self.folder_of(number))
+        return encoded(self._images[number].as_py(), self.name(number), self.folder_of(number), self.downloads)
 
 
 class _Rows:
@@ -225,17 +234,22 @@ def dataset_source(spec: DataSpec, dataset: Any) -> TableSource:
     """A `datasets.Dataset` object, in its current order and selection; its transforms are not applied."""
     what = "the dataset"
     columns = schema_columns(spec, dataset.features.arrow_schema, what)
-    source = TableSource(dataset, columns, what, "", "", limit=spec.limit)
+    source = TableSource(dataset, columns, what, "", "", limit=spec.limit, downloads=download_folders())
     content, place = hashlib.sha256(), hashlib.sha256()
     for number in range(source.count):
         cell = source._images[number].as_py()
         path, data = (cell.get("path"), cell.get("bytes")) if isinstance(cell, Mapping) else (None, cell)
-        if data is None and path:  # as for a folder: the name and size of the file stand for its content
-            size, time = size_and_time(Path(path))
-            content.update(repr((Path(path).name, size)).encode())
-            place.update(repr((path, time)).encode())
+        if isinstance(data, bytes):
+            content.update(hashlib.sha256(data).digest())
+            continue
+        try:  # as for a folder: the name and size of the file stand for its content
+            file = file_of_cell(path, None, source.name(number), source.downloads)
+        except BadImage:  # raised when the image is read
+            content.update(repr(cell).encode())
         else:
-            content.update(hashlib.sha256(data or b"").digest())
+            size, time = size_and_time(file)
+            content.update(repr((file.name, size)).encode())
+            place.update(repr((path, time)).encode())
     labels = source.labels and (source.labels.numbers.tobytes(), source.labels.classes)
     source.fingerprint = digest(source.count, content.hexdigest(), labels)
     source.identity = digest(source.fingerprint, place.hexdigest())
@@ -248,12 +262,13 @@ def saved_source(spec: DataSpec, folder: Path) -> TableSource:
     datasets = need("datasets", "datasets", "reading a saved dataset")
     try:
         if (folder / "dataset_dict.json").exists():
-            splits = json.loads((folder / "dataset_dict.json").read_text())["splits"]
+            splits = read_json(folder / "dataset_dict.json")["splits"]
             if spec.split not in splits:
                 raise InputError(f"{what} has no split '{spec.split}' (splits: {', '.join(splits)})")
             folder = folder / spec.split
         else:
             check_no_split(spec, what)
+        _check_saved(folder)
         with _quiet(datasets):
             dataset = datasets.Dataset.load_from_disk(str(folder), keep_in_memory=False)
         files = [Path(file["filename"]) for file in dataset.cache_files]
@@ -266,6 +281,20 @@ def saved_source(spec: DataSpec, folder: Path) -> TableSource:
     columns = schema_columns(spec, dataset.features.arrow_schema, what)
     identity = digest(str(folder.resolve()), *listing)
     return TableSource(dataset, columns, what, digest(*listing), identity, folder, spec.limit)
+
+
+def _check_saved(folder: Path) -> None:
+    """Raise an InputError unless the Arrow files of a saved dataset are regular files of its own folder."""
+    state = read_json(folder / "state.json")
+    check_regular(folder / "dataset_info.json")
+    for entry in state["_data_files"]:
+        file = entry["filename"]
+        real = Path(os.path.realpath(folder / file))
+        if Path(file).name != file or real.parent != Path(os.path.realpath(folder)):
+            raise InputError(
+                f"{folder / 'state.json'} names the file {file!r}, which does not lie in the folder itself"
+            )
+        check_regular(real)
 
 
 class ParquetSource(TableSource):
@@ -328,6 +357,7 @@ def _opened(file: Path) -> Iterator[Any]:
     import pyarrow.parquet
 
     try:
+        check_regular(file)
         with arrow.parquet.ParquetFile(file, memory_map=True) as parquet:
             yield parquet
     except (OSError, arrow.ArrowException) as error:
@@ -414,8 +444,11 @@ def hub_source(spec: DataSpec, hub_id: str, cache_dir: Path | None, progress: bo
     dataset = open_hub(spec, hub_id, cache_dir, streaming=False, progress=progress)
     what = f"hub:{hub_id} {spec.split}"
     columns = schema_columns(spec, dataset.features.arrow_schema, what)
+    downloads = download_folders(hub_id, cache_dir)
     content = (hub_id, spec.split, dataset.num_rows, sorted(dataset.info.download_checksums or ()))
-    return TableSource(dataset, columns, what, digest(*content), digest("None", *content), limit=spec.limit)
+    return TableSource(
+        dataset, columns, what, digest(*content), digest("None", *content), limit=spec.limit, downloads=downloads
+    )
 
 
 def open_hub(spec: DataSpec, hub_id: str, cache_dir: Path | None, streaming: bool, progress: bool = True) -> Any:

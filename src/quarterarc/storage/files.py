@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +15,17 @@ from typing import Any
 
 from ..common.errors import InputError
 
-__all__ = ["check_writable", "is_temporary", "make_folder", "read_json", "replace_file", "replace_folder", "write_json"]
+__all__ = [
+    "check_regular",
+    "check_writable",
+    "is_temporary",
+    "make_folder",
+    "read_json",
+    "read_regular",
+    "replace_file",
+    "replace_folder",
+    "write_json",
+]
 
 _TEMPORARY = re.compile(r"\..+\.\d+")
 
@@ -92,6 +104,50 @@ def is_temporary(path: Path) -> bool:
     return _TEMPORARY.fullmatch(path.name) is not None
 
 
+def check_regular(path: str | Path) -> os.stat_result:
+    """The status of a regular file.
+
+    Raises:
+        OSError: if it is missing, a folder, or a FIFO, device or socket: opening these may wait without an end.
+    """
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        kind = next((kind for test, kind in _KINDS if test(status.st_mode)), "something else")
+        raise OSError(errno.EINVAL, f"it is {kind}, not a regular file", str(path))
+    return status
+
+
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+    (stat.S_ISSOCK, "a socket"),
+)
+
+
+def read_regular(path: str | Path, most: int = 0) -> bytes:
+    """The content of a regular file.
+
+    Args:
+        path: the file.
+        most: the largest size in bytes; 0 for no limit.
+
+    Raises:
+        OSError: as for `check_regular`, and for a larger file.
+    """
+    check_regular(path)
+    # Not blocking, and checked again: the file may have been replaced by a FIFO.
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with open(handle, "rb") as file:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+        if most and status.st_size > most:
+            raise OSError(errno.EFBIG, f"it has {status.st_size:,} bytes, more than {most:,}", str(path))
+        return file.read(most + 1 if most else -1)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a value of JSON types, indented, replacing the file."""
     with replace_file(path) as temporary:
@@ -105,7 +161,7 @@ def read_json(path: Path) -> Any:
         InputError: if the file is missing or is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_regular(path).decode("utf-8"))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from None
     except ValueError as error:
