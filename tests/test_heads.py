@@ -332,7 +332,7 @@ class WithoutSchedule(Noise):
     ("entry", "message"),
     [
         ("WithoutRead", "does not implement read"),
-        ("NoHead", "is a NoHead: derive it from quarterarc.heads.Head"),
+        ("NoHead", "is not a Head: derive it from quarterarc.heads.Head"),
         ("WithoutSchedule", "cannot be built from a schedule"),
         ("SCHEDULE", "is a Schedule: a class or function is expected"),
         ("nothing", "cannot import the head"),
@@ -341,3 +341,17 @@ class WithoutSchedule(Noise):
 def test_an_unusable_import_path_raises(entry: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         head(f"{__name__}:{entry}", SCHEDULE)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("subprocess:Popen", "standard library"),
+        ("os:system", "is a builtin_function_or_method"),
+        (f"{__name__}:Tensor", "is defined in another package: write torch:Tensor"),
+    ],
+)
+def test_an_import_path_of_other_code_is_no_head(path: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as raised:
+        head(path, SCHEDULE)
+    assert "\n" not in str(raised.value)

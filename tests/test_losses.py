@@ -320,6 +320,29 @@ def test_an_import_path_is_an_objective() -> None:
     assert not losses.velocity.requires_grad
 
 
+class NotCallable:
+    pass
+
+
+def failing() -> Objective:
+    raise RuntimeError("a reason\nof two lines")
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("os:system", "is a builtin_function_or_method"),
+        ("subprocess:run", "standard library"),
+        (f"{__name__}:NotCallable", "has no method __call__"),
+        (f"{__name__}:TABLE", "is a Schedule: a class or function is expected"),
+        (f"{__name__}:failing", "cannot use the options {}: RuntimeError: a reason of two lines"),
+    ],
+)
+def test_an_import_path_of_other_or_failing_code_is_no_objective(path: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        objective(path)
+
+
 def test_a_registered_name_is_an_objective(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(OBJECTIVES, "_entries", dict(OBJECTIVES))
     OBJECTIVES.register("fourth")(Fourth)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from conftest import Cli
 from quarterarc.common.errors import InputError
 from quarterarc.data import DataSpec
 from quarterarc.training.recipe import Recipe, differences, read_recipe, recipe_names
@@ -268,3 +269,33 @@ def test_reading_a_recipe_starts_no_accelerator() -> None:
     code = "import sys, quarterarc.training.recipe; print({'torch', 'accelerate'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "set()"
+
+
+IMPORT_PATHS = {
+    "objective": {"name": "code_of_a_stranger:run", "options": {"command": "touch called"}},
+    "schedule": {"name": "code_of_a_stranger:run"},
+    "network": {"name": "code_of_a_stranger:run", "arguments": {"command": "touch called"}},
+    "head": "code_of_a_stranger:run+variance",
+}
+
+
+@pytest.mark.parametrize("section", IMPORT_PATHS)
+def test_reading_and_showing_a_recipe_neither_imports_nor_calls_its_code(
+    section: str, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "open('imported', 'w')\ndef run(*values, **options): open('called', 'w')\n"
+    (tmp_path / "code_of_a_stranger.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    recipe = Recipe.model_validate({"data": "digits", "size": 8, "channels": 1, section: IMPORT_PATHS[section]})
+    (tmp_path / "x.yaml").write_text(recipe.to_yaml())
+    assert read_recipe(tmp_path / "x.yaml") == recipe
+    done = cli("train", "x.yaml", "--show")
+    assert (done.returncode, "code_of_a_stranger:run" in done.stdout) == (0, True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["code_of_a_stranger.py", "x.yaml"]
+
+
+@pytest.mark.parametrize("field", ["objective.name", "schedule.name", "network.name", "head"])
+@pytest.mark.parametrize("path", ["module:", ":name", "a b:c", "a:b:c", "a..b:c"])
+def test_the_form_of_an_import_path_is_checked(field: str, path: str) -> None:
+    with pytest.raises(InputError, match=r"is not an import path: write package\.module:name"):
+        read_recipe("digits", fields={field: path})

@@ -274,3 +274,21 @@ def text(steps: int) -> str:
 def test_a_function_that_returns_no_schedule_raises(function: str, message: str) -> None:
     with pytest.raises(InputError, match=f"the schedule '{__name__}:{function}' {message}"):
         schedule(f"{__name__}:{function}", 10)
+
+
+def failing(steps: int) -> np.ndarray:
+    raise RuntimeError("a reason\nof two lines")
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("builtins:print", "is a builtin_function_or_method"),
+        ("time:sleep", "is a builtin_function_or_method"),
+        ("collections:Counter", "standard library"),
+        (f"{__name__}:failing", "fails for T = 3: RuntimeError: a reason of two lines"),
+    ],
+)
+def test_an_import_path_of_other_or_failing_code_is_no_schedule(path: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        schedule(path, 3)

@@ -570,3 +570,21 @@ def test_a_network_that_cannot_be_trained_is_one_line_before_training(
         train("digits", tmp_path / "run", fields={**SHORT, "network": network}, progress=False)
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "path", "message"),
+    [
+        ("objective.name", "os:system", "is a builtin_function_or_method"),
+        ("objective.name", "no_such_module:loss", "cannot import the objective"),
+        ("schedule.name", "no_such_module:schedule", "cannot import the schedule"),
+        ("head", "subprocess:Popen", "standard library"),
+    ],
+)
+def test_unusable_code_of_a_recipe_is_one_line_before_any_data_is_read(
+    tmp_path: Path, field: str, path: str, message: str
+) -> None:
+    with pytest.raises(InputError, match=message) as raised:
+        train("digits", tmp_path / "run", fields={**SHORT, "data.source": "nowhere/", field: path}, progress=False)
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "run").exists()

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from .arc import Angle, cos_sin, float64, rotate, spread
 from .common.errors import InputError
-from .common.registry import Registry
+from .common.registry import Registry, check_definition
 from .common.text import one_line
 from .estimate import Estimate
 from .posterior import mean_weights
@@ -221,8 +221,16 @@ class _HeadRegistry(Registry[HeadFactory]):
         factory = super().lookup(plain)
         return lambda schedule: LearnedVariance(factory(schedule))
 
+    def require(self, name: str) -> None:
+        plain = str(name).removesuffix(VARIANCE)
+        if plain not in self:
+            super().require(plain if ":" in plain else name)
+
 
 def _check_factory(entry: Any, path: str) -> None:
+    check_definition(entry, path, "head")
+    if inspect.isclass(entry) and not issubclass(entry, Head):
+        raise InputError(f"the head '{path}' is not a Head: derive it from quarterarc.heads.Head")
     if inspect.isabstract(entry):
         missing = ", ".join(sorted(entry.__abstractmethods__))
         raise InputError(f"the head '{path}' does not implement {missing}")
@@ -254,8 +262,11 @@ def head(name: str, schedule: Schedule) -> Head:
     factory = HEADS.lookup(plain)
     try:
         built = factory(schedule)
-    except TypeError as error:
-        raise InputError(f"the head '{plain}' cannot be built from a schedule: {one_line(error)}") from error
+    except InputError:
+        raise
+    except Exception as error:  # code from outside this package
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise InputError(f"the head '{plain}' cannot be built from a schedule: {reason}") from error
     if not isinstance(built, Head):
         raise InputError(f"the head '{plain}' is a {type(built).__name__}: derive it from quarterarc.heads.Head")
     built.name = plain

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, overload
 
 import numpy as np
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .arc import NOISE_END, ROUNDING, alpha_bar_to_angle, float64
 from .common.errors import InputError
-from .common.registry import Registry
+from .common.registry import Registry, check_definition
 from .common.text import one_line
 
 __all__ = ["SCHEDULES", "Schedule", "schedule"]
@@ -134,7 +134,9 @@ class Schedule:
 LARGEST_BETA = 0.999
 """Upper bound of beta in schedules given by beta (Nichol & Dhariwal 2021); it keeps the last angle below pi/2."""
 
-SCHEDULES: Registry[Callable[[int], np.ndarray | Schedule]] = Registry("schedule")
+SCHEDULES: Registry[Callable[[int], np.ndarray | Schedule]] = Registry(
+    "schedule", check=partial(check_definition, kind="schedule")
+)
 """The schedules by name. An entry is called with T, and returns T + 1 angles or a `Schedule` of T steps."""
 
 
@@ -156,7 +158,15 @@ def schedule(name: str = "arc", steps: int = 1000) -> Schedule:
     """
     if not isinstance(steps, int | np.integer) or isinstance(steps, bool) or steps < 1:
         raise InputError(f"a schedule needs a whole number of steps, at least 1, got {steps!r}")
-    table = SCHEDULES.lookup(name)(int(steps))
+    function = SCHEDULES.lookup(name)
+    try:
+        table = function(int(steps))
+    except InputError:
+        raise
+    except Exception as error:  # code from outside this package
+        raise InputError(
+            f"the schedule '{name}' fails for T = {steps}: {type(error).__name__}: {one_line(error)}"
+        ) from error
     try:
         table = Schedule(name, table.angles if isinstance(table, Schedule) else table)
     except (TypeError, ValueError) as error:

@@ -11,7 +11,9 @@ family:
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,12 +22,13 @@ from typing import Any, Generic, TypeVar
 
 from .errors import InputError, unknown_name
 
-__all__ = ["IMPORT_PATH", "Registry", "import_attribute"]
+__all__ = ["IMPORT_PATH", "Registry", "check_definition", "import_attribute"]
 
 Entry = TypeVar("Entry")
 Decorated = TypeVar("Decorated")
 
 IMPORT_PATH = "package.module:name"
+_FORM = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
 class Registry(Mapping[str, Entry], Generic[Entry]):
@@ -89,8 +92,7 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         """
         if name in self._entries:
             return self._entries[name]
-        if not isinstance(name, str) or ":" not in name:
-            raise unknown_name(self.kind, name, self.names(), f"or an import path, {IMPORT_PATH}")
+        self.require(name)
         entry = import_attribute(name, self.kind)
         if not callable(entry):
             raise InputError(f"the {self.kind} '{name}' is a {type(entry).__name__}: a class or function is expected")
@@ -99,8 +101,35 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         return entry
 
     def require(self, name: str) -> None:
-        """Raise the InputError of `lookup` if there is no entry of this name."""
-        self.lookup(name)
+        """Raise an InputError for a name that is neither registered nor of the form of an import path.
+
+        Nothing is imported, so that a recipe can be read and printed without running the code that it names.
+        """
+        if name in self._entries:
+            return
+        if not isinstance(name, str) or ":" not in name:
+            raise unknown_name(self.kind, name, self.names(), f"or an import path, {IMPORT_PATH}")
+        _check_form(name, self.kind)
+
+
+def check_definition(entry: Any, path: str, kind: str) -> None:
+    """Raise an InputError unless an object is a Python function or class, defined in the package of its import path.
+
+    Instances, built-in functions and the standard library raise: `os:system` is no objective.
+    """
+    package = path.partition(":")[0].partition(".")[0]
+    if not (inspect.isfunction(entry) or inspect.isclass(entry)):
+        raise InputError(f"the {kind} '{path}' is a {type(entry).__name__}: a Python function or class is expected")
+    module = str(entry.__module__)
+    if module.partition(".")[0] != package:
+        raise InputError(f"the {kind} '{path}' is defined in another package: write {module}:{entry.__qualname__}")
+    if package in sys.stdlib_module_names:
+        raise InputError(f"the {kind} '{path}' belongs to Python's standard library: give your own function or class")
+
+
+def _check_form(path: str, kind: str) -> None:
+    if not _FORM.fullmatch(path):
+        raise InputError(f"the {kind} '{path}' is not an import path: write {IMPORT_PATH}")
 
 
 def import_attribute(path: str, kind: str) -> Any:
@@ -110,8 +139,7 @@ def import_attribute(path: str, kind: str) -> Any:
         InputError: if the module cannot be imported or has no such attribute; one line with the reason.
     """
     module, _, attribute = path.partition(":")
-    if not module or not attribute:
-        raise InputError(f"the {kind} '{path}' is not an import path: write {IMPORT_PATH}")
+    _check_form(path, kind)
     try:
         with _current_folder_last():
             value: Any = import_module(module)

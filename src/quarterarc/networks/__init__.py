@@ -67,7 +67,13 @@ def build_network(description: Mapping[str, Any]) -> nn.Module:
         raise InputError(
             f"the network '{name}' does not accept its arguments: {one_line(error)} (given: {given})"
         ) from None
-    network = build(**arguments)
+    try:
+        network = build(**arguments)
+    except InputError:
+        raise
+    except Exception as error:  # code from outside this package
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise InputError(f"the network '{name}' cannot be built from its arguments: {reason}") from error
     if not isinstance(network, nn.Module):
         raise InputError(f"the network '{name}' is a {type(network).__name__}, not a torch.nn.Module")
     if not isinstance(network, UNet):

@@ -18,11 +18,11 @@ An objective is a callable `(estimate, image, noise, x, times, schedule) -> Loss
 from __future__ import annotations
 
 from collections.abc import Callable
-from inspect import signature
+from inspect import isclass, signature
 from typing import Any
 
 from ..common.errors import InputError
-from ..common.registry import Registry
+from ..common.registry import Registry, check_definition
 from ..common.text import one_line
 from .base import NORMS, Losses, Objective
 from .bound import VLB, Hybrid
@@ -42,6 +42,13 @@ __all__ = [
     "options_of",
 ]
 
+
+def _check(entry: Any, path: str) -> None:
+    check_definition(entry, path, "objective")
+    if isclass(entry) and not any("__call__" in base.__dict__ for base in entry.__mro__):
+        raise InputError(f"the objective '{path}' has no method __call__: see quarterarc.objectives.Objective")
+
+
 OBJECTIVES: Registry[Callable[..., Objective]] = Registry(
     "objective",
     {
@@ -54,6 +61,7 @@ OBJECTIVES: Registry[Callable[..., Objective]] = Registry(
         "vlb": VLB,
         "hybrid": Hybrid,
     },
+    _check,
 )
 """The objectives by name. An entry is called with the options, and returns an `Objective`: a class, or a function."""
 
@@ -84,8 +92,11 @@ def objective(name: str, **options: Any) -> Objective:
             raise InputError(f"the objective '{name}' has no option '{option}' ({has})")
     try:
         built = OBJECTIVES.lookup(name)(**options)
-    except TypeError as error:  # such as a comparison of a number with a string
-        raise InputError(f"the objective '{name}' cannot use the options {options}: {one_line(error)}") from None
+    except InputError:
+        raise
+    except Exception as error:  # such as a comparison of a number with a string, or code from outside this package
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise InputError(f"the objective '{name}' cannot use the options {options}: {reason}") from error
     if not callable(built):
         raise InputError(f"the objective '{name}' is a {type(built).__name__}: a callable is expected")
     return built

@@ -219,6 +219,8 @@ class Sections(TypedDict, total=False):
 class Recipe(Section):
     """All settings of a training run: `Recipe(data="photos/", size=64)`.
 
+    An import path is checked for its form only: training imports the code that it names.
+
     Everything but the data has a default: DDPM's U-Net (35.7 M parameters for RGB images), the heads and the objective
     of Zhang et al. 2023 (Eq. 12) on the arc schedule, Adam at 2e-4 for 100,000 steps of 128 images, and a moving
     average of the weights with decay 0.9999.
@@ -272,6 +274,7 @@ class Recipe(Section):
     def _fits_together(self) -> Recipe:
         from ..heads import HEADS
         from ..networks import NETWORKS
+        from ..objectives import OBJECTIVES
         from ..objectives.base import check_norm
         from ..schedules import SCHEDULES
 
@@ -280,7 +283,9 @@ class Recipe(Section):
         NETWORKS.require(self.network.name)
         self.network.check_fields()
         check_norm(self.objective.norm)
-        self.objective.build()
+        OBJECTIVES.require(self.objective.name)
+        if self.objective.name in OBJECTIVES:  # an import path names code, which only training and loading run
+            self.objective.build()
         learns = self.objective.name in ("vlb", "hybrid") and self.objective.variance == "learned"
         if learns and not self.head.endswith("+variance"):
             raise InputError(

@@ -26,9 +26,12 @@ from ..common.streams import Purpose, torch_seed
 from ..common.text import counted, one_line
 from ..data import ImageData, open_data, to_uint8
 from ..denoiser import Denoiser
+from ..heads import Head
 from ..heads import head as named_head
+from ..networks import NETWORKS
 from ..objectives import Losses
 from ..sampling.generation import generate
+from ..schedules import Schedule
 from ..schedules import schedule as named_schedule
 from ..storage.checkpoints import describe_denoiser
 from ..storage.pictures import contact_sheet, write_png
@@ -78,7 +81,11 @@ class Trainer:
         self.recipe, self.run, self.accelerator = recipe, run, accelerator
         self.progress = progress and accelerator.is_main_process
         settings = recipe.training
-        part_size(recipe, accelerator.num_processes)  # raises before any data is read
+        part_size(recipe, accelerator.num_processes)  # this and the next lines raise before any data is read
+        NETWORKS.lookup(recipe.network.name)
+        table = named_schedule(recipe.schedule.name, recipe.schedule.steps)
+        head = named_head(recipe.head, table)
+        self.objective = recipe.objective.build()
         if settings.compile:
             _check_compiler(accelerator.device)
         self.data: ImageData = (
@@ -86,11 +93,10 @@ class Trainer:
             if is_open(images)
             else open_data(recipe.data, accelerator.device, progress=self.progress, seed=settings.seed, images=images)
         )
-        network, self.denoise = self._build()
+        network, self.denoise = self._build(table, head)
         self.description = describe_denoiser(self.denoise)
         self.network = network
         self.average = deepcopy(network).eval().requires_grad_(False)
-        self.objective = recipe.objective.build()
         chosen = recipe.optimizer
         self.optimizer = torch.optim.AdamW(
             [weight for weight in network.parameters() if weight.requires_grad],
@@ -210,10 +216,8 @@ class Trainer:
                 self.recipe.optimizer.learning_rate,
             )  # fmt: skip
 
-    def _build(self) -> tuple[nn.Module, Denoiser]:
+    def _build(self, table: Schedule, head: Head) -> tuple[nn.Module, Denoiser]:
         recipe, data = self.recipe, self.data
-        table = named_schedule(recipe.schedule.name, recipe.schedule.steps)
-        head = named_head(recipe.head, table)
         classes = data.classes if recipe.data.labels else None
         torch.manual_seed(torch_seed(recipe.training.seed, Purpose.WEIGHTS))
         network = recipe_network(recipe, data.channels, head.channels(data.channels), classes)
