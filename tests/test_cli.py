@@ -269,7 +269,7 @@ def test_sampling_options_that_do_not_exist_get_one_line(tmp_path: Path, fails: 
     assert "without labels" in fails(*sample, "--labels", 3)
     assert "--labels" in fails(*sample, "--guidance", 2)
     assert "none" in fails(*sample, "--projection", "zero")
-    assert "cannot be used" in fails(*sample, "--device", "warp")
+    assert "unknown device 'warp'" in fails(*sample, "--device", "warp")
     assert "seed 1 occurs twice" in fails(*sample, "--seeds", "1,0-3")
     assert not (tmp_path / "made").exists()
 

@@ -226,7 +226,7 @@ def test_every_error_is_one_line_and_leaves_no_file(
     assert "needs --save-reference" in fails(*to, "--with-features")
     assert "one of these endings" in fails(folder, "--save-reference", tmp_path / "ref.pkl", "--features", "digits")
     assert "take no weights" in fails(*to, "--weights", "a.pth")
-    assert "cannot be used on this machine" in fails(*to, "--device", "warp")
+    assert "unknown device 'warp'" in fails(*to, "--device", "warp")
     assert "is a folder" in fails(folder, "--reference", "digits", "--features", "digits", "--out", tmp_path)
     assert "cannot write" in fails(folder, "--reference", "digits", "--features", "digits",
                                    "--out", tmp_path / "stats.pkl" / "a.json")  # fmt: skip

@@ -228,3 +228,20 @@ def test_the_contact_sheet_of_a_sample_folder_is_not_evaluated(tiny_run: Path, t
     write_samples(load(tiny_run), tmp_path, range(3), Sampling("euler", 3))
     (tmp_path / "contact-sheet.png").rename(tmp_path / name)
     assert open_set(tmp_path).count == 3
+
+
+def test_labels_are_accepted_as_list_tensor_and_one_number() -> None:
+    table = qa.schedule("arc", 10)
+
+    def network(x: Tensor, time: Tensor, labels: Tensor) -> Tensor:
+        return x * labels[:, None, None, None]
+
+    denoise = qa.Denoiser(network, table, qa.head("velocity", table), (1, 2, 2), classes=5)
+    by_list = qa.generate(denoise, range(4), "euler", 2, labels=[3] * 4, progress=False)
+    for labels in (3, torch.full((4,), 3)):
+        assert torch.equal(qa.generate(denoise, range(4), "euler", 2, labels=labels, progress=False), by_list)
+    start = qa.noise(range(4), (1, 2, 2))
+    assert torch.equal(qa.sample(denoise, start, "euler", 2, labels=[3] * 4).images, by_list)
+    for wrong in ([0.5] * 4, [[3]] * 4, ["cat"] * 4):
+        with pytest.raises(InputError, match="labels are whole numbers"):
+            qa.sample(denoise, start, "euler", 2, labels=wrong)  # type: ignore[arg-type]

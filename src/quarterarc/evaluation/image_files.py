@@ -251,4 +251,9 @@ def training_images(run: Path, limit: int | None = None) -> ImageSet:
     except (OSError, yaml.YAMLError, ValidationError, InputError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{run / 'recipe.yaml'} does not describe the training data: {reason}") from None
-    return FileSet(open_data(spec), spec, f"the training images of {run}", open_source(spec).identity)
+    try:
+        return FileSet(open_data(spec), spec, f"the training images of {run}", open_source(spec).identity)
+    except InputError as error:
+        relative = not Path(spec.source).is_absolute() and spec.source == fields["source"]
+        hint = "; a relative path is relative to the folder where the run was trained" if relative else ""
+        raise InputError(f"the training images of {run} cannot be read{hint}: {error}") from None

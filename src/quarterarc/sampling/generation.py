@@ -66,7 +66,7 @@ def generate(
     grid: GridLike | None = None,
     *,
     batch_size: int = 64,
-    labels: Sequence[int] | None = None,
+    labels: Tensor | Sequence[int] | int | None = None,
     guidance: float | None = None,
     projection: str | None = None,
     shape: Sequence[int] | None = None,
@@ -83,7 +83,7 @@ def generate(
         seeds: whole numbers from 0, one per image; a range is accepted.
         sampler, steps, grid, guidance, projection, options: as for `quarterarc.Sampling`.
         batch_size: images per batch.
-        labels: classes, one per seed, for a denoiser with classes.
+        labels: classes, one per seed, or one for all images, for a denoiser with classes.
         shape: (C, H, W) of an image, for a denoiser that does not declare it.
         progress: whether to show a progress bar on a terminal.
 
@@ -95,6 +95,10 @@ def generate(
         raise InputError("no seeds were given: give one per image")
     request = Sampling.of(sampler, steps, grid, options, guidance, projection)
     plan = request.plan(denoise, required_shape(denoise, shape))
+    if isinstance(labels, int):
+        labels = [labels] * len(seeds)
+    elif isinstance(labels, Tensor):
+        labels = labels.tolist()
     parts = []
     with progress_bar(len(seeds), "image", "sample", progress) as bar:
         for part, result in batches(plan, seeds, batch_size=batch_size, labels=labels, shape=shape):

@@ -19,7 +19,7 @@ from .. import grids
 from ..arc import NOISE_END, ROUNDING
 from ..common.errors import InputError
 from ..common.streams import Purpose, normal, stream
-from ..common.text import counted
+from ..common.text import counted, one_line
 from ..denoiser import Denoise, traits
 from ..samplers import Draw, Sampler, State, current_options
 from ..samplers import sampler as named_sampler
@@ -166,7 +166,7 @@ class Plan:
         }
 
     def states(
-        self, noise: Tensor, labels: Tensor | None = None, seeds: Sequence[int] | None = None
+        self, noise: Tensor, labels: Tensor | Sequence[int] | None = None, seeds: Sequence[int] | None = None
     ) -> tuple[Evaluator, Iterator[State]]:
         """The states from noise, shape (B, C, H, W), and the evaluator that counts network evaluations.
 
@@ -179,8 +179,19 @@ class Plan:
                 raise InputError(f"got {counted(len(noise), 'image')} but {len(values)} {name}: give one per image")
         if not noise.is_floating_point():
             raise InputError(f"noise is a floating point tensor, got {noise.dtype}")
-        evaluator = Evaluator(self.denoise, labels)
+        evaluator = Evaluator(self.denoise, None if labels is None else _as_tensor(labels, noise.device))
         return evaluator, _without_gradients(self.sampler, evaluator, noise, self.angles.tolist(), _draw(seeds))
+
+
+def _as_tensor(labels: Tensor | Sequence[int], device: torch.device) -> Tensor:
+    """Labels as an int64 tensor of shape (B,) on a device."""
+    try:
+        tensor = torch.as_tensor(labels)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"labels are whole numbers, one per image: {one_line(error)}") from None
+    if tensor.ndim != 1 or tensor.is_floating_point() or tensor.dtype == torch.bool:
+        raise InputError(f"labels are whole numbers of shape (B,), got {tensor.dtype} of shape {tuple(tensor.shape)}")
+    return tensor.to(device, torch.int64)
 
 
 @torch.no_grad()

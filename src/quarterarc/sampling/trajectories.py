@@ -73,7 +73,7 @@ def sample(
     steps: int | None = None,
     grid: GridLike | None = None,
     *,
-    labels: Tensor | None = None,
+    labels: Tensor | Sequence[int] | None = None,
     seeds: Sequence[int] | None = None,
     guidance: float | None = None,
     projection: str | None = None,
@@ -97,7 +97,9 @@ def sample(
     return run(request.plan(denoise, noise.shape[1:]), noise, labels=labels, seeds=seeds)
 
 
-def run(plan: Plan, noise: Tensor, *, labels: Tensor | None = None, seeds: Sequence[int] | None = None) -> Result:
+def run(
+    plan: Plan, noise: Tensor, *, labels: Tensor | Sequence[int] | None = None, seeds: Sequence[int] | None = None
+) -> Result:
     """Sample by a plan; arguments and errors as for `sample`."""
     evaluator, states = plan.states(noise, labels, seeds)
     x = noise
@@ -113,7 +115,7 @@ def trajectory(
     steps: int | None = None,
     grid: GridLike | None = None,
     *,
-    labels: Tensor | None = None,
+    labels: Tensor | Sequence[int] | None = None,
     seeds: Sequence[int] | None = None,
     guidance: float | None = None,
     projection: str | None = None,
