@@ -6,6 +6,7 @@ import io
 import logging
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ from quarterarc.common.errors import InputError
 from quarterarc.data.pixels import to_uint8
 from quarterarc.denoiser import Denoiser, Traits
 from quarterarc.estimate import Estimate
+from quarterarc.evaluation.sets import SampledSet
 from quarterarc.grids import GRIDS, grid
 from quarterarc.heads import HEADS, head
-from quarterarc.samplers import DDIM, sampler
+from quarterarc.samplers import DDIM, Gradient, Multistep, Tableau, described, sampler
 from quarterarc.sampling import Plan, Result, Sampling, generate, sample, trajectory, write_samples
 from quarterarc.sampling.plans import DEFAULT_STEPS
 from quarterarc.schedules import Schedule, schedule
@@ -304,8 +306,64 @@ def test_a_plan_describes_its_settings() -> None:
     expected = {"sampler": "ddim", "options": {"eta": 0.5}, "grid": "rho", "steps": 3, "angles": angles}
     assert named.describe() == expected
     given = Sampling(DDIM(0.5), grid=[1.0, 0.5, 0.0]).plan(WORLD)
-    expected = {"sampler": "DDIM", "options": {}, "grid": "explicit", "steps": 2, "angles": [1.0, 0.5, 0.0]}
+    expected = {"sampler": "ddim", "options": {"eta": 0.5}, "grid": "explicit", "steps": 2, "angles": [1.0, 0.5, 0.0]}
     assert given.describe() == expected
+    changed = Sampling("ddim", 3, "rho", {"eta": 0.5}, projection="image").plan(WORLD)
+    assert changed.describe() == {**named.describe(), "projection": "image"}
+
+
+def test_a_sampler_given_as_an_object_is_described_by_its_name_and_options() -> None:
+    assert described(sampler("heun", form="noise")) == ("heun", {"form": "noise"}, True)
+    tableau = Tableau(1, ((), (1.0,)), (0.25, 0.75))
+    name, options, exact = described(Gradient(tableau))
+    assert (name, options["tableau"]["weights"], exact) == ("quarterarc.samplers.gradient:Gradient", [0.25, 0.75], True)
+    assert described(Multistep(order=2)) == ("multistep", {"order": 2}, True)
+
+    @dataclass(frozen=True)
+    class Local(DDIM):
+        table: Any = None
+
+    name, options, exact = described(Local(table=torch.zeros(1)))
+    assert name.endswith("Local")
+    assert (options, exact) == ({"table": "tensor([0.])"}, False)
+
+
+def test_settings_of_the_sampler_and_the_flow_are_in_the_identity_of_sampled_images() -> None:
+    def identity(request: Sampling, denoise: Callable[..., Estimate] = WORLD) -> str | None:
+        return SampledSet(denoise, range(3), request, about={"recipe_hash": "a"}).identity
+
+    changes = [Sampling(), Sampling(DDIM()), Sampling(DDIM(1.0)), Sampling(projection="image")]
+    identities = [identity(request) for request in changes]
+    identities += [identity(Sampling(), wrapped) for wrapped in (Clipped(WORLD), Clipped(WORLD, rederive=False))]
+    identities += [identity(Sampling(), Clipped(WORLD, high=0.5)), identity(Sampling(), Clipped(Projected(WORLD)))]
+    assert None not in identities
+    assert len(set(identities)) == len(identities)
+    assert identity(Sampling("ddim", options={"eta": 1.0})) == identity(Sampling(DDIM(1.0)))
+
+    class Local(DDIM):
+        pass
+
+    assert identity(Sampling(Local())) is None
+
+
+def test_a_folder_has_the_options_of_a_sampler_that_was_given_as_an_object(tmp_path: Path) -> None:
+    def write(request: Sampling) -> None:
+        write_samples(Described(bare), tmp_path, range(2), request, progress=False)
+
+    write(Sampling(DDIM(), 2))
+    write(Sampling("ddim", 2))
+    for request, names in (
+        (Sampling(DDIM(0.5), 2), "options"),
+        (Sampling("ddim", 2, projection="image"), "projection"),
+    ):
+        with pytest.raises(InputError, match=rf"other settings \({names}\)"):
+            write(request)
+
+    class Local(DDIM):
+        pass
+
+    with pytest.raises(InputError, match="give another --out"):
+        write(Sampling(Local(), 2))
 
 
 @pytest.mark.parametrize(

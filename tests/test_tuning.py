@@ -254,7 +254,7 @@ def test_invalid_arguments_and_grids_of_another_network_raise(
     with pytest.raises(InputError, match=r"no grid was tuned for multistep with 7 steps \(tuned: multistep 2 steps\)"):
         sample(denoise, x, steps=7, grid="tuned")
     # another flow of the same network
-    with pytest.raises(InputError, match="this one is clipped: name another grid"):
+    with pytest.raises(InputError, match=r"this one is clipped to -1\.0\.\.1\.0: name another grid"):
         sample(Clipped(denoise), x, steps=2, grid="tuned")
     with pytest.raises(InputError, match="projected by 'none': name another grid"):
         sample(load(run, projection=None), x, steps=2, grid="tuned")

@@ -71,7 +71,7 @@ class Traits:
         device: device of the network; None for a function that computes on the device of its input.
         evaluations: network evaluations per call and image: 2 under classifier-free guidance.
         checkpoint: the checkpoint folder of the weights, if there is one; grids tuned for it are stored there.
-        altered: how the flow differs from that of the checkpoint ("guided", "clipped", ...); None if it does not.
+        altered: how the flow differs from that of the checkpoint, exactly ("guided by 1.5"); None if it does not.
             Grids that were tuned for the checkpoint are not valid for an altered flow.
     """
 

@@ -40,7 +40,8 @@ class Clipped:
     @property
     def traits(self) -> Traits:
         """The traits of the inner denoiser, with an altered flow."""
-        return replace(traits(self.inner), altered="clipped")
+        kept = "" if self.rederive else " without its noise"
+        return _altered(traits(self.inner), f"clipped to {self.low!r}..{self.high!r}{kept}")
 
     def __call__(self, x: Tensor, angle: Angle, labels: Tensor | None = None) -> Estimate:
         estimate = call(self.inner, x, angle, labels)
@@ -69,7 +70,7 @@ class Projected:
     @property
     def traits(self) -> Traits:
         """The traits of the inner denoiser, with an altered flow."""
-        return replace(traits(self.inner), altered="projected")
+        return _altered(traits(self.inner), f"projected by '{self.keep}'")
 
     def __call__(self, x: Tensor, angle: Angle, labels: Tensor | None = None) -> Estimate:
         return call(self.inner, x, angle, labels).projected(x, angle, self.keep)
@@ -101,7 +102,7 @@ class Guided:
     def traits(self) -> Traits:
         """The traits of the inner denoiser, with an altered flow and twice the evaluations."""
         inner = traits(self.inner)
-        return replace(inner, altered="guided", evaluations=2 * inner.evaluations)
+        return _altered(replace(inner, evaluations=2 * inner.evaluations), f"guided by {self.scale!r}")
 
     def __call__(self, x: Tensor, angle: Angle, labels: Tensor | None = None) -> Estimate:
         classes = traits(self.inner).classes
@@ -119,6 +120,11 @@ class Guided:
     def _combine(self, both: Tensor) -> Tensor:
         conditional, unconditional = both.chunk(2)
         return unconditional + self.scale * (conditional - unconditional)
+
+
+def _altered(inner: Traits, change: str) -> Traits:
+    """The traits of a denoiser with one more change of its flow."""
+    return replace(inner, altered=change if inner.altered is None else f"{inner.altered}, {change}")
 
 
 def project(denoise: Denoise, keep: str) -> Denoise:

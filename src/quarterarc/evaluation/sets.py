@@ -124,7 +124,7 @@ class SampledSet:
     Attributes:
         sampling: how the images are sampled, as JSON types.
         fingerprint, identity: None unless `about` identifies the network, by `checkpoint_sha256` or
-            `recipe_hash`.
+            `recipe_hash`, and the settings determine the sampler.
 
     Raises:
         InputError: without seeds, for a denoiser of unknown shape, and as for `sample`.
@@ -159,9 +159,11 @@ class SampledSet:
             "labels": None if labels is None else list(labels),
             "seeds": _seed_text(seeds),
         }
-        identified = bool(about and (about.get("checkpoint_sha256") or about.get("recipe_hash")))
+        identified = self._plan.exact and bool(about and (about.get("checkpoint_sha256") or about.get("recipe_hash")))
         images = list(seeds) if self._labels is None else list(zip(seeds, self._labels, strict=True))
-        self.fingerprint = self.identity = digest(self.sampling, images) if identified else None
+        altered = traits(denoise).altered  # a wrapper that was given with the denoiser, in neither `about` nor request
+        parts = (self.sampling, images) if altered is None else (self.sampling, images, altered)
+        self.fingerprint = self.identity = digest(*parts) if identified else None
 
     def batches(self, size: int, wanted: Wanted) -> Iterator[tuple[int, Tensor]]:
         for number, rows in batch_rows(self.count, size, wanted):

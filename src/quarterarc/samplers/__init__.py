@@ -21,7 +21,7 @@ from .ddpm import DDPM
 from .forms import FORMS
 from .gradient import EULER, HEUN, MIDPOINT, RK4, Gradient, Tableau
 from .multistep import Multistep
-from .options import Option, options_of, renames_of
+from .options import Option, describe, is_plain, options_of, renames_of
 from .rotation import Rotation
 
 __all__ = [
@@ -48,6 +48,8 @@ __all__ = [
     "Tableau",
     "Weights",
     "current_options",
+    "described",
+    "is_plain",
     "sampler",
     "sampler_options",
 ]
@@ -137,6 +139,11 @@ def sampler_options(name: str) -> tuple[Option, ...]:
         InputError: for an unknown name.
     """
     return options_of(SAMPLERS.lookup(name)) or ()
+
+
+def described(sampler: Sampler) -> tuple[str, dict[str, Any], bool]:
+    """Name and options of a sampler that was given as an object, and whether these determine it; see `describe`."""
+    return describe(sampler, SAMPLERS)
 
 
 def current_options(name: str, options: Mapping[str, Any], warn: bool = True) -> dict[str, Any]:

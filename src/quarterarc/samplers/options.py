@@ -5,14 +5,14 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from functools import partial
 from typing import Any
 
 from ..common.errors import InputError
 from .base import Sampler
 
-__all__ = ["Option", "options_of", "renames_of"]
+__all__ = ["Option", "describe", "is_plain", "options_of", "renames_of"]
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,74 @@ def renames_of(entry: Callable[..., Sampler]) -> Mapping[str, str]:
     """The new name of each renamed option of a sampler class; empty for other factories."""
     target = _unwrapped(entry)
     return target.renamed if isinstance(target, type) and issubclass(target, Sampler) else {}
+
+
+def describe(sampler: Sampler, entries: Mapping[str, Callable[..., Sampler]]) -> tuple[str, dict[str, Any], bool]:
+    """Name and options of a sampler that was given as an object, as JSON types.
+
+    Args:
+        sampler: the sampler.
+        entries: the registered classes and factories by name.
+
+    Returns:
+        The registered name, or `module:Class`; the fields that differ from their defaults; and whether these determine
+        the sampler. They do not for a class within a function, for attributes that are not fields, and for fields whose
+        value is not plain (`is_plain`), which are given by their `repr`.
+    """
+    declared: dict[str, Field[Any]] = {field.name: field for field in fields(sampler)} if is_dataclass(sampler) else {}
+    values = {key: getattr(sampler, key) for key in declared}
+    exact = getattr(sampler, "__dict__", {}).keys() <= values.keys()
+    kind = type(sampler)
+    name, bound = f"{kind.__module__}:{kind.__qualname__}", dict[str, Any]()
+    candidates = ((key, _bound(entry)) for key, entry in entries.items() if _unwrapped(entry) is kind)
+    registered = [pair for pair in candidates if all(values.get(key) == value for key, value in pair[1].items())]
+    if registered:
+        name, bound = registered[0]
+    exact = exact and "<locals>" not in name
+    options = {}
+    for key, value in values.items():
+        if key in bound or _plain(value) == _plain(_default(declared[key])):
+            continue
+        exact = exact and is_plain(value)
+        options[key] = _plain(value) if is_plain(value) else repr(value)
+    return name, options, exact
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value is None, a number, text, or a list, tuple, mapping by text or dataclass of these."""
+    if isinstance(value, list | tuple):
+        return all(map(is_plain, value))
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and is_plain(entry) for key, entry in value.items())
+    if is_dataclass(value) and not isinstance(value, type):
+        return all(is_plain(getattr(value, field.name)) for field in fields(value))
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _plain(value: Any) -> Any:
+    """A plain value as JSON types; another value as a new object, which equals nothing."""
+    if not is_plain(value):
+        return object()
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if is_dataclass(value):
+        entries = {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+        return {"class": type(value).__qualname__, **entries}
+    return value
+
+
+def _default(field: Field[Any]) -> Any:
+    """The default of a field; MISSING, which is not plain, without one."""
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
+def _bound(entry: Callable[..., Sampler]) -> dict[str, Any]:
+    """The arguments that a partial class fixes, by name."""
+    if not isinstance(entry, partial):
+        return {}
+    return dict(inspect.signature(entry.func).bind_partial(*entry.args, **entry.keywords).arguments)
 
 
 def _unwrapped(entry: Callable[..., Sampler]) -> Callable[..., Sampler]:

@@ -76,6 +76,11 @@ def write_samples(
     process = processes()
     existed = out.exists()
     make_folder(out)
+    if not plan.exact and any(out.glob("*.png")):
+        raise InputError(
+            f"{out} holds images, and the settings of the sampler {plan.name} cannot be compared with theirs: give "
+            "another --out"
+        )
     nfe, classes = _check_same(out, settings)
     label_of = dict(zip(seeds, labels_in_turn(labels, len(seeds)) or (), strict=labels is not None))
     _check_same_labels(out, classes, label_of)
@@ -144,6 +149,8 @@ def _check_same(out: Path, settings: Mapping[str, Any]) -> tuple[float | None, d
         if not isinstance(before, dict):
             raise InputError(f"{out / ABOUT} does not hold the settings of its images: give another --out")
         earlier = _current({key: value for key, value in before.items() if key not in RESULTS})
+        if "tuned_weights" not in earlier:  # until version 0.2 only the tuned angles were recorded
+            settings = {key: value for key, value in settings.items() if key != "tuned_weights"}
         changed = sorted(key for key in earlier.keys() | settings.keys() if earlier.get(key) != settings.get(key))
         if changed:
             raise InputError(f"{out} holds samples with other settings ({', '.join(changed)}): give another --out")

@@ -21,7 +21,7 @@ from ..common.errors import InputError
 from ..common.streams import Purpose, normal, stream
 from ..common.text import counted, one_line
 from ..denoiser import Denoise, traits
-from ..samplers import Draw, Sampler, State, current_options
+from ..samplers import Draw, Sampler, State, current_options, described, is_plain
 from ..samplers import sampler as named_sampler
 from ..wrappers import Evaluator, Guided, project
 from .tuned_grids import tuned_grid
@@ -102,32 +102,39 @@ class Sampling:
                 the denoiser's angles.
         """
         denoise = self.denoiser(denoise)
-        name, sampler, options = self._sampler()
+        name, sampler, options, exact = self._sampler()
+        settings = {"guidance": self.guidance, "projection": self.projection}
         grid, steps = self.grid, self.steps
         if grid is None:
             grid = sampler.default_grid
             steps = sampler.default_steps if steps is None else steps
         if isinstance(grid, str) and grid == "tuned":
             if isinstance(self.sampler, Sampler):
-                raise InputError(f"a tuned grid needs a sampler's name: give 'multistep' instead of {name}")
+                raise InputError(
+                    f"a tuned grid needs a sampler's name: give 'multistep' instead of {type(sampler).__name__}"
+                )
             tuned = tuned_grid(denoise, name, options, DEFAULT_STEPS if steps is None else steps)
             sampler, angles = tuned.apply(sampler), np.array(tuned.angles)
+            settings["tuned_weights"] = tuned.fingerprint
         else:
             angles = resolve_grid(denoise, grid, steps, shape)
         sampler.check(angles)
-        return Plan(denoise, sampler, name, options, grid if isinstance(grid, str) else "explicit", angles)
+        settings = {key: value for key, value in settings.items() if value is not None}
+        grid_name = grid if isinstance(grid, str) else "explicit"
+        return Plan(denoise, sampler, name, options, grid_name, angles, settings, exact)
 
-    def _sampler(self) -> tuple[str, Sampler, dict[str, Any]]:
-        """Name, sampler and options, under their current names."""
+    def _sampler(self) -> tuple[str, Sampler, dict[str, Any], bool]:
+        """Name, sampler and options, under their current names; whether name and options determine the sampler."""
         if not isinstance(self.sampler, Sampler):
             name = DEFAULT_SAMPLER if self.sampler is None else self.sampler
             options = current_options(name, self.options)
-            return name, named_sampler(name, **options), options
+            return name, named_sampler(name, **options), options, is_plain(options)
         if self.options:
             raise InputError(
                 f"options ({', '.join(self.options)}) go with a sampler's name; give them to the sampler itself"
             )
-        return type(self.sampler).__name__, self.sampler, {}
+        name, options, exact = described(self.sampler)
+        return name, self.sampler, options, exact
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,10 +144,12 @@ class Plan:
     Attributes:
         denoise: the denoiser.
         sampler: the sampler.
-        name: the sampler's name, or the name of its class.
-        options: options of the sampler.
+        name: the sampler's name; `module:Class` for an object whose class is not registered.
+        options: options of the sampler; for an object, the fields that differ from their defaults.
         grid: name of the grid, `tuned`, or `explicit`.
         angles: float64, from the first angle to the last, usually 0.
+        further: guidance, projection and the hash of tuned weights, where there are any.
+        exact: whether name and options determine the sampler.
     """
 
     denoise: Denoise
@@ -149,6 +158,8 @@ class Plan:
     options: dict[str, Any]
     grid: str
     angles: np.ndarray
+    further: Mapping[str, Any] = field(default_factory=dict)
+    exact: bool = True
 
     @property
     def steps(self) -> int:
@@ -156,8 +167,9 @@ class Plan:
         return len(self.angles) - 1
 
     def describe(self) -> dict[str, Any]:
-        """The settings as JSON types, sufficient to repeat the sampling."""
+        """The settings as JSON types, sufficient to repeat the sampling if `exact`."""
         return {
+            **self.further,
             "sampler": self.name,
             "options": self.options,
             "grid": self.grid,

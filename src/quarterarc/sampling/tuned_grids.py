@@ -14,6 +14,7 @@ from typing import Any
 
 from ..common.errors import InputError
 from ..common.text import counted
+from ..data.sources import digest
 from ..denoiser import Denoise, traits
 from ..grids import explicit
 from ..samplers import Multistep, Sampler, current_options
@@ -60,6 +61,11 @@ class TunedGrid:
     def key(self) -> str:
         """Identifies the sampler, options and steps: a grid replaces an earlier one with the same key."""
         return repr((self.sampler, sorted(self.options.items()), self.steps))
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Identifies the tuned weights; None for tuned angles alone."""
+        return digest(self.offsets, self.width) if self.offsets else None
 
     def apply(self, sampler: Sampler) -> Sampler:
         """The sampler with the tuned weights."""
