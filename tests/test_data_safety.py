@@ -5,11 +5,19 @@ from __future__ import annotations
 import json
 import os
 import socket
+import struct
 import subprocess
 import sys
+import threading
+import time
+import zipfile
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from data_samples import encode, patch, table, write_folder
@@ -17,6 +25,8 @@ from quarterarc.common.errors import InputError
 from quarterarc.data import DataSpec, from_memory, open_data
 from quarterarc.data.cell_files import file_of_cell
 from quarterarc.data.decode import BadImage
+from quarterarc.evaluation.image_files import open_set
+from quarterarc.training.recipe import read_recipe
 
 HERE = Path(__file__).parent
 
@@ -165,3 +175,93 @@ def test_fifos_devices_and_sockets_are_an_error(tmp_path: Path, name: str) -> No
                 with pytest.raises(InputError, match=f"it is a {kind}, not a regular file") as caught:
                     open_data(DataSpec(source=str(source), size=8))
                 assert "\n" not in str(caught.value)
+
+
+# --- decompression bombs -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "BMP", "TIFF"])
+def test_an_image_beyond_max_pixels_is_not_decoded(tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / f"a.{form.lower()}").write_bytes(encode(patch(0, 20, 30), form))
+    spec = DataSpec(source=str(tmp_path), size=8, max_pixels=600)
+    assert open_data(spec).count == 1
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda image: pytest.fail("decoded"))
+    with pytest.raises(
+        BadImage, match=r"it is 20x30 = 600 pixels, more than data.max_pixels=599; raise that"
+    ) as caught:
+        open_data(spec.model_copy(update={"max_pixels": 599}))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bomb_beyond_the_limit_of_pillow_names_our_option(tmp_path: Path) -> None:
+    from data_samples import png
+
+    whole = png(np.zeros((8, 8), np.uint16), 0)
+    header = struct.pack(">IIBBBBB", 50000, 50000, 16, 0, 0, 0, 0)
+    checksum = struct.pack(">I", zlib.crc32(b"IHDR" + header))
+    (tmp_path / "a.png").write_bytes(whole[:16] + header + checksum + whole[33:])
+    with pytest.raises(BadImage, match=r"data\.max_pixels=67108864"):
+        open_data(DataSpec(source=str(tmp_path), size=8))
+
+
+def test_all_threads_together_decode_a_bounded_number_of_pixels() -> None:
+    from quarterarc.data.decode import _Budget
+
+    budget, held, most = _Budget(), 0, 0
+    lock = threading.Lock()
+
+    def work(pixels: int) -> None:
+        nonlocal held, most
+        with budget.hold(pixels, 100):
+            with lock:
+                held += pixels
+                most = max(most, held)
+            time.sleep(0.001)
+            with lock:
+                held -= pixels
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, [30, 40, 50, 90, 10, 100, 70, 20] * 3))
+    assert most <= 100
+
+
+BOMB = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in pairwise("abcdefghijklmnopqrstuvwxyz"))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (BOMB, "anchors and aliases"),
+        ("data: &a {source: digits}\ntraining: {<<: *a}\n", "anchors and aliases"),
+        ("data: " + "[" * 5000, "nested more than 50 levels"),
+        ("training: {steps: 2024-99-99}", "2024-99-99"),
+        ("training: {steps: " + "9" * 5000 + "}", "digits"),
+    ],
+)
+def test_yaml_that_expands_is_an_error_in_a_moment(tmp_path: Path, text: str, reason: str) -> None:
+    (tmp_path / "a.yaml").write_text(text)
+    started = time.perf_counter()
+    with pytest.raises(InputError, match=reason) as caught:
+        read_recipe(tmp_path / "a.yaml")
+    assert time.perf_counter() - started < 5.0
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_large_value_in_an_error_is_shortened() -> None:
+    nested: list[Any] = ["x"]
+    for _ in range(60):
+        nested = [nested, nested]
+    with pytest.raises(InputError) as caught:
+        read_recipe({"data": "digits", "size": 8, "training": {"steps": nested}})
+    assert len(str(caught.value)) < 1000
+
+
+def test_an_npz_that_claims_more_than_it_holds_is_an_error(tmp_path: Path) -> None:
+    header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (1000000000000, 1, 1, 1), }"
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr(
+            "arr_0.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header) + 1) + header + b"\n" + bytes(9)
+        )
+    with pytest.raises(InputError, match=r"is damaged: its arr_0 of shape .* takes 1,000,000,000,000 bytes"):
+        open_set(tmp_path / "a.npz")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ..common.errors import InputError
+from ..common.plain_yaml import load_yaml
 
 if TYPE_CHECKING:
     from ..sampling.plans import Sampling
@@ -124,7 +125,7 @@ def parse_option(text: str) -> tuple[str, Any]:
     if not equals:
         raise InputError(f"--option {text}: write NAME=VALUE, such as eta=0.5")
     try:
-        parsed = yaml.safe_load(value)
+        parsed = load_yaml(value)
     except yaml.YAMLError:
         raise InputError(f"--option {text}: '{value}' is neither a number nor a word") from None
     if isinstance(parsed, str):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any, ClassVar, Self
@@ -67,7 +68,16 @@ def explain(error: ValidationError, model: type[Section]) -> str:
     message = first["msg"].removeprefix("Value error, ")
     if isinstance(first.get("ctx", {}).get("error"), InputError):
         return f"{kind}: {name}: {message}" if name else f"{kind}: {message}"  # such a message contains the value
-    return f"{kind}: {name or 'value'}: {message}, got {first['input']!r}"
+    return f"{kind}: {name or 'value'}: {message}, got {_shown(first['input'])}"
+
+
+def _shown(value: Any) -> str:
+    """A value in a message: mappings and lists with few elements of few levels, so that none takes long."""
+    return repr(value) if isinstance(value, int | float | None) else _BRIEF.repr(value)
+
+
+_BRIEF = reprlib.Repr()
+_BRIEF.maxstring = _BRIEF.maxother = 200
 
 
 def _field_path(location: Sequence[int | str], model: type[Section]) -> list[str]:

@@ -17,7 +17,10 @@ The same rules hold for every source:
 from __future__ import annotations
 
 import io
-from contextlib import suppress
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -58,6 +61,7 @@ _UPRIGHT = {
 _SIDEWAYS = (5, 6, 7, 8)
 _GRAY = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F")
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # TIFF
+_TILE_WIDTH, _TILE_HEIGHT = 322, 323  # TIFF
 
 
 class BadImage(InputError):
@@ -92,16 +96,22 @@ def read_pixels(encoded: Encoded, spec: DataSpec, name: str) -> Pixels:
 
     Raises:
         BadImage: if it is not an image, is truncated or damaged, is smaller than the crop box, has pixels without a
-            defined range, or exceeds Pillow's limit against decompression bombs.
+            defined range, or has more than `spec.max_pixels` pixels.
     """
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise InputError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, which hides truncated images; leave it False")
     try:
-        image = _open(encoded) if isinstance(encoded, bytes) else encoded
-        image.load()
-        image = _to_mode(_crop(_upright(_to_8_bits(image)), spec), spec.channels)
-        if image.size != (spec.width, spec.height):
-            image = image.resize((spec.width, spec.height), _FILTERS[spec.resize])
+        image = _open(encoded, spec.max_pixels) if isinstance(encoded, bytes) else encoded
+        pixels = _check_size(image, spec.max_pixels)
+        with _BUDGET.hold(pixels, 4 * spec.max_pixels):
+            image.load()
+            image = _to_mode(_crop(_upright(_to_8_bits(image)), spec), spec.channels)
+            if image.size != (spec.width, spec.height):
+                image = image.resize((spec.width, spec.height), _FILTERS[spec.resize])
+    except Image.DecompressionBombError:
+        raise BadImage(
+            name, f"it has more than data.max_pixels={spec.max_pixels} pixels; raise that to use it"
+        ) from None
     except UnidentifiedImageError:
         raise BadImage(name, f"it is not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image") from None
     except Exception as error:  # Pillow's readers raise nearly anything on damaged files
@@ -122,9 +132,54 @@ def shape_of(encoded: Encoded) -> tuple[int, int, int] | None:
     return (1 if image.mode in _GRAY else 3, height, width)
 
 
-def _open(data: bytes) -> Image.Image:
+class _Budget:
+    """The pixels that all threads decode at the same time, which bounds their memory together."""
+
+    def __init__(self) -> None:
+        self._changed, self._held = threading.Condition(), 0
+
+    @contextmanager
+    def hold(self, pixels: int, limit: int) -> Iterator[None]:
+        """Wait until all held pixels and these fit into `limit`, or no others are held."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._held or self._held + pixels <= limit)
+            self._held += pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._held -= pixels
+                self._changed.notify_all()
+
+
+_BUDGET = _Budget()
+
+
+def _reset_budget() -> None:
+    """A forked process has no other threads, and none that could release what they held."""
+    global _BUDGET
+    _BUDGET = _Budget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_reset_budget)
+
+
+def _check_size(image: Image.Image, most: int) -> int:
+    """The number of pixels that decoding an image allocates: of the image, or of one of its tiles (TIFF)."""
+    tags: Any = getattr(image, "tag_v2", {})
+    tile = int(tags.get(_TILE_WIDTH, 1)) * int(tags.get(_TILE_HEIGHT, 1))
+    for pixels, what in ((image.width * image.height, f"it is {image.height}x{image.width}"), (tile, "its tiles have")):
+        if pixels > most:
+            raise ValueError(f"{what} = {pixels:,} pixels, more than data.max_pixels={most}; raise that to use it")
+    return max(image.width * image.height, tile)
+
+
+def _open(data: bytes, max_pixels: int) -> Image.Image:
     if not data:
         raise ValueError("it is empty")
+    if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = max_pixels  # Pillow's own limit holds for the whole process
     image = Image.open(io.BytesIO(data), formats=FORMATS)
     # An interrupted download that is padded with zeros decodes to gray without an error: its last scan has no end.
     if image.format in ("JPEG", "MPO") and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):

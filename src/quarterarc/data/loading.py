@@ -228,7 +228,7 @@ def _find_bad(source: Source, spec: DataSpec, cache: Path, progress: bool) -> di
     """The unusable images, from the cache or by decoding all; concurrent processes wait for the first one."""
     from filelock import FileLock
 
-    note = cache / "checked" / f"{digest(source.identity, spec.crop)}.json"
+    note = cache / "checked" / f"{digest(source.identity, spec.crop, spec.max_pixels)}.json"
     try:
         note.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{note}.lock"):

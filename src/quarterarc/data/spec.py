@@ -48,6 +48,9 @@ class DataSpec(Section):
     """Read class labels: the label column, or the first-level subfolders of a folder, numbered in sorted order."""
     skip_bad: bool = False
     """Skip images that cannot be read or are smaller than the crop box, instead of raising an error."""
+    max_pixels: PositiveInt = 2**26
+    """The largest image that is decoded, in pixels as stored, checked before decoding; larger ones are unusable images.
+    All worker threads together decode at most 4 * `max_pixels` at a time. A pixel takes up to 64 bytes meanwhile."""
     limit: PositiveInt | None = None
     """Use only the first `limit` images of the source; skipped ones count."""
     memory: Literal["auto", "memory", "stream"] = "auto"

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from ..common.errors import InputError
+from ..common.plain_yaml import load_yaml
 from ..data.decode import BadImage, Encoded, read_pixels, shape_of
 from ..data.image_set import ImageSet, Shape, Wanted
 from ..data.images import ImageData, MappedImages
@@ -53,7 +54,7 @@ class NpzSet:
                 raise InputError(f"{path} holds no images: save them as arr_0, uint8 (N, H, W, C)")
             entry = archive.getinfo(name)
             with archive.open(name) as file:
-                self._shape = _read_header(file, path)
+                self._shape = _read_header(file, path, _stored(entry, path))
         count = self._shape[0]
         if count == 0:
             raise InputError(f"{path} holds no images: arr_0 has shape {self._shape}")
@@ -66,7 +67,7 @@ class NpzSet:
         bytes_per_image = math.prod(self._shape[1:])
         last = max((number for number, _ in batch_rows(self.count, size, wanted)), default=-1)
         with _open_npz(self._path) as archive, archive.open("arr_0.npy") as file:
-            _read_header(file, self._path)
+            _read_header(file, self._path, _stored(archive.getinfo("arr_0.npy"), self._path))
             for number, rows in batch_rows(self.count, size, lambda number: number <= last):
                 try:
                     data = file.read(bytes_per_image * len(rows))
@@ -86,8 +87,13 @@ def _open_npz(path: Path) -> zipfile.ZipFile:
         raise InputError(f"{path} is not an npz file ({error}); a pickle is never loaded") from None
 
 
-def _read_header(file: IO[bytes], path: Path) -> tuple[int, ...]:
-    """The shape of the array in a .npy file, which must be uint8 (N, H, W, C) in C order."""
+def _stored(entry: zipfile.ZipInfo, path: Path) -> int:
+    """The largest possible size of an entry, which its header may exceed: deflate compresses at most 1,032 times."""
+    return min(entry.file_size, 1032 * path.stat().st_size)
+
+
+def _read_header(file: IO[bytes], path: Path, stored: int) -> tuple[int, ...]:
+    """The shape of the array in a .npy file, which must be uint8 (N, H, W, C) in C order and fit its `stored` bytes."""
     try:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -99,6 +105,11 @@ def _read_header(file: IO[bytes], path: Path) -> tuple[int, ...]:
     if dtype != np.uint8 or len(shape) != 4 or fortran:
         order = " in Fortran order" if fortran else ""
         raise InputError(f"{path}: images must be uint8 (N, H, W, C) as arr_0, got {dtype} {shape}{order}")
+    size = math.prod(shape)
+    if min(shape) < 0 or size > stored:
+        raise InputError(
+            f"{path} is damaged: its arr_0 of shape {shape} takes {size:,} bytes, of which it has {stored:,}"
+        )
     return shape
 
 
@@ -246,7 +257,7 @@ def training_images(run: Path, limit: int | None = None) -> ImageSet:
         InputError: if recipe.yaml does not describe the data, or the images cannot be read.
     """
     try:
-        fields = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))["data"]
+        fields = load_yaml((run / "recipe.yaml").read_text(encoding="utf-8"))["data"]
         spec = DataSpec.model_validate({**fields, "labels": False, "limit": limit or fields.get("limit")})
     except (OSError, yaml.YAMLError, ValidationError, InputError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]

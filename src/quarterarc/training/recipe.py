@@ -10,6 +10,7 @@ An unknown field raises an InputError with the nearest name.
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path, PurePath
@@ -19,6 +20,7 @@ import yaml
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from ..common.errors import InputError, unknown_name
+from ..common.plain_yaml import PlainLoader, load_yaml
 from ..common.sections import Section
 from ..data.spec import DataSpec
 
@@ -437,7 +439,7 @@ def _parse_value(path: Sequence[str], text: str) -> Any:
     if path in _SHORT_SECTIONS and not text.startswith("{"):
         return text
     try:
-        return yaml.safe_load(text)
+        return load_yaml(text)
     except yaml.YAMLError:
         return text
 
@@ -463,7 +465,7 @@ def _kinds(path: Sequence[str]) -> tuple[Any, ...]:
 
 def _load_yaml(text: str) -> Any:
     """The values of a recipe's YAML; where a field is text, `2024` and `on` are text without quotes too."""
-    loader = yaml.SafeLoader(text)
+    loader = PlainLoader(text)
     try:
         root = loader.get_single_node()
         if root is None:
@@ -500,7 +502,7 @@ def _set(fields: dict[str, Any], name: str, value: Any) -> None:
         if isinstance(inner, Section):
             inner = inner.model_dump()
         if not isinstance(inner, Mapping):
-            raise InputError(f"'{name}={value}': {section} is one value, {inner!r}, and has no fields")
+            raise InputError(f"'{name}={value}': {section} is one value, {reprlib.repr(inner)}, and has no fields")
         target[section] = dict(inner)  # a copy, so that the caller's mapping stays as it is
         target = target[section]
     target[field] = value
