@@ -18,6 +18,7 @@ from quarterarc.data import DataSpec, open_data
 from quarterarc.estimate import Estimate
 from quarterarc.evaluation import EXTRACTORS, FeatureNetwork, evaluate, extractor
 from quarterarc.likelihood import LikelihoodSettings
+from quarterarc.sampling import Sampling
 from quarterarc.storage.checkpoints import load
 
 
@@ -77,6 +78,24 @@ def test_likelihood_metrics_evaluate_the_reference(tiny_run: Path, digits: Tenso
     assert training["data"]["count"] == 2
 
 
+def test_likelihoods_of_a_denoiser_have_the_projection_of_the_call(tiny_run: Path, digits: Tensor) -> None:
+    settings = LikelihoodSettings(terms=2)
+
+    def bits(source: object, **arguments: Any) -> float:
+        result = measure(source, digits[:2], "bits-per-dim", settings=settings, **arguments)
+        return float(result["metrics"]["bits-per-dim"]["bits_per_dim"])
+
+    image = bits(load(tiny_run), projection="image")
+    assert image == bits(tiny_run, projection="image")
+    assert image != bits(load(tiny_run))
+
+
+def test_a_request_stands_in_place_of_the_sampler(tiny_run: Path) -> None:
+    expected = measure(tiny_run, count=20, sampler="ddim", steps=2, options={"eta": 0.5}, projection="image")
+    request = Sampling("ddim", 2, options={"eta": 0.5}, projection="image")
+    assert measure(tiny_run, count=20, sampler=request) == expected
+
+
 def test_statistics_alone_need_no_metrics(digits: Tensor, tmp_path: Path) -> None:
     path = tmp_path / "digits.npz"
     assert measure(digits, None, (), save_to=path, save_features=True)["metrics"] == {}
@@ -113,6 +132,10 @@ def test_arguments_that_do_not_apply_raise(tiny_run: Path, digits: Tensor) -> No
     assert "digits is not a run or a denoiser" in fails("digits", "digits", "bits-per-dim")
     assert "a denoiser has no training images" in fails(load(tiny_run), None, "bits-per-dim")
     assert "settings of type Settings, got LikelihoodSettings" in fails(digits, settings=LikelihoodSettings())
+    assert "projection applies to sampled images" in fails(digits, projection="image")
+    assert "precision applies to sampled images" in fails(digits, precision=torch.bfloat16)
+    assert "unknown projection" in fails(load(tiny_run), digits, "bits-per-dim", projection="imag")
+    assert "a Sampling holds steps" in fails(tiny_run, sampler=Sampling("ddim"), steps=3)
     assert "seeds or a count, not both" in fails(tiny_run, seeds=range(3), count=3)
     assert "guidance needs labels" in fails(tiny_run, guidance=2.0)
     assert "precision applies to a run" in fails(load(tiny_run), precision=torch.bfloat16)

@@ -54,7 +54,7 @@ def add_sampling_arguments(parser: argparse._ActionsContainer) -> None:
     guidance = "scale of classifier-free guidance, with --labels (default: no guidance)"
     parser.add_argument("--guidance", type=float, metavar="SCALE", help=guidance)
     projection = "what is kept where image and noise estimates disagree: velocity, image, noise, or none for both"
-    parser.add_argument("--projection", default="velocity", metavar="NAME", help=f"{projection} (default: %(default)s)")
+    parser.add_argument("--projection", metavar="NAME", help=f"{projection} (default: velocity)")
     parser.add_argument("--bf16", action="store_true", help="run the network in bfloat16")
 
 

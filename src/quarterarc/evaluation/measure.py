@@ -22,10 +22,12 @@ from .. import __version__
 from ..common.devices import pick_device, processes
 from ..common.errors import InputError
 from ..data.image_set import ImageSet
+from ..denoiser import Denoise
 from ..likelihood.evaluation import LIKELIHOOD_METRICS, LikelihoodSettings, evaluate_likelihood
 from ..samplers import Sampler
 from ..sampling.plans import GridLike, Sampling
 from ..storage.files import check_writable, make_folder, write_json
+from ..wrappers import project
 from .checks import check_counts, check_kinds, check_pair, check_same_shape, check_saved, usable_reference
 from .extractors import Extractor
 from .extractors import extractor as named_extractor
@@ -53,7 +55,7 @@ def evaluate(
     features: str | Extractor = "inception",
     weights: str | Path | None = None,
     seeds: Sequence[int] | None = None,
-    sampler: str | Sampler | None = None,
+    sampler: str | Sampler | Sampling | None = None,
     steps: int | None = None,
     grid: GridLike | None = None,
     options: Mapping[str, Any] | None = None,
@@ -124,8 +126,8 @@ def evaluate(
         raise InputError("give seeds or a count, not both: a count of 100 means the seeds 0 to 99")
     if save_features and save_to is None:
         raise InputError("feature vectors are saved with the statistics: give the file of the statistics (save_to) too")
-    request = Sampling(sampler, steps, grid, options or {}, guidance, projection)
-    _check_sampling_arguments(source, request, seeds, labels, likelihoods)
+    request = Sampling.of(sampler, steps, grid, options or {}, guidance, projection)
+    _check_sampling_arguments(source, request, seeds, labels, precision, likelihoods)
     result_path, statistics_path = (None if path is None else Path(path) for path in (out, save_to))
     for path in (result_path, statistics_path):
         if path is not None:
@@ -134,11 +136,11 @@ def evaluate(
     if likelihoods:
         likelihood_settings = _of_kind(settings, LikelihoodSettings)
         images = _likelihood_images(source, reference, count, likelihoods)
-        model = open_model(source, device, precision, projection)
+        model = open_model(source, device, precision, request.projection)
         about = {key: value for key, value in model.about.items() if key not in ("model", "guidance")}
         with partial_results(None if cache else result_path, "partial") as partial:
             result = evaluate_likelihood(
-                model.denoise, images, likelihoods, likelihood_settings,
+                _projected(model, request), images, likelihoods, likelihood_settings,
                 batch_size=batch_size, what=str(model.about["model"]), about=about,
                 cache=folder or partial, progress=progress,
             )  # fmt: skip
@@ -153,7 +155,7 @@ def evaluate(
         check_ending(statistics_path)
     if is_model(source):
         number = count or min(known.count or LARGEST_DEFAULT, LARGEST_DEFAULT)
-        model = open_model(source, device, precision, projection, guidance)
+        model = open_model(source, device, precision, request.projection, request.guidance)
         images = _sampled(model, request, range(number) if seeds is None else seeds, labels)
     else:
         images = as_set(source, "the images", count)
@@ -186,6 +188,7 @@ def _check_sampling_arguments(
     request: Sampling,
     seeds: Sequence[int] | None,
     labels: Sequence[int] | None,
+    precision: torch.dtype | None,
     likelihoods: Sequence[str],
 ) -> None:
     """Raise an InputError for arguments of sampling that have no effect, or contradict each other."""
@@ -199,6 +202,7 @@ def _check_sampling_arguments(
         "guidance": request.guidance,
     }
     given = [name for name, value in arguments.items() if value is not None]
+    of_model = {"projection": request.projection, "precision": precision}
     if likelihoods and not is_model(source):
         raise InputError(
             f"{', '.join(likelihoods)}: the metric evaluates a model, but {source_name(source)} is not a run or a "
@@ -206,6 +210,7 @@ def _check_sampling_arguments(
         )
     if given and likelihoods:
         raise InputError(f"{given[0]} has no effect on {', '.join(likelihoods)}, which samples no images: leave it out")
+    given += [name for name, value in of_model.items() if value is not None]
     if given and not is_model(source):
         raise InputError(
             f"{given[0]} applies to sampled images, but {source_name(source)} is not a run or a denoiser: leave it out"
@@ -218,6 +223,13 @@ def _sampled(model: Model, request: Sampling, seeds: Sequence[int], labels: Sequ
     if "checkpoint" in model.about:  # a run's network is loaded with its projection
         request = replace(request, projection=None)
     return SampledSet(model.denoise, seeds, request, labels=labels, what=model.what, about=model.about)
+
+
+def _projected(model: Model, request: Sampling) -> Denoise:
+    """The denoiser of likelihood metrics; a run's network is loaded with its projection."""
+    if request.projection is None or "checkpoint" in model.about:
+        return model.denoise
+    return project(model.denoise, request.projection)
 
 
 def _likelihood_images(source: object, reference: object, count: int | None, names: Sequence[str]) -> ImageSet:
