@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from pydantic import ValidationError
 
 from data_samples import encode, patch, table, write_folder, write_lmdb, write_parquet
 from quarterarc.common.errors import InputError
-from quarterarc.data import DataSpec, open_data
+from quarterarc.data import DataSpec, decode, open_data
 from quarterarc.data.decode import BadImage
 
 
@@ -334,3 +337,33 @@ def test_a_misspelt_field_suggests_the_nearest_name() -> None:
 def test_a_missing_field_is_named() -> None:
     with pytest.raises(InputError, match="the field 'size' is missing"):
         DataSpec(source="digits")  # type: ignore[call-arg]
+
+
+def test_running_out_of_memory_is_not_a_bad_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`skip_bad` neither skips an image nor remembers it when an allocation fails; the codec's error has no reason."""
+    rng = np.random.default_rng(0)
+    small = Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8))
+    for ending in ("webp", "png", "jpg"):
+        small.save(tmp_path / f"a.{ending}")
+    spec = DataSpec(source=str(tmp_path), size=8, skip_bad=True, memory="stream")
+
+    def fails(*arguments: Any, **options: Any) -> Any:
+        raise OSError("could not create decoder object")
+
+    def full(*arguments: Any, **options: Any) -> Any:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, "open", fails)
+        patch.setattr(decode, "np", SimpleNamespace(empty=full, uint8=np.uint8))
+        with pytest.raises(InputError, match=r"out of memory while decoding .*a\.jpg"):
+            open_data(spec, progress=False)
+    data = open_data(spec, progress=False)
+    assert (data.count, data.skipped) == (3, 0)
+
+
+def test_the_size_of_a_webp_is_read_from_its_header(tmp_path: Path) -> None:
+    for options in ({}, {"lossless": True}, {"exif": b"Exif\x00\x00"}):
+        image = io.BytesIO()
+        Image.new("RGB", (300, 20)).save(image, "WEBP", **options)
+        assert decode._webp_pixels(image.getvalue()) == 300 * 20

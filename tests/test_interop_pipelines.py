@@ -357,6 +357,26 @@ def test_half_precision_weights_are_loaded_in_float32(folder: Path) -> None:
     assert {weight.dtype for weight in weights(denoise).values()} == {torch.float32}
 
 
+def test_the_only_variant_of_the_weights_is_read_in_float32(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """`save_pretrained(variant="fp16")` writes no file without the variant's name; of two variants none is chosen."""
+    unet = folder / "unet"
+    network = diffusers.UNet2DModel.from_pretrained(unet).half()
+    expected = {name: weight.float() for name, weight in network.state_dict().items()}
+    (unet / "diffusion_pytorch_model.safetensors").unlink()
+    network.save_pretrained(unet, variant="fp16")
+    (unet / "diffusion_pytorch_model.bin").write_bytes(b"\x80\x04")
+    with caplog.at_level("INFO", logger="quarterarc"):
+        denoise = load_pipeline(folder, network="diffusers")
+    assert "variant 'fp16'" in caplog.text
+    for name, weight in weights(denoise).items():
+        assert weight.dtype == torch.float32
+        assert torch.equal(weight, expected[name.partition("unet.")[2]])
+    (unet / "diffusion_pytorch_model.bin").unlink()
+    network.save_pretrained(unet, variant="bf16")
+    with pytest.raises(InputError, match=r"only the variants bf16, fp16: copy the pipeline with one of them"):
+        load_pipeline(folder)
+
+
 def test_older_folders_with_all_files_in_one_place_are_read(folder: Path, tmp_path: Path) -> None:
     # like the first public DDPM checkpoints
     for name in ("unet", "scheduler"):

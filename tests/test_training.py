@@ -27,6 +27,7 @@ from quarterarc.data import from_memory
 from quarterarc.objectives import Losses, WeightedErrors
 from quarterarc.storage.checkpoints import load, save
 from quarterarc.storage.files import is_temporary, replace_file, replace_folder
+from quarterarc.storage.pictures import write_png
 from quarterarc.storage.runs import checkpoints
 from quarterarc.training import ema
 from quarterarc.training.api import train
@@ -334,6 +335,99 @@ def test_a_folder_in_use_or_of_another_run_is_an_error(tmp_path: Path, tiny: Tin
     finally:
         process.kill()
         process.communicate()
+
+
+WILD = ("optimizer.learning_rate=1e4", "optimizer.clip=1e9", "optimizer.warmup=0", "training.checkpoint_every=1")
+"""Fields with which training diverges within a few steps."""
+
+
+def test_after_a_divergence_the_learning_rate_may_change(tmp_path: Path, tiny: Tiny, cli: Cli) -> None:
+    """The last checkpoint is one that training continues from and that makes finite images."""
+    run = tmp_path / "run"
+    fields = [*tiny, "network.channels=16", *WILD, "training.steps=40"]
+    with pytest.raises(Diverged, match=r"last good checkpoint is .*; resume with a lower optimizer.learning_rate"):
+        train(read_recipe("digits", fields), run, progress=False)
+    good = checkpoints(run)[-1]
+    assert torch.isfinite(generate(load(good), range(2), steps=3, progress=False)).all()
+    done = cli("train", "--out", run, "--resume", "optimizer.learning_rate=1e-4", "training.steps=8")
+    assert done.returncode == 0, done.stderr
+    change = json.loads((run / "changes.jsonl").read_text())
+    assert change == {
+        "step": int(good.name[5:]), "field": "optimizer.learning_rate", "before": 1e4, "after": 1e-4,
+    }  # fmt: skip
+    assert read_recipe(run / "recipe.yaml").optimizer.learning_rate == 1e-4
+    late = cli("train", "--out", run, "--resume", "optimizer.clip=0.5")
+    assert late.returncode == 2
+    assert "is complete at step 8, and optimizer.clip would have no effect" in late.stderr
+    assert read_recipe(run / "recipe.yaml").optimizer.clip == 1e9
+
+
+@pytest.mark.parametrize("place", ["weight", "average"])
+def test_a_checkpoint_with_weights_that_are_not_finite_is_not_kept(
+    place: str, tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update = ema.update_network
+
+    def broken(average: torch.nn.Module, network: torch.nn.Module, decay: float) -> None:
+        update(average, network, decay)
+        if decay == ema.decay_at(3, 0.9999, True):
+            module = network if place == "weight" else average
+            next(module.parameters()).data.view(-1)[0] = float("nan")
+
+    monkeypatch.setattr(ema, "update_network", broken)
+    with pytest.raises(Diverged, match=r"not finite after step 4: the .*weights.*step-00000002"):
+        train(read_recipe("digits", [*tiny, "ema.decay=0.9999"]), tmp_path, progress=False)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000002"]
+
+
+def test_moved_images_are_the_same_data(tmp_path: Path, tiny: Tiny) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(9):
+        write_png(photos / f"{number}.png", torch.full((1, 8, 8), 20 * number, dtype=torch.uint8))
+    recipe = read_recipe("digits", [*tiny, f"data.source={photos}"])
+    whole = train(recipe, tmp_path / "whole", progress=False)
+    train(recipe, tmp_path / "run", fields={"training.steps": 2}, progress=False)
+    photos.rename(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=r"no such data: .*if the images have moved, resume with data.source"):
+        train(None, tmp_path / "run", resume=True, fields={"training.steps": 6}, progress=False)
+    moved = {"training.steps": 6, "data.source": str(tmp_path / "elsewhere")}
+    resumed = train(None, tmp_path / "run", resume=True, fields=moved, progress=False)
+    assert same_weights(whole, resumed)
+    assert json.loads((tmp_path / "run" / "changes.jsonl").read_text())["field"] == "data.source"
+    write_png(tmp_path / "elsewhere" / "9.png", torch.zeros(1, 8, 8, dtype=torch.uint8))
+    with pytest.raises(InputError, match="trained on other data"):
+        train(None, tmp_path / "run", resume=True, fields={"training.steps": 8}, progress=False)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+)
+def test_out_of_memory_is_one_line_with_the_sizes_and_what_to_lower(
+    error: Exception, tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch, cli: Cli, tiny_run: Path
+) -> None:
+    from quarterarc.networks import UNet
+
+    def fails(*arguments: Any) -> Tensor:
+        raise error
+
+    monkeypatch.setattr(UNet, "forward", fails)
+    training = cli("train", "digits", "--out", tmp_path / "run", *tiny)
+    assert training.returncode == 2
+    last = training.stderr.splitlines()[-1]
+    assert "out of memory: training.batch=8 in 1 part of 8 images of 8x8 pixels" in last
+    assert "lower training.batch" in last
+    sampling = cli("sample", tiny_run, "--out", tmp_path / "made", "--seeds", "0-3")
+    assert sampling.returncode == 2
+    assert (
+        "out of memory: sampling a batch of 4 images of shape (1, 8, 8) on cpu: lower the batch size" in sampling.stderr
+    )
+    assert "Traceback" not in training.stderr + sampling.stderr
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path: Path, tiny: Tiny) -> None:

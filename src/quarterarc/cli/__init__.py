@@ -73,6 +73,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except OSError as error:
         return _print_error(f"{error.strerror}: {error.filename}" if error.strerror and error.filename else str(error))
+    except (MemoryError, RuntimeError) as error:
+        from ..common.memory import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        return _print_error("out of memory: lower the batch size (--batch-size, training.batch) or the image size")
     except KeyboardInterrupt:
         print("quarterarc: interrupted", file=sys.stderr)
         return 130

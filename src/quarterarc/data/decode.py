@@ -22,6 +22,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Lock
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -79,6 +80,8 @@ def read_file(path: str | Path, name: str, most: int = 0) -> bytes:
     """
     try:
         return read_regular(path, most)
+    except MemoryError:
+        raise InputError(f"out of memory while reading {name}: free memory, or replace the file") from None
     except OSError as error:
         raise BadImage(name, error.strerror or str(error)) from error
 
@@ -97,26 +100,79 @@ def read_pixels(encoded: Encoded, spec: DataSpec, name: str) -> Pixels:
     Raises:
         BadImage: if it is not an image, is truncated or damaged, is smaller than the crop box, has pixels without a
             defined range, or has more than `spec.max_pixels` pixels.
+        InputError: if memory does not suffice.
     """
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise InputError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, which hides truncated images; leave it False")
     try:
-        image = _open(encoded, spec.max_pixels) if isinstance(encoded, bytes) else encoded
-        pixels = _check_size(image, spec.max_pixels)
-        with _BUDGET.hold(pixels, 4 * spec.max_pixels):
-            image.load()
-            image = _to_mode(_crop(_upright(_to_8_bits(image)), spec), spec.channels)
-            if image.size != (spec.width, spec.height):
-                image = image.resize((spec.width, spec.height), _FILTERS[spec.resize])
+        try:
+            image = _prepared(encoded, spec)
+        except (UnidentifiedImageError, Image.DecompressionBombError):
+            raise
+        except Exception:  # the codecs' errors do not say whether an allocation failed: decode alone, then check
+            with _ALONE:
+                try:
+                    image = _prepared(encoded, spec)
+                except Exception:
+                    _check_memory(encoded)
+                    raise
     except Image.DecompressionBombError:
         raise BadImage(
             name, f"it has more than data.max_pixels={spec.max_pixels} pixels; raise that to use it"
+        ) from None
+    except MemoryError:  # the state of the machine, not of the image: skip_bad must not skip it
+        raise InputError(
+            f"out of memory while decoding {name}: free memory, or replace the image by a smaller one"
         ) from None
     except UnidentifiedImageError:
         raise BadImage(name, f"it is not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image") from None
     except Exception as error:  # Pillow's readers raise nearly anything on damaged files
         raise BadImage(name, " ".join(str(error).split()) or type(error).__name__) from error
     return np.asarray(image).reshape(spec.height, spec.width, spec.channels)
+
+
+_ALONE = Lock()
+
+
+def _prepared(encoded: Encoded, spec: DataSpec) -> Image.Image:
+    image = _open(encoded, spec.max_pixels) if isinstance(encoded, bytes) else encoded
+    pixels = _check_size(image, spec.max_pixels)
+    with _BUDGET.hold(pixels, 4 * spec.max_pixels):
+        image.load()
+        image = _to_mode(_crop(_upright(_to_8_bits(image)), spec), spec.channels)
+        if image.size != (spec.width, spec.height):
+            image = image.resize((spec.width, spec.height), _FILTERS[spec.resize])
+    return image
+
+
+def _check_memory(encoded: Encoded) -> None:
+    """Raise a MemoryError if there is no memory for an image: four buffers of 4 bytes per pixel, as for WebP."""
+    try:
+        image = Image.open(io.BytesIO(encoded), formats=FORMATS) if isinstance(encoded, bytes) else encoded
+        pixels = image.width * image.height
+    except MemoryError:
+        raise
+    except Exception:  # the header is damaged too, or it is a WebP, whose decoder allocates when it is opened
+        pixels = _webp_pixels(encoded) if isinstance(encoded, bytes) else _SMALL
+    if pixels <= _LARGEST:
+        np.empty(16 * pixels, dtype=np.uint8)
+
+
+def _webp_pixels(data: bytes) -> int:
+    """Width times height from the header of a WebP file (RFC 9649); of another file a small number."""
+    kind, header = data[12:16], data[16:30]
+    if data[8:12] != b"WEBP" or len(header) < 14:
+        return _SMALL
+    if kind == b"VP8X":
+        return (1 + int.from_bytes(header[8:11], "little")) * (1 + int.from_bytes(header[11:14], "little"))
+    if kind == b"VP8L":
+        bits = int.from_bytes(header[5:9], "little")
+        return (1 + (bits & 0x3FFF)) * (1 + (bits >> 14 & 0x3FFF))
+    return (int.from_bytes(header[10:12], "little") & 0x3FFF) * (int.from_bytes(header[12:14], "little") & 0x3FFF)
+
+
+_SMALL, _LARGEST = 2**20, 2**28
+"""Pixels; above the second number Pillow's own limit applies, and an allocation would say nothing about the image."""
 
 
 def shape_of(encoded: Encoded) -> tuple[int, int, int] | None:

@@ -23,7 +23,12 @@ from .memory import MEMORY, TensorSource, memory_source, memory_spec
 from .sources import DigitSource, FolderSource, LmdbSource, Source, check_no_split, digest, files_under
 from .spec import DataSpec
 
-__all__ = ["default_cache", "from_memory", "open_data", "open_source"]
+__all__ = ["NoSuchData", "default_cache", "from_memory", "open_data", "open_source"]
+
+
+class NoSuchData(InputError):
+    """The path of a source does not exist."""
+
 
 _HUB = {"cifar10": "uoft-cs/cifar10", "celeba": "flwrlabs/celeba"}
 
@@ -126,7 +131,7 @@ def open_source(spec: DataSpec, cache_dir: Path | None = None, progress: bool = 
         raise InputError("the data was given as images in memory: give the same images again, as data or images")
     files = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
     if not files:
-        raise InputError(
+        raise NoSuchData(
             f"no such data: {spec.source}; give digits, cifar10, celeba, hub:owner/name, a folder of images, "
             "a *.parquet file or pattern, or an LMDB folder"
         )

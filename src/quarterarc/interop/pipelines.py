@@ -21,7 +21,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -216,20 +217,31 @@ _OTHER_PIPELINES = {
 def _read_unet(folder: Path) -> Any:
     """The `UNet2DModel` of a folder, from safetensors only."""
     names = sorted(entry.name for entry in folder.iterdir())
+    variant = None
+    variants = _variants(names)
     if not any(name in names for name in (f"{WEIGHTS}.safetensors", f"{WEIGHTS}.safetensors.index.json")):
         pickled = next((name for name in names if name.endswith((".bin", ".ckpt", ".pt", ".pth"))), None)
-        if pickled:
+        if pickled and not variants:
             raise InputError(
                 f"{folder / pickled} is a pickle, which can run code when it is loaded, and is not read: if you trust "
                 f"it, convert it with diffusers.UNet2DModel.from_pretrained('{folder}', use_safetensors=False)"
                 f".save_pretrained('{folder}')"
             )
-        raise InputError(f"there is no {WEIGHTS}.safetensors in {folder}")
+        if len(variants) > 1:
+            raise InputError(
+                f"there is no {WEIGHTS}.safetensors in {folder}, only the variants {', '.join(variants)}: copy the "
+                f"pipeline with one of them, diffusers.DDPMPipeline.from_pretrained('{folder.parent}', "
+                f"variant='{variants[0]}').save_pretrained(...)"
+            )
+        if not variants:
+            raise InputError(f"there is no {WEIGHTS}.safetensors in {folder}")
+        (variant,) = variants
+        logger.info("the weights in %s are those of the variant '%s', converted to float32", folder, variant)
     from safetensors import SafetensorError
 
     try:
         unet, report = need("diffusers", "diffusers", "a diffusers pipeline").UNet2DModel.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, output_loading_info=True
+            folder, use_safetensors=True, local_files_only=True, output_loading_info=True, variant=variant
         )
     except (OSError, RuntimeError, TypeError, ValueError, SafetensorError) as error:
         raise InputError(f"diffusers cannot read the network in {folder}: {' '.join(str(error).split())}") from None
@@ -238,7 +250,17 @@ def _read_unet(folder: Path) -> Any:
             f"the weights in {folder} lack {len(report['missing_keys'])} of the network's tensors, "
             f"first '{sorted(report['missing_keys'])[0]}'"
         )
-    return unet
+    return unet if variant is None else unet.float()
+
+
+def _variants(names: Sequence[str]) -> list[str]:
+    """The variants of the weights in a folder: `fp16` for `diffusion_pytorch_model.fp16.safetensors`."""
+    pattern = re.compile(
+        rf"{WEIGHTS}\.(?P<whole>[^.-]+)(-\d+-of-\d+)?\.safetensors|"
+        rf"{WEIGHTS}\.safetensors\.index\.(?P<index>[^.]+)\.json"
+    )
+    matches = [match for name in names if (match := pattern.fullmatch(name))]
+    return sorted({match["whole"] or match["index"] for match in matches})
 
 
 def _check_unet(config: Mapping[str, Any]) -> None:

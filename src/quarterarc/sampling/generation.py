@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..common.errors import InputError
+from ..common.memory import memory_checked
 from ..common.progress import progress_bar
 from ..common.streams import Purpose, normal, stream
 from ..common.text import counted
@@ -55,7 +56,14 @@ def batches(
     for first in range(0, len(seeds), batch_size):
         part = seeds[first : first + batch_size]
         classes = None if labels is None else torch.tensor(labels[first : first + batch_size], device=device)
-        yield part, run(plan, noise(part, shape, device), labels=classes, seeds=part)
+        with memory_checked(
+            lambda: (
+                f"sampling a batch of {counted(len(part), 'image')} of shape {tuple(shape)} on {device}: "  # noqa: B023
+                "lower the batch size (--batch-size, batch_size=)"
+            )
+        ):
+            result = run(plan, noise(part, shape, device), labels=classes, seeds=part)
+        yield part, result
 
 
 def generate(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -18,17 +19,21 @@ from torch import Tensor
 
 from ..common.devices import pick_device, processes
 from ..common.errors import InputError
+from ..common.memory import memory_checked
 from ..data import DataSpec, memory_spec
 from ..data.memory import MEMORY
 from ..storage.files import make_folder, replace_file
 from ..storage.runs import checkpoints, locked
 from ..storage.training_state import sweep
 from .recipe import Recipe, differences, read_recipe, recipe_fields
-from .trainer import MAY_CHANGE, Trainer, is_open
+from .trainer import CORRECTIONS, MAY_CHANGE, Trainer, is_open
 
 __all__ = ["train"]
 
 logger = logging.getLogger("quarterarc")
+
+CHANGES = "changes.jsonl"
+"""The record of a run's fields that changed when it was resumed."""
 
 
 def train(
@@ -58,8 +63,9 @@ def train(
         fields: further fields of the recipe by dotted name: `{"training.steps": 100, "network.channels": 64}`.
         device: device to train on; by default the one that `accelerate` selects, a GPU if there is one. Several
             processes are started with `accelerate launch`, and each takes its own GPU.
-        resume: continue from the newest complete checkpoint, or start if there is none yet. Only the number of steps
-            and how often files are written may differ from the recipe of the run.
+        resume: continue from the newest complete checkpoint, or start if there is none yet. From the recipe of the run
+            may differ: the number of steps and how often files are written; and, recorded in changes.jsonl, the
+            learning rate, the clip and the precision (after a divergence), and the source of the same images.
         progress: show a progress bar on a terminal.
 
     Returns:
@@ -82,13 +88,21 @@ def train(
                 chosen = _recipe_of_run(given, run, resume)
                 if given is None and (data is not None or fields):
                     chosen = _recipe_of_run(_with_changes(chosen, data, fields), run, resume)
-                trainer = Trainer(chosen, run, accelerator, progress, images)
+                changes = _corrections(chosen, run)
+                with memory_checked(lambda: _building(chosen)):
+                    trainer = Trainer(chosen, run, accelerator, progress, images)
+                if changes and trainer.step >= chosen.training.steps:
+                    raise InputError(
+                        f"{run} is complete at step {trainer.step}, and {', '.join(changes)} would have no effect: "
+                        "raise training.steps too, or choose another folder (--out)"
+                    )
             except BaseException:
                 if main and not existed:
                     shutil.rmtree(run, ignore_errors=True)  # training has not begun
                 raise
             if main:
                 sweep(run)
+                _record(changes, run, trainer.step)
                 with replace_file(run / "recipe.yaml") as beside:
                     beside.write_text(chosen.to_yaml(), encoding="utf-8")
             accelerator.wait_for_everyone()
@@ -152,7 +166,9 @@ def _recipe_of_run(given: Recipe | None, run: Path, resume: bool) -> Recipe:
     if saved is not None and checkpoints(run):
         resolved = {name for name, _, _ in differences(saved.resolved(), given.resolved())}
         changed = sorted(
-            name for name, _, _ in differences(saved, given) if name in resolved and name not in MAY_CHANGE
+            name
+            for name, _, _ in differences(saved, given)
+            if name in resolved and name not in MAY_CHANGE + CORRECTIONS
         )
         if changed:
             raise InputError(
@@ -160,6 +176,30 @@ def _recipe_of_run(given: Recipe | None, run: Path, resume: bool) -> Recipe:
                 "recipe, or choose another folder (--out)"
             )
     return given
+
+
+def _corrections(recipe: Recipe, run: Path) -> dict[str, tuple[Any, Any]]:
+    """Old and new value of the fields of `CORRECTIONS` that differ from the recipe of a run with checkpoints."""
+    if not ((run / "recipe.yaml").is_file() and checkpoints(run)):
+        return {}
+    changed = differences(read_recipe(run / "recipe.yaml"), recipe)
+    return {name: (before, after) for name, before, after in changed if name in CORRECTIONS}
+
+
+def _record(changes: Mapping[str, tuple[Any, Any]], run: Path, step: int) -> None:
+    """Append the changed fields to changes.jsonl, with the step from which they apply."""
+    for name, (before, after) in changes.items():
+        logger.info("from step %d: %s=%s (it was %s)", step, name, after, before)
+        with (run / CHANGES).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "field": name, "before": before, "after": after}) + "\n")
+
+
+def _building(recipe: Recipe) -> str:
+    network, data = recipe.network, recipe.data
+    return (
+        f"the network '{network.name}' (network.channels={network.channels}) for images of {data.height}x{data.width} "
+        "pixels cannot be built: choose smaller network.channels or data.size"
+    )
 
 
 @contextmanager

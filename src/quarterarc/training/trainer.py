@@ -14,17 +14,19 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, NoReturn, TypeGuard
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ..common.errors import InputError
+from ..common.memory import memory_checked
 from ..common.progress import progress_bar
 from ..common.streams import Purpose, torch_seed
 from ..common.text import counted, one_line
 from ..data import ImageData, open_data, to_uint8
+from ..data.loading import NoSuchData
 from ..denoiser import Denoiser
 from ..heads import Head
 from ..heads import head as named_head
@@ -43,9 +45,10 @@ from .learning_rate import factor_at
 from .log import LOGGED, Log, Pending
 from .network import recipe_network
 from .recipe import Recipe
+from .soundness import unsound
 from .stopping import Interrupted, Stop
 
-__all__ = ["MAY_CHANGE", "Diverged", "Trainer", "is_open"]
+__all__ = ["CORRECTIONS", "MAY_CHANGE", "Diverged", "Trainer", "is_open"]
 
 logger = logging.getLogger("quarterarc")
 
@@ -53,7 +56,10 @@ MAY_CHANGE = (
     "training.steps", "training.log_every", "training.checkpoint_every", "training.keep", "training.sample_every",
     "training.sample_count", "data.max_pixels",
 )  # fmt: skip
-"""Fields of a recipe that may change when a run is resumed."""
+"""Fields of a recipe that may change when a run is resumed, since they do not decide the weights of a step."""
+CORRECTIONS = ("optimizer.learning_rate", "optimizer.clip", "training.precision", "data.source")
+"""Further fields that may change on resume, recorded in changes.jsonl: what a divergence calls for, and the place of
+the images, whose fingerprint must be the same."""
 
 
 class Diverged(InputError):
@@ -88,11 +94,7 @@ class Trainer:
         self.objective = recipe.objective.build()
         if settings.compile:
             _check_compiler(accelerator.device)
-        self.data: ImageData = (
-            images
-            if is_open(images)
-            else open_data(recipe.data, accelerator.device, progress=self.progress, seed=settings.seed, images=images)
-        )
+        self.data: ImageData = images if is_open(images) else self._open(images)
         network, self.denoise = self._build(table, head)
         self.description = describe_denoiser(self.denoise)
         self.network = network
@@ -125,9 +127,14 @@ class Trainer:
             The folder of the newest checkpoint.
 
         Raises:
+            InputError: if memory does not suffice.
             Diverged: if the gradient is not finite.
             Interrupted: after a signal, once a checkpoint is saved.
         """
+        with memory_checked(self._size):
+            return self._run_to_end()
+
+    def _run_to_end(self) -> Path:
         settings = self.recipe.training
         if self.accelerator.is_main_process:
             self._announce()
@@ -180,7 +187,10 @@ class Trainer:
             group["lr"] = chosen.learning_rate * self._rate_factor()
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), chosen.clip)
         if not math.isfinite(float(norm)):
-            self._diverged(float(logged[0]))
+            self._diverged(
+                f"the gradient is not finite at step {self.step} (loss {float(logged[0]):.6g}), on the images with "
+                f"indices {self.batches.places(self.step)}"
+            )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         decay = ema.decay_at(self.step, self.recipe.ema.decay, self.recipe.ema.warmup)
@@ -216,6 +226,14 @@ class Trainer:
                 self.recipe.optimizer.learning_rate,
             )  # fmt: skip
 
+    def _open(self, images: Any) -> ImageData:
+        spec, seed = self.recipe.data, self.recipe.training.seed
+        try:
+            return open_data(spec, self.accelerator.device, progress=self.progress, seed=seed, images=images)
+        except NoSuchData as error:
+            moved = "; if the images have moved, resume with data.source=PATH" if checkpoints(self.run) else ""
+            raise InputError(f"{error}{moved}") from None
+
     def _build(self, table: Schedule, head: Head) -> tuple[nn.Module, Denoiser]:
         recipe, data = self.recipe, self.data
         classes = data.classes if recipe.data.labels else None
@@ -242,7 +260,14 @@ class Trainer:
         self.pending = Pending(torch.tensor(pending["means"]).to(self.accelerator.device), pending["steps"])
 
     def _save(self) -> Path:
-        """Save a checkpoint; all processes return its folder, once it is complete."""
+        """Save a checkpoint; all processes return its folder, once it is complete.
+
+        Raises:
+            Diverged: if training or sampling could not continue from it; then none is written.
+        """
+        wrong = unsound(self.denoise, self.average)
+        if wrong is not None:
+            self._diverged(f"not finite after step {self.step}: {wrong}; no checkpoint of this step is written")
         pending = {"means": self._pending_means(), "steps": self.pending.steps}
         config = {
             "step": self.step,
@@ -274,13 +299,23 @@ class Trainer:
         folder.mkdir(exist_ok=True)
         write_png(folder / f"step-{self.step:08d}.png", contact_sheet(to_uint8(images)))
 
-    def _diverged(self, loss: float) -> None:
+    def _diverged(self, what: str) -> NoReturn:
         complete = checkpoints(self.run)
         last = f"the last good checkpoint is {complete[-1]}" if complete else "no checkpoint has been written yet"
         raise Diverged(
-            f"the gradient is not finite at step {self.step} (loss {loss:.6g}), on the images with indices "
-            f"{self.batches.places(self.step)}: {last}; lower optimizer.learning_rate, or check "
-            "these images"
+            f"{what}: {last}; resume with a lower optimizer.learning_rate or optimizer.clip, or with "
+            "training.precision=fp32, or check the images"
+        )
+
+    def _size(self) -> str:
+        """The batch and the image size, for messages about memory."""
+        settings, data = self.recipe.training, self.recipe.data
+        parts = self.accelerator.num_processes * settings.accumulate
+        return (
+            f"training.batch={settings.batch} in {counted(parts, 'part')} of "
+            f"{counted(settings.batch // parts, 'image')} of {data.height}x{data.width} pixels on "
+            f"{self.accelerator.device}: lower training.batch, raise training.accumulate, or choose a smaller "
+            "network.channels or data.size"
         )
 
 
