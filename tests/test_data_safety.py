@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -26,6 +27,8 @@ from quarterarc.data import DataSpec, from_memory, open_data
 from quarterarc.data.cell_files import file_of_cell
 from quarterarc.data.decode import BadImage
 from quarterarc.evaluation.image_files import open_set
+from quarterarc.evaluation.resume import partial_results
+from quarterarc.experiments.scales import scale
 from quarterarc.training.recipe import read_recipe
 
 HERE = Path(__file__).parent
@@ -265,3 +268,34 @@ def test_an_npz_that_claims_more_than_it_holds_is_an_error(tmp_path: Path) -> No
         )
     with pytest.raises(InputError, match=r"is damaged: its arr_0 of shape .* takes 1,000,000,000,000 bytes"):
         open_set(tmp_path / "a.npz")
+
+
+# --- folders built from values -----------------------------------------------------------------------------------
+
+
+def test_partial_results_remove_their_own_folder_only(tmp_path: Path) -> None:
+    mine = tmp_path / "z.json.features"
+    mine.mkdir()
+    (mine / "notes.txt").write_text("mine")
+    with (
+        pytest.raises(InputError, match="exists already and is not quarterarc's"),
+        partial_results(tmp_path / "z.json", "features"),
+    ):
+        pass
+    assert (mine / "notes.txt").read_text() == "mine"
+    with contextlib.suppress(KeyboardInterrupt), partial_results(tmp_path / "a.json", "features") as folder:
+        assert folder is not None
+        (folder / "0.safetensors").touch()
+        raise KeyboardInterrupt
+    with partial_results(tmp_path / "a.json", "features") as folder:
+        assert folder is not None
+        assert (folder / "0.safetensors").exists()
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("name", ["../../../x", "/tmp/x", "..", "a/b", "a\\b", ""])
+def test_the_name_of_a_recipe_is_no_path_in_an_experiment(tmp_path: Path, name: str) -> None:
+    recipe = {**read_recipe("digits").model_dump(mode="json"), "name": name}
+    (tmp_path / "a.yaml").write_text(json.dumps(recipe))
+    with pytest.raises(InputError, match="is the name of a folder of results"):
+        scale(str(tmp_path / "a.yaml"))

@@ -9,21 +9,29 @@ from pathlib import Path
 
 from ..common.devices import processes
 from ..common.errors import InputError
+from ..storage.files import make_folder
 
 __all__ = ["partial_results"]
+
+_MARK = ".quarterarc"
 
 
 @contextmanager
 def partial_results(out: Path | None, suffix: str) -> Iterator[Path | None]:
     """The folder `OUT.suffix` for partial results of `out`, removed at the end and on an InputError or OSError.
 
-    An interrupt leaves it. The folder is not created. None if there is no `out`.
+    An interrupt leaves it. It contains the file `.quarterarc`, and a folder without it is never removed. None if there
+    is no `out`.
+
+    Raises:
+        InputError: if there is a folder of this name that quarterarc has not created.
     """
     if out is None:
         yield None
         return
     folder = out.with_name(f"{out.name}.{suffix}")
     new = [parent for parent in folder.parents if not parent.exists()]
+    _claim(folder)
     try:
         yield folder
     except (InputError, OSError):
@@ -34,3 +42,14 @@ def partial_results(out: Path | None, suffix: str) -> Iterator[Path | None]:
         raise
     if processes().rank == 0:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _claim(folder: Path) -> None:
+    """Create and mark the folder; InputError for one with content that is not marked."""
+    if folder.exists() and not (folder / _MARK).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(
+            f"{folder} would hold partial results, but exists already and is not quarterarc's: rename or remove it, or "
+            "choose another file (--out)"
+        )
+    make_folder(folder)
+    (folder / _MARK).touch()

@@ -202,6 +202,11 @@ def scale(name: str, data: str | None = None, images: int | None = None, feature
 
 def _from_recipe(recipe: Recipe) -> Scale:
     """A scale for your own images: `digits` features for small gray images, Inception's for all others."""
+    name = recipe.name
+    if name in ("", ".", "..") or len(name) > 100 or any(mark in name for mark in "/\\:\0"):
+        raise InputError(
+            f"the recipe's name {name[:100]!r} is the name of a folder of results: give a name without '/'"
+        )
     small = recipe.data.channels == 1 and 8 <= recipe.data.height <= 32
     chosen = Scale(recipe.name, recipe, images=10_000, few=2000)
     return _with_features(chosen, "digits") if small else chosen
