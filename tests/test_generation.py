@@ -189,6 +189,26 @@ def test_two_processes_share_the_seeds(tiny_run: Path, tmp_path: Path, distribut
         assert (alone - shared).abs().max() <= 1
 
 
+def test_a_folder_that_a_process_is_filling_takes_no_other_samples(tiny_run: Path, tmp_path: Path) -> None:
+    """The settings are recorded before the first image, and a second process raises before it writes anything."""
+    denoise, errors = load(tiny_run), list[str]()
+
+    def second(x: Tensor, time: Tensor, labels: Tensor | None = None) -> Tensor:
+        if not errors:
+            assert json.loads((tmp_path / "samples.json").read_text())["sampler"] == "euler"
+            before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+            with pytest.raises(InputError) as error:
+                write_samples(load(tiny_run), tmp_path, range(4), Sampling("ddim", 2))
+            errors.append(str(error.value))
+            assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+        return denoise.network(x, time)
+
+    write_samples(replace(denoise, network=second), tmp_path, range(4), Sampling("euler", 2))
+    assert errors == [
+        f"another process is writing samples in {tmp_path}: wait for it, or choose another folder (--out)"
+    ]
+
+
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_a_png_file_keeps_the_pixels(tmp_path: Path, channels: int) -> None:
     pixels = torch.randint(0, 256, (channels, 6, 9), dtype=torch.uint8)

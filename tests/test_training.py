@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from quarterarc.objectives import Losses, WeightedErrors
 from quarterarc.storage.checkpoints import load, save
 from quarterarc.storage.files import is_temporary, replace_file, replace_folder
 from quarterarc.storage.pictures import write_png
-from quarterarc.storage.runs import checkpoints
+from quarterarc.storage.runs import checkpoints, read_newest
 from quarterarc.training import ema
 from quarterarc.training.api import train
 from quarterarc.training.batches import Batches
@@ -205,6 +206,26 @@ def test_two_processes_have_the_losses_of_one(
     for expected, line in zip(log_of(tiny_run), log_of(run), strict=True):
         assert line == pytest.approx(expected, rel=1e-5)
     assert [path.name for path in checkpoints(run)] == ["step-00000006"]
+
+
+def test_a_checkpoint_that_is_replaced_while_it_is_read_is_read_anew(tmp_path: Path, tiny_run: Path) -> None:
+    """As with `training.keep=1`: the newest checkpoint is deleted once a newer one is complete."""
+    older, newer = checkpoints(tiny_run)[-2:]
+    shutil.copytree(older, tmp_path / "checkpoints" / older.name)
+    folders = list[str]()
+
+    def read(folder: Path) -> str:
+        folders.append(folder.name)
+        if len(folders) == 1:
+            shutil.copytree(newer, folder.with_name(newer.name))
+            shutil.rmtree(folder)
+        return (folder / "config.json").read_text()
+
+    assert read_newest(tmp_path, read) == (newer / "config.json").read_text()
+    assert folders == [older.name, newer.name]
+    (tmp_path / "checkpoints" / newer.name / "config.json").write_text("[")
+    with pytest.raises(InputError, match="is not JSON"):
+        load(tmp_path)
 
 
 def test_accumulated_parts_are_the_same_step(tmp_path: Path, tiny: Tiny, tiny_run: Path) -> None:

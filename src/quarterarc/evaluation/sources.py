@@ -20,7 +20,7 @@ from ..data.image_set import ImageSet
 from ..data.memory import as_pixels
 from ..denoiser import DEFAULT_PROJECTION, Denoise, Denoiser
 from ..storage.checkpoints import hash_of, load
-from ..storage.runs import is_run, newest_checkpoint
+from ..storage.runs import is_run, read_newest
 from .extractors import hash_of_weights
 from .image_files import open_pictures, open_set
 from .sets import BatchSet, TensorSet
@@ -75,17 +75,20 @@ def open_model(
     """
     if isinstance(source, str | Path):
         run = Path(source).expanduser()
-        checkpoint = newest_checkpoint(run)
         projection = DEFAULT_PROJECTION if projection is None else projection
+        place = pick_device(str(device))
+        checkpoint, key, denoise = read_newest(
+            run, lambda folder: (folder, hash_of(folder), load(folder, place, precision, projection))
+        )
         about: dict[str, Any] = {
             "model": str(source),
             "checkpoint": checkpoint.name,
-            "checkpoint_sha256": hash_of(checkpoint),
+            "checkpoint_sha256": key,
             "guidance": guidance,
             "precision": "fp32" if precision is None else {torch.bfloat16: "bf16"}.get(precision, str(precision)),
             "projection": projection,
         }
-        return Model(load(checkpoint, pick_device(str(device)), precision, projection), f"the run {source}", about)
+        return Model(denoise, f"the run {source}", about)
     if precision is not None:
         raise InputError("precision applies to a run; a denoiser has its own: Denoiser(..., precision=torch.bfloat16)")
     about = {"model": repr(source)[:200], "guidance": guidance, "projection": projection}

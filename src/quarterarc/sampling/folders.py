@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..common.devices import processes
+from ..common.devices import Processes, processes
 from ..common.errors import InputError
 from ..common.progress import progress_bar
 from ..common.text import ranges
@@ -23,8 +23,9 @@ from ..denoiser import Denoise, traits
 from ..samplers import current_options
 from ..storage.files import make_folder, read_json, write_json
 from ..storage.pictures import contact_sheet, read_png, write_png
+from ..storage.runs import LOCK, locked
 from .generation import batches, check_finite
-from .plans import Sampling, check_labels, labels_in_turn
+from .plans import Plan, Sampling, check_labels, labels_in_turn
 
 __all__ = ["LABELS", "SHEETS", "write_samples"]
 
@@ -66,7 +67,8 @@ def write_samples(
         The contents of samples.json; None in every process but the first.
 
     Raises:
-        InputError: for settings that `sample` does not accept, or a folder with samples of other settings or labels.
+        InputError: for settings that `sample` does not accept, a folder with samples of other settings or labels, or
+            one that another process is filling.
     """
     if batch_size < 1:
         raise InputError(f"batch_size is at least 1, got {batch_size}")
@@ -76,6 +78,23 @@ def write_samples(
     process = processes()
     existed = out.exists()
     make_folder(out)
+    with locked(out, "writing samples") if process.rank == 0 else nullcontext():
+        return _write(denoise, out, seeds, plan, settings, batch_size, labels, process, existed, progress)
+
+
+def _write(
+    denoise: Denoise,
+    out: Path,
+    seeds: Sequence[int],
+    plan: Plan,
+    settings: Mapping[str, Any],
+    batch_size: int,
+    labels: Sequence[int] | None,
+    process: Processes,
+    existed: bool,
+    progress: bool,
+) -> dict[str, Any] | None:
+    """Sample to a folder that the first process has locked; arguments and result as for `write_samples`."""
     if not plan.exact and any(out.glob("*.png")):
         raise InputError(
             f"{out} holds images, and the settings of the sampler {plan.name} cannot be compared with theirs: give "
@@ -129,6 +148,7 @@ def _removed_on_error(out: Path, existed: bool) -> Iterator[None]:
         if not any(out.glob("*.png")):
             (out / ABOUT).unlink(missing_ok=True)
             if not existed:
+                (out / LOCK).unlink(missing_ok=True)
                 with suppress(OSError):
                     out.rmdir()
         raise

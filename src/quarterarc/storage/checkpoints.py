@@ -22,7 +22,7 @@ from ..networks import build_network, describe_network
 from ..schedules import Schedule, schedule
 from ..wrappers import project
 from .files import read_json, replace_folder, write_json
-from .runs import CONFIG, WEIGHTS, newest_checkpoint
+from .runs import CONFIG, WEIGHTS, read_newest
 from .weights import load_weights, save_tensors, sha256
 
 __all__ = ["FORMAT", "build_denoiser", "describe_denoiser", "hash_of", "identity", "load", "save"]
@@ -49,7 +49,10 @@ def load(
         InputError: if there is no complete checkpoint, its weights do not fit its network, a name in it is unknown or
             an import path cannot be imported, or for an unknown projection.
     """
-    folder = newest_checkpoint(path)
+    return read_newest(path, lambda folder: _load(folder, device, precision, projection))
+
+
+def _load(folder: Path, device: torch.device | str, precision: torch.dtype | None, projection: str | None) -> Denoiser:
     config = read_json(folder / CONFIG)
     if not isinstance(config, dict) or config.get("format") != FORMAT or "denoiser" not in config:
         raise InputError(f"{folder / CONFIG} is not the configuration of a checkpoint of format {FORMAT}")

@@ -12,15 +12,27 @@ A checkpoint folder gets its name once it is complete.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from ..common.errors import InputError
 
-__all__ = ["CONFIG", "WEIGHTS", "checkpoint_name", "checkpoints", "is_run", "locked", "newest_checkpoint"]
+__all__ = [
+    "CONFIG",
+    "LOCK",
+    "WEIGHTS",
+    "checkpoint_name",
+    "checkpoints",
+    "is_run",
+    "locked",
+    "newest_checkpoint",
+    "read_newest",
+]
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG, WEIGHTS, LOCK = "config.json", "model.safetensors", ".lock"
+Value = TypeVar("Value")
 _NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -63,7 +75,7 @@ def newest_checkpoint(path: str | Path) -> Path:
         raise InputError(f"no run at {path}: train one with `quarterarc train RECIPE --out {path}`")
     if is_checkpoint(path):
         return path
-    complete = checkpoints(path)
+    complete = checkpoints(path) or checkpoints(path)  # training may have replaced the only one while it was listed
     if not complete and (path / "model_index.json").is_file():
         raise InputError(
             f"{path} is a diffusers pipeline, not a run: load it in Python with quarterarc.interop.load_pipeline"
@@ -73,21 +85,44 @@ def newest_checkpoint(path: str | Path) -> Path:
     return complete[-1]
 
 
+def read_newest(path: str | Path, read: Callable[[Path], Value]) -> Value:
+    """What `read` returns for the newest checkpoint of a run; again for a newer one if training deletes it meanwhile.
+
+    Args:
+        path: a run folder, or a checkpoint folder.
+        read: reads a checkpoint folder.
+
+    Raises:
+        InputError: if there is no complete checkpoint, and what `read` raises for one that is still the newest.
+    """
+    while True:
+        folder = newest_checkpoint(path)
+        try:
+            return read(folder)
+        except (InputError, OSError):
+            if newest_checkpoint(path) == folder:
+                raise
+
+
 @contextmanager
-def locked(run: Path) -> Iterator[None]:
-    """Lock a run folder for training; the operating system releases the lock when the process ends.
+def locked(folder: Path, work: str = "training") -> Iterator[None]:
+    """Lock a folder for writing; the operating system releases the lock when the process ends.
+
+    Args:
+        folder: a run or sample folder.
+        work: what a process that holds the lock does, for the message.
 
     Raises:
         InputError: if another process has locked it.
     """
     from filelock import FileLock, Timeout
 
-    lock = FileLock(run / ".lock", timeout=0)
+    lock = FileLock(folder / LOCK, timeout=0)
     try:
         lock.acquire()
     except Timeout:
         raise InputError(
-            f"another process is training in {run}: wait for it, or choose another folder (--out)"
+            f"another process is {work} in {folder}: wait for it, or choose another folder (--out)"
         ) from None
     try:
         yield
