@@ -8,6 +8,7 @@ import math
 import re
 import runpy
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from quarterarc.experiments import EXPERIMENTS, experiment, measures
 from quarterarc.experiments.arms import Arm, arm
 from quarterarc.experiments.cells import quality
 from quarterarc.experiments.claims import Claim, Comparison, judge, spread
-from quarterarc.experiments.lab import Lab
+from quarterarc.experiments.lab import Lab, exclusive
 from quarterarc.experiments.measures import image_seeds
 from quarterarc.experiments.measuring import cell_folder, is_measured, measure
 from quarterarc.experiments.plan import jobs_of
@@ -29,6 +30,7 @@ from quarterarc.experiments.scales import SCALES, Scale, scale
 from quarterarc.experiments.zhang2023.ablation import BY_SOLVER, OURS, PAPER_ROWS, ROWS, solver_steps
 from quarterarc.likelihood.evaluation import LIKELIHOOD_METRICS
 from quarterarc.samplers import sampler as named_sampler
+from quarterarc.storage.files import make_folder, write_json
 from quarterarc.training.recipe import Recipe, differences
 from quarterarc.training.trainer import Diverged
 
@@ -280,7 +282,7 @@ def test_an_interrupted_run_continues_with_the_next_cell(
     with pytest.raises(KeyboardInterrupt):
         run_experiment(training, lab, (0,), out)
     assert not (out / "results.json").exists()  # no partial results
-    assert not list((tmp_path / "cache" / "cells").glob(".*"))
+    assert {path.suffix for path in (tmp_path / "cache" / "cells").glob(".*")} == {".lock"}  # no unfinished folders
     run_experiment(training, Lab(tiny_scale, tmp_path / "cache", progress=False), (0,), out)
     assert calls == cells + 1  # only the interrupted cell was measured twice
     assert json.loads((out / "results.json").read_text())["experiment"] == "training-speed"
@@ -292,6 +294,23 @@ def test_results_do_not_depend_on_the_number_of_processes(recipe: Path, tmp_path
         assert run(recipe, tmp_path / f"cache{jobs}", tmp_path / jobs, "reconstruction", "--jobs", jobs) == 0
         cells.append(json.loads((tmp_path / jobs / "results.json").read_text())["cells"])
     assert cells[0] == cells[1]
+
+
+def test_a_cell_is_measured_by_one_of_two_experiments(
+    tiny_scale: Scale, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one waits and reads the values; both would share partial results, and the first deletes them."""
+    lab, cell = Lab(tiny_scale, tmp_path), quality(tiny_scale, OURS.arm, 0, "gradient", 2)
+    monkeypatch.setattr("quarterarc.experiments.measuring.MEASURES", {"quality": measures.Measure(None, None)})  # type: ignore[arg-type]
+    folder, values = cell_folder(lab, cell), list[object]()
+    waiting = threading.Thread(target=lambda: values.append(measure(lab, cell)))
+    with exclusive(folder):
+        waiting.start()
+        waiting.join(0.5)
+        assert waiting.is_alive()
+        write_json(make_folder(folder) / "cell.json", {"values": {"fid": 1.0}})
+    waiting.join(30)
+    assert values == [{"fid": 1.0}]
 
 
 def test_two_connected_processes_write_the_report(recipe: Path, tmp_path: Path, distributed: Distributed) -> None:

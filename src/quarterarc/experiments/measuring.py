@@ -10,7 +10,7 @@ from typing import Any
 from ..common.devices import processes
 from ..storage.files import make_folder, read_json, replace_folder, write_json
 from .cells import Cell
-from .lab import Lab, only_warnings
+from .lab import Lab, exclusive, only_warnings
 from .measures import MEASURES, WRAPPERS
 
 __all__ = ["cell_folder", "is_measured", "measure"]
@@ -36,22 +36,29 @@ def measure(lab: Lab, cell: Cell) -> dict[str, Any]:
     """
     folder = cell_folder(lab, cell)
     if processes().from_first(not is_measured(lab, cell)):
-        denoise = lab.denoiser(cell.arm, cell.seed)
-        with _new_folder(folder) as beside:
-            if isinstance(denoise, str):
-                values = {"unstable": denoise}
-            else:
-                through = cell.get("through")
-                wrapped = denoise if through is None else WRAPPERS[through](denoise)
-                with only_warnings():
-                    values = MEASURES[cell.measure].compute(lab, wrapped, cell, beside)
-            if not processes().rank:
-                about = {"arm": cell.arm.name, "seed": cell.seed, "measure": cell.measure}
-                write_json(beside / "cell.json", {**about, "settings": dict(cell.settings), "values": values})
-        processes().wait()
+        with exclusive(folder):  # another experiment may be measuring the same cell, with the same partial results
+            if processes().from_first(not is_measured(lab, cell)):
+                _measure(lab, cell, folder)
     values = read_json(folder / "cell.json")["values"]
     assert isinstance(values, dict)
     return values
+
+
+def _measure(lab: Lab, cell: Cell, folder: Path) -> None:
+    """Measure a cell and write its folder; the caller holds its lock."""
+    denoise = lab.denoiser(cell.arm, cell.seed)
+    with _new_folder(folder) as beside:
+        if isinstance(denoise, str):
+            values = {"unstable": denoise}
+        else:
+            through = cell.get("through")
+            wrapped = denoise if through is None else WRAPPERS[through](denoise)
+            with only_warnings():
+                values = MEASURES[cell.measure].compute(lab, wrapped, cell, beside)
+        if not processes().rank:
+            about = {"arm": cell.arm.name, "seed": cell.seed, "measure": cell.measure}
+            write_json(beside / "cell.json", {**about, "settings": dict(cell.settings), "values": values})
+    processes().wait()
 
 
 @contextmanager
