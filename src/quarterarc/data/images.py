@@ -143,6 +143,13 @@ def decode_all(
     return bad
 
 
+def _listed(source: Source, most: int = 10) -> str:
+    """Number and name of the classes of a folder, for the log: " (0 cat, 1 dog)"."""
+    names: Sequence[str] = getattr(source, "class_names", ())
+    text = ", ".join(f"{number} {name}" for number, name in enumerate(names[:most]))
+    return f" ({text}{', ...' if len(names) > most else ''})" if names else ""
+
+
 class _Images:
     """Attributes, labels and number checks that images in memory and on demand share."""
 
@@ -161,6 +168,8 @@ class _Images:
             + f" {where}, fingerprint {self.fingerprint}"
         )
         labels: Labels | None = source.labels
+        if labels is not None:
+            self.description += f", {counted(labels.classes, 'class', 'classes')}{_listed(source)}"
         self.classes = labels and labels.classes
         self._labels = None if labels is None else torch.from_numpy(labels.numbers[self._kept]).to(device)
 

@@ -96,6 +96,9 @@ class DigitSource:
         return Image.fromarray(self._images[number])
 
 
+_SPLITS = {"train", "training", "test", "testing", "valid", "validation", "val", "dev", "eval"}
+
+
 class FolderSource:
     """The images under a folder, recursively, in the sorted order of their relative paths.
 
@@ -107,6 +110,7 @@ class FolderSource:
         self.what = f"folder {folder}"
         check_no_split(spec, self.what)
         self._folder = folder
+        self.class_names: tuple[str, ...] = ()
         files = sorted(files_under(folder, ENDINGS))
         if not files:
             raise InputError(f"no images under {folder}; expected files that end in {', '.join(ENDINGS)}")
@@ -132,7 +136,18 @@ class FolderSource:
                 f"labels are the names of the subfolders of {self._folder}, but {loose} lies in none; "
                 "move it into one or train without labels"
             )
+        if (self._folder / "dataset.json").exists():
+            raise InputError(
+                f"{self._folder} has a dataset.json (EDM's layout), whose labels are not read: move the images "
+                "into one subfolder per class, or train without labels (data.labels=false)"
+            )
         classes = {name: number for number, name in enumerate(sorted({file.partition("/")[0] for file in files}))}
+        if {name.lower() for name in classes} <= _SPLITS:
+            raise InputError(
+                f"the subfolders of {self._folder} are splits ({', '.join(classes)}), not classes: give one of them, "
+                f"data.source={self._folder / next(iter(classes))}, or train without labels (data.labels=false)"
+            )
+        self.class_names = tuple(classes)
         numbers = [classes[file.partition("/")[0]] for file in self._files]
         return Labels(np.array(numbers, dtype=np.int64), len(classes))
 
