@@ -358,7 +358,7 @@ def _as_unet(network: Any) -> Any:
         network = network.inner
     if isinstance(network, _Unet):
         return network.unet
-    if isinstance(network, UNet):
+    if type(network) is UNet:  # a subclass computes something else
         return to_diffusers(network)
     raise InputError(f"diffusers' UNet2DModel cannot hold a {type(network).__name__}")
 

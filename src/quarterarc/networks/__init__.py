@@ -76,7 +76,7 @@ def build_network(description: Mapping[str, Any]) -> nn.Module:
         raise InputError(f"the network '{name}' cannot be built from its arguments: {reason}") from error
     if not isinstance(network, nn.Module):
         raise InputError(f"the network '{name}' is a {type(network).__name__}, not a torch.nn.Module")
-    if not isinstance(network, UNet):
+    if type(network) is not UNet:
         network.__dict__[_DESCRIPTION] = {"name": name, "arguments": arguments}
     return network
 
@@ -102,7 +102,7 @@ def describe_network(network: object) -> dict[str, Any]:
     Raises:
         InputError: for another network.
     """
-    if isinstance(network, UNet):
+    if type(network) is UNet:  # the description of a subclass has its name
         return network.config
     kind = type(network)
     if not isinstance(network, nn.Module):
@@ -110,6 +110,8 @@ def describe_network(network: object) -> dict[str, Any]:
     if _DESCRIPTION in network.__dict__:
         return dict(network.__dict__[_DESCRIPTION])
     config = network.__dict__.get("config")
+    if isinstance(network, UNet) and inspect.signature(kind).parameters.keys() - {*network.config, "args", "kwargs"}:
+        config = None  # a subclass with arguments of its own, which the config of the U-Net does not contain
     if not isinstance(config, Mapping) or kind.__module__ == "__main__" or "<" in kind.__qualname__:
         raise InputError(
             f"the arguments of this {kind.__name__} are not known, so it cannot be saved: build it by "

@@ -17,7 +17,7 @@ from .. import __version__
 from ..common.errors import InputError
 from ..common.text import one_line
 from ..denoiser import DEFAULT_PROJECTION, Denoiser
-from ..heads import head
+from ..heads import Head, LearnedVariance, head
 from ..networks import build_network, describe_network
 from ..schedules import Schedule, schedule
 from ..wrappers import project
@@ -102,9 +102,16 @@ def describe_denoiser(denoise: Denoiser) -> dict[str, Any]:
     """
     table = denoise.schedule
     try:
-        head(denoise.head.name, table)
+        again = head(denoise.head.name, table)
     except InputError as error:
         raise InputError(f"this denoiser cannot be saved, since its head would not be found again: {error}") from None
+    own, loaded = _classes(denoise.head), _classes(again)
+    if own != loaded:
+        raise InputError(
+            f"this denoiser cannot be saved: its head is a {own[-1].__name__}, but the name '{denoise.head.name}' "
+            f"leads to a {loaded[-1].__name__}: give the head its import path as name, "
+            f"name = '{own[-1].__module__}:{own[-1].__qualname__}'"
+        )
     description: dict[str, Any] = {
         "network": describe_network(denoise.network),
         "schedule": _describe_schedule(table),
@@ -116,6 +123,11 @@ def describe_denoiser(denoise: Denoiser) -> dict[str, Any]:
     if denoise.time_shift != 0.0 or denoise.time_scale is not None:  # networks of other libraries
         description |= {"time_shift": denoise.time_shift, "time_scale": denoise.time_scale}
     return description
+
+
+def _classes(head: Head) -> list[type[Head]]:
+    """The class of a head, and that of the head within a `LearnedVariance`."""
+    return [type(head), *(_classes(head.inner) if isinstance(head, LearnedVariance) else [])]
 
 
 def _describe_schedule(table: Schedule) -> dict[str, Any]:

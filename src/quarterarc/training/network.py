@@ -72,7 +72,7 @@ def check_network(
     Raises:
         InputError: if a call fails, the output has another shape, or there is no weight to train.
     """
-    if isinstance(network, UNet):
+    if type(network) is UNet:
         return
     weight = next((weight for weight in network.parameters() if weight.requires_grad), None)
     if weight is None:
