@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from conftest import Cli
 from quarterarc.common.errors import InputError
@@ -299,3 +300,46 @@ def test_reading_and_showing_a_recipe_neither_imports_nor_calls_its_code(
 def test_the_form_of_an_import_path_is_checked(field: str, path: str) -> None:
     with pytest.raises(InputError, match=r"is not an import path: write package\.module:name"):
         read_recipe("digits", fields={field: path})
+
+
+@pytest.mark.parametrize("value", [torch.zeros(40, 40), "a\nb" * 100, list(range(999))])
+def test_messages_are_one_short_line_whatever_the_value(value: Any) -> None:
+    for fields in ({"training": {"steps": value}}, {"training": value}, {"data": {"source": "digits", "size": value}}):
+        with pytest.raises(InputError) as raised:
+            Recipe.model_validate({"data": "digits", **fields})
+        assert "\n" not in str(raised.value)
+        assert len(str(raised.value)) < 250
+
+
+@pytest.mark.parametrize("images", [torch.zeros(2, 3, 8, 8, dtype=torch.uint8), [1, 2]])
+def test_images_in_memory_are_an_argument_of_training(images: Any) -> None:
+    with pytest.raises(InputError, match=r"qa\.train\(recipe, out, data=images\)"):
+        Recipe(data=images, size=8)
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1E+3", "-2e5"])
+def test_numbers_with_an_exponent_need_no_point(text: str, tmp_path: Path) -> None:
+    texts = ["network.name=package.module:Net", f"network.arguments.x={text}", f"network.arguments.y=[{text}]"]
+    recipe = read_recipe("digits", texts)
+    assert recipe.network.arguments == {"x": float(text), "y": [float(text)]}
+    objective = read_recipe("digits", ["objective.name=a.b:c", f"objective.options.x={text}"]).objective
+    assert objective.options == {"x": float(text)}
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"data: digits\nsize: 8\nnetwork: {{name: 'a.b:c', arguments: {{x: {text}, y: '{text}'}}}}\n")
+    assert read_recipe(path).network.arguments == {"x": float(text), "y": text}
+    saved = read_recipe(path)
+    path.write_text(saved.to_yaml())
+    assert read_recipe(path) == saved
+
+
+def test_another_name_of_the_network_resets_its_arguments() -> None:
+    other = read_recipe("digits", ["network.name=a.b:Net", "network.arguments.width=3"])
+    assert read_recipe(other, ["network.name=unet"]).network == Recipe("digits", size=8).network
+    assert read_recipe(other, ["network.name=a.b:Other"]).network.arguments == {}
+    assert read_recipe(other, ["network.name=a.b:Net", "network.arguments.depth=1"]).network.arguments == {
+        "width": 3,
+        "depth": 1,
+    }
+    digits = read_recipe("digits")
+    assert read_recipe("digits", ["network.name=unet"]) == digits
+    assert read_recipe(digits.model_dump(), ["network.name=unet"]) == digits

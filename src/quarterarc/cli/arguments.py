@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -125,13 +124,9 @@ def parse_option(text: str) -> tuple[str, Any]:
     if not equals:
         raise InputError(f"--option {text}: write NAME=VALUE, such as eta=0.5")
     try:
-        parsed = load_yaml(value)
+        return name, load_yaml(value)
     except yaml.YAMLError:
         raise InputError(f"--option {text}: '{value}' is neither a number nor a word") from None
-    if isinstance(parsed, str):
-        with suppress(ValueError):  # YAML reads 1e-3, which has no point, as a word
-            return name, float(parsed)
-    return name, parsed
 
 
 def parse_grid(text: str | None) -> str | list[float] | None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import yaml
 
-__all__ = ["PlainLoader", "load_yaml"]
+__all__ = ["PlainDumper", "PlainLoader", "load_yaml"]
 
 _DEEPEST = 50
 
@@ -33,6 +34,17 @@ class PlainLoader(yaml.SafeLoader):
             return super().construct_object(node, deep)
         except ValueError as error:  # a date that does not exist, a number of too many digits
             raise yaml.YAMLError(f"{str(getattr(node, 'value', ''))[:40]}: {error}") from error
+
+
+class PlainDumper(yaml.SafeDumper):
+    """PyYAML's safe dumper, which quotes the texts that `PlainLoader` reads as numbers."""
+
+
+# a number may have an exponent without a point: 1e-3, which YAML 1.1 and PyYAML read as text
+for _kind in (PlainLoader, PlainDumper):
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), [*"-+0123456789"]
+    )
 
 
 def load_yaml(text: str) -> Any:

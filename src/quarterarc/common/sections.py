@@ -14,6 +14,9 @@ from .errors import InputError
 
 __all__ = ["Section"]
 
+LONGEST_VALUE = 80
+"""Characters of a value in a message."""
+
 
 class Section(BaseModel):
     """A frozen group of settings that accepts its own fields only.
@@ -65,15 +68,16 @@ def explain(error: ValidationError, model: type[Section]) -> str:
     name = ".".join(location)
     if first["type"] == "missing":
         return f"{kind}: the field '{name}' is missing"
-    message = first["msg"].removeprefix("Value error, ")
+    message = " ".join(first["msg"].removeprefix("Value error, ").split())
     if isinstance(first.get("ctx", {}).get("error"), InputError):
         return f"{kind}: {name}: {message}" if name else f"{kind}: {message}"  # such a message contains the value
     return f"{kind}: {name or 'value'}: {message}, got {_shown(first['input'])}"
 
 
 def _shown(value: Any) -> str:
-    """A value in a message: mappings and lists with few elements of few levels, so that none takes long."""
-    return repr(value) if isinstance(value, int | float | None) else _BRIEF.repr(value)
+    """A value in a message: mappings and lists with few elements of few levels, so that none takes long; one line."""
+    text = " ".join((repr(value) if isinstance(value, int | float | None) else _BRIEF.repr(value)).split())
+    return text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 3] + "..."
 
 
 _BRIEF = reprlib.Repr()

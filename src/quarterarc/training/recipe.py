@@ -20,7 +20,7 @@ import yaml
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from ..common.errors import InputError, unknown_name
-from ..common.plain_yaml import PlainLoader, load_yaml
+from ..common.plain_yaml import PlainDumper, PlainLoader, load_yaml
 from ..common.sections import Section
 from ..data.spec import DataSpec
 
@@ -316,7 +316,7 @@ class Recipe(Section):
 
     def to_yaml(self) -> str:
         """The recipe as YAML that `read_recipe` reads back to an equal one."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return yaml.dump(self.model_dump(mode="json"), Dumper=PlainDumper, sort_keys=False)
 
 
 def recipe_names() -> list[str]:
@@ -336,8 +336,8 @@ def read_recipe(
         source: a name of `recipe_names()`, the path of a YAML file, a mapping of fields, or a recipe.
         overrides: fields as text, `section.field=value`; the value is YAML, except for fields that are text, whose
             value is used as it is: `data.source=photos #1`.
-        fields: fields by dotted name: `{"training.steps": 1000}`. Another network than the U-Net replaces all fields of
-            the section `network`.
+        fields: fields by dotted name: `{"training.steps": 1000}`. Another `network.name` replaces all fields of the
+            section `network`.
 
     Raises:
         InputError: for an unknown name, a missing or malformed file, an unknown field (with the nearest name), a value
@@ -345,8 +345,10 @@ def read_recipe(
     """
     values = recipe_fields(source)
     changes = {**dict(_parse(override) for override in overrides), **(fields or {})}
-    if changes.get("network.name", "unet") != "unet":
-        values["network"] = {}  # the fields of the recipe's U-Net do not apply to another network
+    network = values.get("network") or {}
+    before = network.name if isinstance(network, NetworkSpec) else dict(network).get("name", "unet")
+    if changes.get("network.name", before) != before:
+        values["network"] = {}  # the fields and arguments of the recipe's network do not apply to another one
     for name, value in changes.items():
         _set(values, name, value)
     return Recipe.model_validate(values)
@@ -381,6 +383,11 @@ def _expand(fields: Mapping[str, Any]) -> dict[str, Any]:
     short = {name: expanded.pop(name) for name in Recipe.SHORT_FORMS if name in expanded}
     if isinstance(data, str | PurePath):
         expanded["data"] = {"source": str(data), **short}
+    elif data is not None and not isinstance(data, DataSpec | Mapping):
+        raise InputError(
+            f"data is a {type(data).__name__}, a path, name, DataSpec or mapping is expected: images in memory are an "
+            "argument of training, qa.train(recipe, out, data=images)"
+        )
     elif short and isinstance(data, DataSpec | Mapping | None):
         given = data.model_dump(exclude_unset=True) if isinstance(data, DataSpec) else dict(data or {})
         for name, value in short.items():
