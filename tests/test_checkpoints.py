@@ -11,6 +11,7 @@ from torch import Tensor
 
 from quarterarc import Denoiser, schedule
 from quarterarc.arc import Angle
+from quarterarc.common.devices import pick_device
 from quarterarc.common.errors import InputError
 from quarterarc.estimate import Estimate
 from quarterarc.heads import Both, Head, LearnedVariance, Velocity, head
@@ -25,7 +26,7 @@ SMALL = {"in_channels": 1, "out_channels": 1, "channels": 8, "multipliers": (1,)
 class Negative(UNet):
     """A U-Net whose output has the other sign."""
 
-    def forward(self, x: Tensor, time: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor | float, labels: Tensor | None = None) -> Tensor:
         return -super().forward(x, time, labels)
 
 
@@ -40,7 +41,7 @@ class Scaled(UNet):
 class OneTooMany(UNet):
     """A U-Net whose output does not fit its head."""
 
-    def forward(self, x: Tensor, time: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor | float, labels: Tensor | None = None) -> Tensor:
         return torch.cat([x, x], 1)
 
 
@@ -93,3 +94,11 @@ def test_a_head_of_its_own_name_is_saved_and_loaded_as_itself(name: str, tmp_pat
     again = load(save(Denoiser(network, SCHEDULE, reader, (1, 8, 8)), tmp_path / "saved")).head
     inner = again.inner if isinstance(again, LearnedVariance) else again
     assert (again.name, type(inner)) == (name, Both if name.startswith("both") else Own)
+
+
+def test_the_device_of_a_loaded_network_is_a_name_or_a_device(tiny_run: Path) -> None:
+    assert load(tiny_run, device="auto").device == pick_device()
+    assert load(tiny_run).device == load(tiny_run, torch.device("cpu")).device == torch.device("cpu")
+    with pytest.raises(InputError, match="device 'nothing'") as raised:
+        load(tiny_run, device="nothing")
+    assert "\n" not in str(raised.value)

@@ -135,6 +135,16 @@ def test_a_function_with_traits_declares_its_range() -> None:
     assert angle_range(denoise) == (0.1, 1.5)
 
 
+@pytest.mark.parametrize("declared", [{"largest_angle": 1.5}, 3, Traits])
+def test_traits_of_another_type_raise(declared: object) -> None:
+    def denoise(x: Tensor, angle: arc.Angle) -> Estimate:
+        return WORLD(x, angle)
+
+    denoise.traits = declared  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match=r"the attribute 'traits' .*: declare traits = quarterarc\.Traits"):
+        traits(denoise)
+
+
 def test_single_attributes_of_version_0_1_are_read_with_a_warning() -> None:
     def denoise(x: Tensor, angle: arc.Angle) -> Estimate:
         return WORLD(x, angle)

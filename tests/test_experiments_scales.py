@@ -14,9 +14,11 @@ from quarterarc.evaluation.extractors import Extractor
 from quarterarc.experiments.lab import Lab
 from quarterarc.experiments.measures import leading
 from quarterarc.experiments.measuring import measure
+from quarterarc.experiments.run import describe_setting
 from quarterarc.experiments.scales import Scale, scale
 from quarterarc.experiments.zhang2023.ablation import DDIM, OURS
 from quarterarc.storage.checkpoints import load
+from quarterarc.training.recipe import read_recipe
 
 
 def write_images(folder: Path, count: int, height: int, width: int) -> Path:
@@ -84,3 +86,12 @@ def test_the_leading_grid_equals_the_times_of_ddims_code(tiny_run: Path) -> None
     times = [table.time(angle) for angle in leading(denoise, 10)]
     assert times == pytest.approx([901, 801, 701, 601, 501, 401, 301, 201, 101, 1, 0])  # seq = range(0, 1000, 100)
     assert [table.time(angle) for angle in leading(denoise, 1000)[:2]] == pytest.approx([1000, 999])
+
+
+def test_the_setting_names_the_network_of_the_scale() -> None:
+    digits = scale("digits")
+    assert "the network (a U-Net with 16 base channels" in describe_setting(digits)
+    other = read_recipe(digits.recipe, ["network.name=my_module:Net", "network.arguments.width=8"])
+    text = describe_setting(replace(digits, recipe=other))
+    assert "the network ('my_module:Net' with the arguments {'width': 8})" in text
+    assert "U-Net" not in text

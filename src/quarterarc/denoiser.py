@@ -105,10 +105,16 @@ def traits(denoise: Denoise) -> Traits:
 
     Version 0.1 read each trait as an attribute of the denoiser (`largest_angle`, `shape`, ...). Without an attribute
     `traits` these are still used, with a DeprecationWarning.
+
+    Raises:
+        InputError: for an attribute `traits` of another type.
     """
     declared = getattr(denoise, "traits", None)
     if isinstance(declared, Traits):
         return declared
+    if declared is not None:
+        kind = type(declared).__name__
+        raise InputError(f"the attribute 'traits' of a denoiser is a {kind}: declare traits = quarterarc.Traits(...)")
     old = {name: getattr(denoise, name) for name in _TRAITS if hasattr(denoise, name)}
     if old:
         warnings.warn(

@@ -222,9 +222,14 @@ def describe_setting(scale: Scale) -> str:
     recipe = scale.recipe
     data, network, training = recipe.data, recipe.network, recipe.training
     limit = f", the first {data.limit:,} images" if data.limit else ""
+    kind = (
+        f"a U-Net with {network.channels} base channels, channel multipliers "
+        f"{', '.join(map(str, network.multipliers))} and {counted(network.blocks, 'residual block')} per level"
+        if network.name == "unet"
+        else f"'{network.name}' with the arguments {network.arguments}"
+    )
     return (
-        f"All arms share the network (a U-Net with {network.channels} base channels, channel multipliers "
-        f"{', '.join(map(str, network.multipliers))} and {counted(network.blocks, 'residual block')} per level), the "
+        f"All arms share the network ({kind}), the "
         f"optimiser, the training images ({Path(data.source).name}, {data.height}x{data.width} pixels, "
         f"{counted(data.channels, 'channel')}{limit}), the length of training ({training.steps:,} steps with "
         f"{counted(training.batch, 'image')} per batch, unless the arm's name states a fraction of it), T = "

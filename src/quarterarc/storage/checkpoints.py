@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from .. import __version__
+from ..common.devices import pick_device
 from ..common.errors import InputError
 from ..common.text import one_line
 from ..denoiser import DEFAULT_PROJECTION, Denoiser
@@ -40,19 +41,20 @@ def load(
 
     Args:
         path: a run folder, or a checkpoint folder.
-        device: device of the network.
+        device: device of the network: "cpu", "cuda", "mps", or "auto" for the fastest one available.
         precision: dtype for autocast of the network, such as `torch.bfloat16`.
         projection: the quantity that is kept where the two estimates of a head disagree, see
             `quarterarc.Estimate.projected`; None or "none" leaves both estimates unchanged.
 
     Raises:
         InputError: if there is no complete checkpoint, its weights do not fit its network, a name in it is unknown or
-            an import path cannot be imported, or for an unknown projection.
+            an import path cannot be imported, for an unknown projection, or a device that this machine lacks.
     """
-    return read_newest(path, lambda folder: _load(folder, device, precision, projection))
+    place = pick_device(device) if isinstance(device, str) else device
+    return read_newest(path, lambda folder: _load(folder, place, precision, projection))
 
 
-def _load(folder: Path, device: torch.device | str, precision: torch.dtype | None, projection: str | None) -> Denoiser:
+def _load(folder: Path, device: torch.device, precision: torch.dtype | None, projection: str | None) -> Denoiser:
     config = read_json(folder / CONFIG)
     if not isinstance(config, dict) or config.get("format") != FORMAT or "denoiser" not in config:
         raise InputError(f"{folder / CONFIG} is not the configuration of a checkpoint of format {FORMAT}")

@@ -79,11 +79,13 @@ def train(
     """
     given = None if recipe is None else _with_changes(recipe, data, fields)
     images = None if data is None or isinstance(data, str | PurePath | DataSpec | Mapping) else data
-    existed = Path(out).exists()
-    run = make_folder(Path(out))
-    with _accelerator(device) as accelerator:
+    with _accelerator(device) as accelerator:  # raises before the folder is made
+        existed = Path(out).exists()
+        run = make_folder(Path(out))
         main = accelerator.is_main_process
         with locked(run) if main else nullcontext():
+            # another process may have made the folder and trained in it before the lock was acquired
+            new = not (existed or (run / "checkpoints").exists() or (run / "recipe.yaml").exists())
             try:
                 chosen = _recipe_of_run(given, run, resume)
                 if given is None and (data is not None or fields):
@@ -97,7 +99,7 @@ def train(
                         "raise training.steps too, or choose another folder (--out)"
                     )
             except BaseException:
-                if main and not existed:
+                if main and new:
                     shutil.rmtree(run, ignore_errors=True)  # training has not begun
                 raise
             if main:
