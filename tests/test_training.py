@@ -11,6 +11,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -18,6 +20,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -36,7 +39,7 @@ from quarterarc.training.batches import Batches
 from quarterarc.training.learning_rate import factor_at
 from quarterarc.training.log import read_log
 from quarterarc.training.recipe import Recipe, read_recipe
-from quarterarc.training.trainer import Diverged
+from quarterarc.training.trainer import Diverged, Trainer
 
 FILES = ("model.safetensors", "raw.safetensors", "optimizer.safetensors")
 Tiny = tuple[str, ...]
@@ -320,6 +323,43 @@ def test_images_are_mirrored_with_probability_one_half_independently() -> None:
         assert abs(agree.mean() - 0.5) < 6 * (0.25 / agree.numel()) ** 0.5
 
 
+def test_labels_are_dropped_at_the_given_rate_and_kept_otherwise() -> None:
+    images = torch.arange(10, dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 1, 2).contiguous()
+    data = {"source": "memory", "size": (1, 2), "channels": 1, "labels": True}
+    recipe = Recipe(data, training={"batch": 64, "steps": 64, "drop_labels": 0.1})
+    alone = SimpleNamespace(device=torch.device("cpu"), process_index=0, num_processes=1)
+    batches = Batches(from_memory((images, torch.arange(10))), recipe, cast(Any, alone), 1000)
+    steps = [batches.of_step(step)[0] for step in range(64)]
+    labels = torch.cat([batch.labels for batch in steps if batch.labels is not None])
+    own = torch.cat([((batch.image[:, 0, 0, 0] + 1.0) * 127.5).round().long() for batch in steps])
+    dropped = labels == 10
+    assert torch.equal(labels[~dropped], own[~dropped])
+    # six standard errors of a binomial share: exceeded with probability 2e-9 over seeds
+    assert abs(dropped.double().mean() - 0.1) < 6 * (0.1 * 0.9 / len(labels)) ** 0.5
+
+
+def weights(trainer: Trainer) -> Tensor:
+    """All weights of a network in one vector."""
+    return torch.cat([weight.detach().double().flatten() for weight in trainer.network.parameters()])
+
+
+def test_a_step_with_a_long_gradient_is_the_step_with_the_gradient_scaled_to_the_clip(
+    tmp_path: Path, tiny: Tiny
+) -> None:
+    """By plain gradient descent, since the first step of Adam hardly depends on the gradient's length."""
+    norms, changes = [], []
+    for clip in (0.1, 1e6):
+        fields = (f"optimizer.clip={clip}", "optimizer.learning_rate=1", "optimizer.warmup=0")
+        trainer = Trainer(read_recipe("digits", [*tiny, *fields]), tmp_path, Accelerator(cpu=True), progress=False)
+        trainer.optimizer = cast(Any, torch.optim.SGD(trainer.network.parameters(), 1.0))
+        before = weights(trainer)
+        norms.append(float(trainer._step(trainer.batches.of_step(0))[1]))
+        changes.append(weights(trainer) - before)
+    assert norms[0] == norms[1] > 0.1
+    # the weights are float32: the change of 0.1 in all of them is rounded at the size of the weights
+    torch.testing.assert_close(changes[0] / 0.1, changes[1] / norms[1], rtol=1e-3, atol=1e-5)
+
+
 # --- errors ------------------------------------------------------------------------------------------------------
 
 
@@ -576,11 +616,29 @@ def test_a_wrong_recipe_is_one_line_and_leaves_no_folder(
 
 
 def test_an_unknown_device_is_an_error_and_a_known_one_is_used_once(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="the device 'nothing' cannot be used"):
-        train("digits", tmp_path / "none", fields=SMALL, device="nothing")
+    for name, message in (("nothing", "unknown device 'nothing'"), ("cuda:99", "'cuda:99' cannot be used")):
+        with pytest.raises(InputError, match=message):
+            train("digits", tmp_path / "none", fields=SMALL, device=name)
+        assert not (tmp_path / "none").exists()
     assert "ACCELERATE_TORCH_DEVICE" not in os.environ
     train("digits", tmp_path / "cpu", fields=SMALL, device=torch.device("cpu"), progress=False)
     assert "ACCELERATE_TORCH_DEVICE" not in os.environ
+
+
+def test_a_failed_start_leaves_a_run_that_another_process_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other process makes the folder, and writes its recipe, before this one has the lock."""
+
+    @contextmanager
+    def late(run: Path) -> Iterator[None]:
+        (run / "recipe.yaml").write_text("the recipe of the other process")
+        yield
+
+    monkeypatch.setattr("quarterarc.training.api.locked", late)
+    with pytest.raises(InputError):
+        train("digits", tmp_path / "run", fields={**SMALL, "data.source": "nowhere/"}, progress=False)
+    assert (tmp_path / "run" / "recipe.yaml").is_file()
 
 
 # --- other networks ----------------------------------------------------------------------------------------------
