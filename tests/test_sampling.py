@@ -485,9 +485,29 @@ def test_a_result_converts_to_pictures(channels: int) -> None:
     sheet = result.sheet(columns=3)
     expected_sheet = contact_sheet(pixels, 3)
     assert sheet.size == (expected_sheet.shape[2], expected_sheet.shape[1])
-    with Image.open(io.BytesIO(result._repr_png_())) as notebook:
+    png = result._repr_png_()
+    assert png is not None
+    with Image.open(io.BytesIO(png)) as notebook:
         assert notebook.format == "PNG"
         assert notebook.tobytes() == result.sheet().tobytes()
+
+
+def test_a_notebook_shows_the_first_64_images_if_they_can_be_shown() -> None:
+    images = torch.rand(70, 1, 3, 2)
+    angles = np.array([1.5, 0.0])
+    assert Result(images, 1, angles)._repr_png_() == Result(images[:64], 1, angles)._repr_png_()
+    assert Result(torch.rand(2, 5, 3, 2), 1, angles)._repr_png_() is None
+    assert Result(torch.rand(0, 3, 3, 2), 1, angles)._repr_png_() is None
+
+
+def test_requests_with_equal_grids_are_equal() -> None:
+    assert Sampling(grid=np.array([1.0, 0.0])) == Sampling(grid=np.array([1.0, 0.0]))
+    assert Sampling(grid=np.array([1.0, 0.0])) != Sampling(grid=np.array([0.5, 0.0]))
+
+
+def test_a_number_in_place_of_seeds_raises() -> None:
+    with pytest.raises(InputError, match="seeds are a list or a range of whole numbers"):
+        generate(WORLD, 4, shape=SHAPE)  # type: ignore[arg-type]
 
 
 def test_the_repr_of_a_result_fits_in_200_characters() -> None:

@@ -205,6 +205,11 @@ def test_tune_and_sample_on_the_command_line(
     assert Sampling(steps=3, grid="tuned").plan(load(run)).sampler == grids[1].apply(Multistep())
 
 
+def test_the_help_of_tune_names_no_option_for_a_grid(cli: Callable) -> None:
+    assert "\ngrids:" in (text := cli("tune", "--help").stdout)
+    assert "--grid" not in text
+
+
 def test_a_new_grid_replaces_that_of_the_same_settings(run: Path) -> None:
     checkpoint = newest_checkpoint(run)
 
@@ -298,6 +303,12 @@ def test_tune_by_nfe_stores_the_grids_of_a_run_beside_its_weights(run: Path) -> 
     single = tune(str(run), sampler="heun", nfe=4, **settings)
     assert single == grids[0] == tune(run, 2, "heun", **settings)
     assert read_tuned(checkpoint) == grids
+    assert tune(run, sampler=Sampling("heun", 2), **settings) == single
+    for request in (Sampling("heun", 2, "time"), Sampling("heun", 2, guidance=2.0)):
+        with pytest.raises(InputError, match="leave out grid, guidance and projection"):
+            tune(run, sampler=request, **settings)
+    with pytest.raises(InputError, match="nfe is a whole number or a list of them"):
+        tune(run, nfe="5")  # type: ignore[arg-type]
     # a loaded denoiser is tuned without a file
     (checkpoint / "tuned.json").unlink()
     assert tune(load(run), sampler="heun", nfe=4, images=8, progress=False) == single

@@ -27,11 +27,11 @@ def sampler_listing() -> str:
     return "\n".join(lines)
 
 
-def grid_listing() -> str:
-    """Every registered grid with its summary."""
+def grid_listing(flag: str = " (--grid)") -> str:
+    """Every registered grid with its summary; `flag` is the option that takes one, in the heading."""
     from ..grids import GRIDS
 
-    lines = ["grids (--grid):", *(_entry(name, summary(entry)) for name, entry in GRIDS.items())]
+    lines = [f"grids{flag}:", *(_entry(name, summary(entry)) for name, entry in GRIDS.items())]
     lines.append(_entry("tuned", "the grid that `quarterarc tune` fitted to this network"))
     return "\n".join(lines)
 

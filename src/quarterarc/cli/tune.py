@@ -20,7 +20,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--images", type=int, default=128, metavar="N", help=images)
     parser.add_argument("--no-weights", action="store_true", help="tune the angles only, not the weights of the steps")
     add_device_argument(parser)
-    parser.listing = lambda: f"{sampler_listing()}\n\n{grid_listing()}"
+    parser.listing = lambda: f"{sampler_listing()}\n\n{grid_listing(flag='')}"
 
 
 def run(args: argparse.Namespace) -> int:

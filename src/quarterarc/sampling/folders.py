@@ -26,13 +26,13 @@ from ..storage.pictures import contact_sheet, read_png, write_png
 from ..storage.runs import LOCK, locked
 from .generation import batches, check_finite
 from .plans import Plan, Sampling, check_labels, labels_in_turn
+from .trajectories import IN_SHEET
 
 __all__ = ["LABELS", "SHEETS", "write_samples"]
 
 ABOUT, SHEET = "samples.json", "contact-sheet.png"
 SHEETS = (SHEET, "grid.png")
 """File names of the contact sheet, which is no sample; the second one is of version 0.1."""
-IN_SHEET = 64
 LABELS = "image_labels"
 """The key of samples.json with the label of each image, by seed as text: {"0": 3, "1": 7}."""
 RESULTS = ("complete", "count", "seeds", LABELS, "nfe", "images_per_second", "device")

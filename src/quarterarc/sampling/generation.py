@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from typing import Any
 
 import torch
@@ -99,6 +99,8 @@ def generate(
         InputError: for an unknown shape, a batch size below 1, labels that are not one per seed, an image with NaN or
             infinity (its seed is named), and as for `sample`.
     """
+    if not isinstance(seeds, Sized):
+        raise InputError(f"seeds are a list or a range of whole numbers, one per image, got {seeds!r}: give range(4)")
     if not len(seeds):
         raise InputError("no seeds were given: give one per image")
     request = Sampling.of(sampler, steps, grid, options, guidance, projection)

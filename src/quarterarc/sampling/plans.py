@@ -71,6 +71,10 @@ class Sampling:
     guidance: float | None = None
     projection: str | None = None
 
+    def __post_init__(self) -> None:
+        if isinstance(self.grid, np.ndarray) and self.grid.ndim:  # arrays have no equality that dataclasses can use
+            object.__setattr__(self, "grid", tuple(self.grid.tolist()))
+
     @classmethod
     def of(cls, sampler: str | Sampler | Sampling | None, *rest: Any) -> Sampling:
         """The request of these arguments, in the order of the fields; `sampler` may be the whole request.

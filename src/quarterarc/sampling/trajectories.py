@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 __all__ = ["Result", "run", "sample", "trajectory"]
+
+IN_SHEET = 64
+"""Images that a notebook and the contact sheet of a sample folder show."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -53,9 +56,12 @@ class Result:
 
         return to_picture(contact_sheet(to_uint8(self.images), columns))
 
-    def _repr_png_(self) -> bytes:
+    def _repr_png_(self) -> bytes | None:
+        """The first 64 images for a notebook; None for images that have no PNG, such as those of 5 channels."""
+        if not len(self.images) or not 1 <= self.images.shape[1] <= 4:
+            return None
         png = io.BytesIO()
-        self.sheet().save(png, format="PNG")
+        replace(self, images=self.images[:IN_SHEET]).sheet().save(png, format="PNG")
         return png.getvalue()
 
     def __repr__(self) -> str:

@@ -21,13 +21,13 @@ from ..common.devices import pick_device
 from ..common.errors import InputError
 from ..common.progress import progress_bar
 from ..denoiser import Denoise, required_shape, traits
-from ..samplers import Adaptive, current_options
+from ..samplers import Adaptive, Sampler, current_options
 from ..samplers import sampler as named_sampler
 from ..storage.checkpoints import load
 from ..storage.runs import newest_checkpoint
 from .fitting import Family, Target, fit, median_error, misses
 from .generation import noise
-from .plans import Sampling
+from .plans import DEFAULT_SAMPLER, Sampling
 from .trajectories import sample
 from .tuned_grids import TunedGrid, write_tuned
 
@@ -44,7 +44,7 @@ FEWEST_IMAGES = 8
 def tune(
     source: Denoise | str | Path,
     steps: int | None = None,
-    sampler: str = "multistep",
+    sampler: str | Sampling = "multistep",
     *,
     nfe: int | None = None,
     images: int = 128,
@@ -58,7 +58,7 @@ def tune(
 def tune(
     source: Denoise | str | Path,
     steps: None = None,
-    sampler: str = "multistep",
+    sampler: str | Sampling = "multistep",
     *,
     nfe: Sequence[int],
     images: int = 128,
@@ -71,7 +71,7 @@ def tune(
 def tune(
     source: Denoise | str | Path,
     steps: int | None = None,
-    sampler: str = "multistep",
+    sampler: str | Sampling = "multistep",
     *,
     nfe: int | Sequence[int] | None = None,
     images: int = 128,
@@ -88,8 +88,8 @@ def tune(
     Args:
         source: a denoiser, or the path of a run folder or checkpoint.
         steps: number of steps; give either `steps` or `nfe`.
-        sampler, options: a deterministic sampler by name; weights are fitted for `multistep` only. A denoiser with
-            classes is evaluated with each class in turn.
+        sampler, options: a deterministic sampler by name, or a `Sampling` of sampler, steps and options; weights are
+            fitted for `multistep` only. A denoiser with classes is evaluated with each class in turn.
         nfe: network evaluations per image; a list, such as [5, 8, 10], tunes one grid per entry.
         images: number of images to fit to, at least 8; the comparison uses as many others.
         weights: whether to fit the weights too, or the angles only.
@@ -104,9 +104,9 @@ def tune(
         InputError: for a sampler that draws noise or chooses its own steps, fewer than 2 steps, an unknown shape, or a
             run that cannot be written to.
     """
+    sampler, steps, options = _request(sampler, steps, options)
     if (steps is None) == (nfe is None):
         raise InputError("give either steps, the number of steps, or nfe, the network evaluations per image")
-    options = current_options(sampler, options)
     nfes = [] if nfe is None else [nfe] if isinstance(nfe, int) else list(nfe)
     counts = [steps] if steps is not None else _step_counts(nfes, sampler, options)
     fitting: dict[str, Any] = {"images": images, "weights": weights, "shape": shape, "progress": progress}
@@ -120,7 +120,7 @@ def tune(
 def tune_run(
     run: str | Path,
     nfe: Sequence[int],
-    sampler: str = "multistep",
+    sampler: str | Sampling = "multistep",
     *,
     images: int = 128,
     weights: bool = True,
@@ -132,9 +132,28 @@ def tune_run(
 
     Invalid arguments raise when this function is called, before the first grid.
     """
-    options = current_options(sampler, options)
+    sampler, steps, options = _request(sampler, None, options)
+    if steps is not None:
+        raise InputError("give either steps, the number of steps, or nfe, the network evaluations per image")
     fitting: dict[str, Any] = {"images": images, "weights": weights, "shape": None, "progress": progress}
     return _stored(run, _step_counts(nfe, sampler, options), sampler, options, device, fitting)
+
+
+def _request(
+    sampler: str | Sampling, steps: int | None, options: Mapping[str, Any]
+) -> tuple[str, int | None, dict[str, Any]]:
+    """Name of the sampler, steps and options, of these arguments or of a request.
+
+    Raises:
+        InputError: for a sampler without a name, or a request with a grid or another flow than the network's own.
+    """
+    request = Sampling.of(sampler, steps, None, options)
+    if request.grid is not None or request.guidance is not None or request.projection is not None:
+        raise InputError("tuning fits the grid of the network's own flow: leave out grid, guidance and projection")
+    name = DEFAULT_SAMPLER if request.sampler is None else request.sampler
+    if isinstance(name, Sampler):
+        raise InputError(f"a tuned grid needs a sampler's name: give 'multistep' instead of {type(name).__name__}")
+    return name, request.steps, current_options(name, request.options)
 
 
 def _step_counts(nfes: Sequence[int], sampler: str, options: Mapping[str, Any]) -> list[int]:
@@ -146,6 +165,9 @@ def _step_counts(nfes: Sequence[int], sampler: str, options: Mapping[str, Any]) 
     rule = named_sampler(sampler, **options)
     if isinstance(rule, Adaptive):
         raise _chooses(sampler)
+    wrong = next((nfe for nfe in nfes if not isinstance(nfe, int)), None)
+    if wrong is not None:
+        raise InputError(f"nfe is a whole number or a list of them, such as [5, 8, 10], got {wrong!r}")
     least = 2 * rule.evaluations
     if not nfes or min(nfes) < least:
         given = ", ".join(map(str, nfes)) or "none"

@@ -1,4 +1,4 @@
-"""Feature extractors by name: `inception`, `dinov2`, `digits`, `pixels`, or `package.module:name`.
+"""Feature extractors by name: `inception`, `dinov2`, `classifier`, `digits`, `pixels`, or `package.module:name`.
 
 from quarterarc.evaluation.extractors import EXTRACTORS, FeatureNetwork
 
