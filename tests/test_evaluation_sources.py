@@ -16,7 +16,7 @@ from quarterarc.cli import main
 from quarterarc.common.errors import InputError
 from quarterarc.data import DataSpec, open_data
 from quarterarc.estimate import Estimate
-from quarterarc.evaluation import EXTRACTORS, FeatureNetwork, evaluate, extractor
+from quarterarc.evaluation import EXTRACTORS, FeatureNetwork, Settings, evaluate, extractor
 from quarterarc.likelihood import LikelihoodSettings
 from quarterarc.sampling import Sampling
 from quarterarc.storage.checkpoints import load
@@ -159,3 +159,14 @@ def test_a_registered_extractor_is_found_by_name(digits: Tensor, monkeypatch: py
     assert evaluate(digits[::2], digits[1::2], "fid", features="brightness", progress=False)["metrics"]["fid"] >= 0.0
     with pytest.raises(InputError, match="take no weights"):
         extractor("brightness", weights="a.pth")
+
+
+def test_settings_are_accepted_as_a_mapping_and_misspelt_ones_raise() -> None:
+    real, fake = (torch.randint(0, 256, (12, 1, 8, 8), dtype=torch.uint8) for _ in range(2))
+    common: dict[str, Any] = {"features": "pixels", "progress": False}
+    by_mapping = evaluate(fake, real, ["precision"], settings={"neighbours": 5}, **common)
+    by_object = evaluate(fake, real, ["precision"], settings=Settings(neighbours=5), **common)
+    assert by_mapping["metrics"] == by_object["metrics"]
+    assert by_mapping["settings"] == {"neighbours": 5}
+    with pytest.raises(InputError, match="unknown setting 'neighbors'; did you mean 'neighbours'"):
+        evaluate(fake, real, ["precision"], settings={"neighbors": 5}, **common)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import platform
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +20,7 @@ import torch
 
 from .. import __version__
 from ..common.devices import pick_device, processes
-from ..common.errors import InputError
+from ..common.errors import InputError, unknown_name
 from ..data.image_set import ImageSet
 from ..denoiser import Denoise
 from ..likelihood.evaluation import LIKELIHOOD_METRICS, LikelihoodSettings, evaluate_likelihood
@@ -63,7 +63,7 @@ def evaluate(
     guidance: float | None = None,
     projection: str | None = None,
     precision: torch.dtype | None = None,
-    settings: Settings | LikelihoodSettings | None = None,
+    settings: Settings | LikelihoodSettings | Mapping[str, Any] | None = None,
     batch_size: int = 64,
     device: torch.device | str = "auto",
     out: str | Path | None = None,
@@ -91,7 +91,9 @@ def evaluate(
         sampler, steps, grid, options, guidance, projection: as for `quarterarc.Sampling`.
         labels: classes, used in turn over `seeds`: the image of seeds[k] has the label labels[k % len(labels)].
         precision: dtype to autocast a run's network to, such as `torch.bfloat16`.
-        settings: the numbers that the metrics depend on: `Settings`, or `LikelihoodSettings` for likelihood metrics.
+        settings: the numbers that the metrics depend on: `quarterarc.evaluation.Settings`, or
+            `quarterarc.likelihood.LikelihoodSettings` for likelihood metrics; or a mapping of their fields, such as
+            `{"neighbours": 5}`.
         batch_size: images per batch.
         device: device of a run's network and of the extractor; "auto" for the fastest one available.
         out: file for the result, as JSON. Partial results are kept beside it, so that the same call continues after an
@@ -175,9 +177,15 @@ def evaluate(
 Kind = TypeVar("Kind", Settings, LikelihoodSettings)
 
 
-def _of_kind(settings: Settings | LikelihoodSettings | None, kind: type[Kind]) -> Kind:
+def _of_kind(settings: Settings | LikelihoodSettings | Mapping[str, Any] | None, kind: type[Kind]) -> Kind:
     if settings is None:
         return kind()
+    if isinstance(settings, Mapping):
+        names = [field.name for field in fields(kind)]
+        for name in settings:
+            if name not in names:
+                raise unknown_name("setting", name, names)
+        return kind(**settings)
     if not isinstance(settings, kind):
         raise InputError(f"these metrics take settings of type {kind.__name__}, got {type(settings).__name__}")
     return settings

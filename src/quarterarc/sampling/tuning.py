@@ -192,13 +192,13 @@ def _stored(
         raise InputError(f"{checkpoint} is read-only, and tuned grids are stored there: copy the run")
     denoise = load(checkpoint, pick_device(device))
 
-    def each() -> Iterator[TunedGrid]:
+    def tuned_grids() -> Iterator[TunedGrid]:
         for count in counts:
             tuned = _tuned(denoise, count, sampler, options, **fitting)
             write_tuned(checkpoint, [tuned])
             yield tuned
 
-    return each()
+    return tuned_grids()
 
 
 def _chooses(sampler: str) -> InputError:
