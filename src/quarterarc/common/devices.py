@@ -80,7 +80,7 @@ def processes(cpu: bool = False) -> Processes:
     from accelerate.utils import parse_flag_from_env
 
     state = PartialState(cpu or parse_flag_from_env("ACCELERATE_USE_CPU"))
-    if state.num_processes != count:  # without a GPU, accelerate connects processes only where the CPU is asked for
+    if state.num_processes != count:  # without a GPU, accelerate connects processes only if the CPU is requested
         PartialState._reset_state()
         state = PartialState(cpu=True)
     return Processes(state.process_index, state.num_processes)

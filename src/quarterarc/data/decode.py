@@ -109,7 +109,7 @@ def read_pixels(encoded: Encoded, spec: DataSpec, name: str) -> Pixels:
             image = _prepared(encoded, spec)
         except (UnidentifiedImageError, Image.DecompressionBombError):
             raise
-        except Exception:  # the codecs' errors do not say whether an allocation failed: decode alone, then check
+        except Exception:  # the errors of codecs do not name a failed allocation: decode alone, then check
             with _ALONE:
                 try:
                     image = _prepared(encoded, spec)
@@ -172,7 +172,7 @@ def _webp_pixels(data: bytes) -> int:
 
 
 _SMALL, _LARGEST = 2**20, 2**28
-"""Pixels; above the second number Pillow's own limit applies, and an allocation would say nothing about the image."""
+"""Pixels; above the second number Pillow's own limit applies, which is independent of the memory."""
 
 
 def shape_of(encoded: Encoded) -> tuple[int, int, int] | None:
