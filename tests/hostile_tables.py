@@ -120,7 +120,7 @@ def main(folder: Path) -> None:
                 reason = str(error)
             print(json.dumps([kind, cell, reason, list(seen)]), flush=True)
     cells = hostile_cells(secret)
-    stream = stream_of(cells)  # `datasets` itself asks the hub for its builder
+    stream = stream_of(cells)  # made before the spy counts: `datasets` asks the hub here
     seen.clear()
     for number in range(len(cells)):
         try:

@@ -174,14 +174,14 @@ def _folder_source(spec: DataSpec, folder: Path, cache: Path, progress: bool) ->
             f"{folder} holds both parquet files ({tables[0]}) and images ({image}); "
             "give the pattern of the parquet files, or the subfolder of the images"
         )
-    from .tables import parquet_files
+    from .parquet import parquet_files
 
     files = parquet_files(folder, tables, spec.split)
     return _parquet(spec.model_copy(update={"split": "train"}), files, cache, progress, folder)
 
 
 def _parquet(spec: DataSpec, files: list[Path], cache: Path, progress: bool, folder: Path | None = None) -> Source:
-    from .tables import parquet_source
+    from .parquet import parquet_source
 
     what = f"parquet {folder or files[0]}" + (f" and {len(files) - 1} more" if not folder and len(files) > 1 else "")
     check_no_split(spec, what)

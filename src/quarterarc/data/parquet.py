@@ -1,0 +1,173 @@
+"""Images in parquet files, converted once to a memory-mapped Arrow table below the cache folder.
+
+Two things of the library `datasets` are not used, on purpose:
+
+- Its parquet reader, whose memory grows with the row groups (see `_convert`).
+- Its split detection and errors: columns are chosen and checked from the footers of the files before anything is
+  converted, so that the error names the file and its columns.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..common.errors import InputError
+from ..common.optional import need
+from ..common.text import one_line
+from ..storage.files import check_regular
+from .sources import digest
+from .spec import DataSpec
+from .tables import Columns, TableSource, quiet, schema_columns
+
+__all__ = ["ParquetSource", "parquet_files", "parquet_source"]
+
+_SPLITS = {"train", "test", "valid", "validation", "val", "dev", "eval"}
+_ROWS = 64  # rows per record batch of the conversion, which bound its memory
+
+
+class ParquetSource(TableSource):
+    """The rows of parquet files, in the order of the files.
+
+    Args:
+        spec: chooses the columns.
+        files: at least one.
+        what: the source, for messages.
+        cache_dir: the folder for the Arrow table that `datasets` converts the files to.
+        progress: whether to show a bar on a terminal.
+    """
+
+    def __init__(self, spec: DataSpec, files: Sequence[Path], what: str, cache_dir: Path, progress: bool) -> None:
+        schemas, counts = zip(*(_footer(file) for file in files), strict=True)
+        columns = schema_columns(spec, schemas[0], str(files[0]))
+        for file, schema in zip(files, schemas, strict=True):
+            if schema_columns(spec, schema, str(file)) != columns:
+                raise InputError(f"{file} has other columns or classes than {files[0]}; give them as two sources")
+        self._files, self._firsts = files, np.cumsum([0, *counts])
+        count = min(int(self._firsts[-1]), spec.limit or sys.maxsize)
+        if count == 0:
+            raise InputError(f"{what} has no rows")
+        fingerprint = digest([(file.name, file.stat().st_size) for file in files], columns)
+        times = [(str(file.resolve()), file.stat().st_mtime_ns) for file in files]
+        identity = digest(fingerprint, times, count)
+        dataset = _convert(files, schemas[0], columns, count, identity, what, cache_dir, progress)
+        super().__init__(dataset, columns, what, fingerprint, identity)
+
+    def name(self, number: int) -> str:
+        """The file, and the row in it."""
+        file = self._file_of(number)
+        return f"{self._files[file]} row {number - self._firsts[file]}"
+
+    def folder_of(self, number: int) -> Path:
+        """The folder of the file that contains a row."""
+        return self._files[self._file_of(number)].parent
+
+    def _file_of(self, number: int) -> int:
+        return int(np.searchsorted(self._firsts, number, side="right")) - 1
+
+
+def parquet_source(
+    spec: DataSpec, files: Sequence[Path], what: str, cache_dir: Path, progress: bool = True
+) -> ParquetSource:
+    """The rows of parquet files, one file after the other."""
+    need("pyarrow.parquet", "datasets", "reading parquet files")
+    return ParquetSource(spec, files, what, cache_dir, progress)
+
+
+def _footer(file: Path) -> tuple[Any, int]:
+    """The Arrow schema and the number of rows of a parquet file."""
+    with _opened(file) as parquet:
+        return parquet.schema_arrow, parquet.metadata.num_rows
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    import pyarrow as arrow
+    import pyarrow.parquet
+
+    try:
+        check_regular(file)
+        with arrow.parquet.ParquetFile(file, memory_map=True) as parquet:
+            yield parquet
+    except (OSError, arrow.ArrowException) as error:
+        raise InputError(f"cannot read {file} as parquet: {one_line(error)}; is it complete?") from error
+
+
+def _convert(
+    files: Sequence[Path],
+    schema: Any,
+    columns: Columns,
+    count: int,
+    identity: str,
+    what: str,
+    cache_dir: Path,
+    progress: bool,
+) -> Any:
+    """The first `count` rows of parquet files as a `datasets.Dataset`, converted once per `identity`.
+
+    `datasets` finds, writes, locks and maps the Arrow table. Its own parquet reader is not used: its peak memory is
+    2.7 times a row group, and a file written by pandas is a single row group; by record batches it is a few megabytes.
+    """
+    import pyarrow as arrow
+
+    datasets = need("datasets", "datasets", "reading parquet files")
+    names = [name for name in (columns.image, columns.label) if name]
+    # Without the metadata of the schema, images are plain bytes and paths, of which `datasets` opens none.
+    features = datasets.Features.from_arrow_schema(arrow.schema([schema.field(name) for name in names]))
+
+    Builder: Any = datasets.ArrowBasedBuilder
+
+    class Parquet(Builder):  # type: ignore[misc]
+        def _info(self) -> Any:
+            return datasets.DatasetInfo(features=features)
+
+        def _split_generators(self, manager: Any) -> list[Any]:
+            return [datasets.SplitGenerator("train")]
+
+        def _generate_tables(self) -> Iterator[tuple[int, Any]]:
+            first = 0
+            for file in files:
+                with _opened(file) as parquet:
+                    for batch in parquet.iter_batches(batch_size=_ROWS, columns=names):
+                        table = arrow.Table.from_batches([batch]).slice(0, count - first).select(names)
+                        if table.num_rows:
+                            yield first, table.cast(features.arrow_schema)
+                        first += table.num_rows
+
+    target = cache_dir / "tables"
+    try:
+        with quiet(datasets, progress):
+            builder = Parquet(cache_dir=str(target), dataset_name="parquet", hash=identity)
+            builder.download_and_prepare()
+            return builder.as_dataset("train", in_memory=False)
+    except Exception as error:  # of `datasets`, pyarrow and the file system
+        if isinstance(error.__cause__, InputError):
+            raise error.__cause__ from None
+        reason = one_line(error.__cause__ or error)[:300]
+        raise InputError(
+            f"cannot convert {what} to an Arrow table below {target}: {reason}; make room there, or choose another "
+            "cache folder (XDG_CACHE_HOME)"
+        ) from error
+
+
+def parquet_files(folder: Path, files: Iterable[str], split: str) -> list[Path]:
+    """The parquet files of a folder (relative paths) that belong to a split, sorted.
+
+    As on the hub, a file belongs to the split whose name is a word of its path: `data/train-00000-of-00002.parquet`. If
+    no path contains the name of a split, all files belong to `train`.
+    """
+    words = {file: set("".join(c if c.isalnum() else " " for c in file.lower()).split()) for file in sorted(files)}
+    chosen = [file for file, parts in words.items() if split.lower() in parts]
+    if not chosen and (split != "train" or any(parts & _SPLITS for parts in words.values())):
+        raise InputError(f"no parquet file of {folder} has the split '{split}' in its name (files: {_some(words)})")
+    return [folder / file for file in chosen or words]
+
+
+def _some(names: Iterable[str], most: int = 5) -> str:
+    listed = list(names)
+    return ", ".join(listed[:most]) + (f", and {len(listed) - most} more" if len(listed) > most else "")
