@@ -42,7 +42,7 @@ def tiny() -> tuple[str, ...]:
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of the tiny recipe, trained once for all tests that only read it."""
     from quarterarc.training.api import train
-    from quarterarc.training.recipe import read_recipe
+    from quarterarc.training.recipe_text import read_recipe
 
     run = tmp_path_factory.mktemp("run") / "tiny"
     train(read_recipe("digits", TINY), run, progress=False)

@@ -29,7 +29,7 @@ from quarterarc.data.decode import BadImage
 from quarterarc.evaluation.image_files import open_set
 from quarterarc.evaluation.resume import partial_results
 from quarterarc.experiments.scales import scale
-from quarterarc.training.recipe import read_recipe
+from quarterarc.training.recipe_text import read_recipe
 
 HERE = Path(__file__).parent
 

@@ -18,7 +18,7 @@ from quarterarc.experiments.run import describe_setting
 from quarterarc.experiments.scales import Scale, scale
 from quarterarc.experiments.zhang2023.ablation import DDIM, OURS
 from quarterarc.storage.checkpoints import load
-from quarterarc.training.recipe import read_recipe
+from quarterarc.training.recipe_text import read_recipe
 
 
 def write_images(folder: Path, count: int, height: int, width: int) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from quarterarc.cli import main
-from quarterarc.training.recipe import read_recipe
+from quarterarc.training.recipe_text import read_recipe
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -13,7 +13,8 @@ import torch
 from conftest import Cli
 from quarterarc.common.errors import InputError
 from quarterarc.data import DataSpec
-from quarterarc.training.recipe import Recipe, differences, read_recipe, recipe_names
+from quarterarc.training.recipe import Recipe, differences
+from quarterarc.training.recipe_text import read_recipe, recipe_names
 
 
 def test_every_recipe_of_the_package_is_valid_and_round_trips(tmp_path: Path) -> None:
@@ -267,7 +268,7 @@ def test_recipes_are_hashable_and_sections_frozen() -> None:
 
 
 def test_reading_a_recipe_starts_no_accelerator() -> None:
-    code = "import sys, quarterarc.training.recipe; print({'torch', 'accelerate'} & set(sys.modules))"
+    code = "import sys, quarterarc.training.recipe_text; print({'torch', 'accelerate'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "set()"
 

@@ -38,7 +38,8 @@ from quarterarc.training.api import train
 from quarterarc.training.batches import Batches
 from quarterarc.training.learning_rate import factor_at
 from quarterarc.training.log import read_log
-from quarterarc.training.recipe import Recipe, read_recipe
+from quarterarc.training.recipe import Recipe
+from quarterarc.training.recipe_text import read_recipe
 from quarterarc.training.trainer import Diverged, Trainer
 
 FILES = ("model.safetensors", "raw.safetensors", "optimizer.safetensors")

@@ -44,7 +44,7 @@ def _names() -> dict[str, list[str]]:
     from ..experiments import EXPERIMENTS
     from ..grids import GRIDS
     from ..samplers import SAMPLERS
-    from ..training.recipe import recipe_names
+    from ..training.recipe_text import recipe_names
 
     return {
         "--sampler": list(SAMPLERS),

@@ -23,7 +23,7 @@ def add_arguments(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train, sample and report; the last line printed is the report's path."""
     from ..experiments.demo import run_demo
-    from ..training.recipe import read_recipe
+    from ..training.recipe_text import read_recipe
     from ..training.stopping import Interrupted
 
     try:

@@ -29,7 +29,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train; 0 when done, 128 + the signal's number when a signal stopped it."""
-    from ..training.recipe import read_recipe, recipe_names
+    from ..training.recipe_text import read_recipe, recipe_names
 
     fields = list(args.fields)
     name = args.recipe

@@ -14,7 +14,8 @@ from ..common.hashes import short_hash
 from ..heads import head as named_head
 from ..schedules import schedule as named_schedule
 from ..storage.runs import checkpoints
-from ..training.recipe import Recipe, read_recipe
+from ..training.recipe import Recipe
+from ..training.recipe_text import read_recipe
 from ..training.trainer import MAY_CHANGE
 from .scales import Scale
 

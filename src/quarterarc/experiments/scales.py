@@ -10,7 +10,8 @@ from pathlib import Path
 
 from ..common.errors import InputError, unknown_name
 from ..data import DataSpec, ImageData, open_data
-from ..training.recipe import Recipe, read_recipe
+from ..training.recipe import Recipe
+from ..training.recipe_text import read_recipe
 
 __all__ = ["CLASSIFIER", "SCALES", "Scale", "scale"]
 

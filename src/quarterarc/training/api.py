@@ -25,7 +25,8 @@ from ..data.memory import MEMORY
 from ..storage.files import make_folder, replace_file
 from ..storage.runs import checkpoints, locked
 from ..storage.training_state import sweep
-from .recipe import Recipe, differences, read_recipe, recipe_fields
+from .recipe import Recipe, differences
+from .recipe_text import read_recipe, recipe_fields
 from .trainer import CORRECTIONS, MAY_CHANGE, Trainer, is_open
 
 __all__ = ["train"]
