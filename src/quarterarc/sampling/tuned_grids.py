@@ -20,7 +20,7 @@ from ..grids import explicit
 from ..samplers import Multistep, Sampler, current_options
 from ..samplers.step_weights import StepWeights
 from ..storage.checkpoints import identity
-from ..storage.files import read_json, write_json
+from ..storage.checksums import DamagedFile, read_sealed, write_sealed
 
 __all__ = ["TunedGrid", "find", "read_tuned", "tuned_grid", "write_tuned"]
 
@@ -175,7 +175,10 @@ def read_tuned(checkpoint: Path) -> list[TunedGrid]:
     path = checkpoint / FILE
     if not path.is_file():
         raise InputError(f"no grid was tuned for this network: run `quarterarc tune` on {checkpoint}")
-    value = read_json(path)
+    try:
+        value = read_sealed(path)
+    except DamagedFile:
+        raise InputError(f"{path} is damaged: run `quarterarc tune` on {checkpoint} again") from None
     try:
         if value["format"] != FORMAT:
             raise ValueError(f"format {value['format']}")
@@ -199,5 +202,5 @@ def write_tuned(checkpoint: Path, grids: Iterable[TunedGrid]) -> Path:
         "network": identity(checkpoint),
         "grids": [grid.describe() for grid in merged.values()],
     }
-    write_json(checkpoint / FILE, value)
+    write_sealed(checkpoint / FILE, value)
     return checkpoint / FILE

@@ -22,9 +22,10 @@ from ..heads import Head, LearnedVariance, head
 from ..networks import build_network, describe_network
 from ..schedules import Schedule, schedule
 from ..wrappers import project
-from .files import read_json, replace_folder, write_json
+from .checksums import checksums_of, read_sealed, sha256, verify, write_sealed
+from .files import replace_folder
 from .runs import CONFIG, WEIGHTS, read_newest
-from .weights import load_weights, save_tensors, sha256
+from .weights import load_weights, save_tensors
 
 __all__ = ["FORMAT", "build_denoiser", "describe_denoiser", "hash_of", "identity", "load", "save"]
 
@@ -47,19 +48,21 @@ def load(
             `quarterarc.Estimate.projected`; None or "none" leaves both estimates unchanged.
 
     Raises:
-        InputError: if there is no complete checkpoint, its weights do not fit its network, a name in it is unknown or
-            an import path cannot be imported, for an unknown projection, or a device that this machine lacks.
+        InputError: if there is no complete checkpoint, a file of it is damaged, its weights do not fit its network, a
+            name in it is unknown or an import path cannot be imported, for an unknown projection, or a device that this
+            machine lacks.
     """
     place = pick_device(device) if isinstance(device, str) else device
     return read_newest(path, lambda folder: _load(folder, place, precision, projection))
 
 
 def _load(folder: Path, device: torch.device, precision: torch.dtype | None, projection: str | None) -> Denoiser:
-    config = read_json(folder / CONFIG)
+    config = read_sealed(folder / CONFIG)
     if not isinstance(config, dict) or config.get("format") != FORMAT or "denoiser" not in config:
         raise InputError(f"{folder / CONFIG} is not the configuration of a checkpoint of format {FORMAT}")
     denoise = build_denoiser(config["denoiser"], precision)
     assert isinstance(denoise.network, nn.Module)
+    verify(folder / WEIGHTS, config)
     load_weights(denoise.network, folder / WEIGHTS)
     denoise.network.eval().requires_grad_(False)
     denoise = replace(denoise.to(device), checkpoint=folder)
@@ -92,7 +95,8 @@ def save(denoise: Denoiser, path: str | Path) -> Path:
     assert isinstance(denoise.network, nn.Module)
     with replace_folder(folder) as temporary:
         save_tensors(denoise.network.state_dict(), temporary / WEIGHTS)
-        write_json(temporary / CONFIG, {"format": FORMAT, "quarterarc": __version__, "denoiser": description})
+        about = {"format": FORMAT, "quarterarc": __version__, "denoiser": description}
+        write_sealed(temporary / CONFIG, {**about, **checksums_of(temporary)})
     return folder
 
 
@@ -179,5 +183,5 @@ def hash_of(checkpoint: Path) -> str:
 
 def identity(checkpoint: Path) -> str:
     """The SHA-256 of a checkpoint's weights together with network, schedule and head."""
-    about = json.dumps(read_json(checkpoint / CONFIG)["denoiser"], sort_keys=True)
+    about = json.dumps(read_sealed(checkpoint / CONFIG)["denoiser"], sort_keys=True)
     return hashlib.sha256(f"{hash_of(checkpoint)} {about}".encode()).hexdigest()

@@ -9,7 +9,7 @@ import re
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,8 @@ def check_writable(file: Path) -> None:
 def replace_file(path: Path, durable: bool = True) -> Iterator[Path]:
     """A temporary path in the folder of `path`, renamed to `path` at the end of the block, or removed on an error.
 
+    A new file has the permissions of the umask; a replaced one keeps its own.
+
     Args:
         path: the file to write or replace.
         durable: flush to disk before the rename, so that a power failure cannot leave an empty file. False saves time
@@ -70,6 +72,8 @@ def replace_file(path: Path, durable: bool = True) -> Iterator[Path]:
     temporary = _temporary(path)
     try:
         yield temporary
+        with suppress(OSError):  # there is none yet, or a file system without permissions
+            shutil.copymode(path, temporary)
         if durable:
             _flush(temporary)
         os.replace(temporary, path)

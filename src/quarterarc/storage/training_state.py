@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from .. import __version__
 from ..common.errors import InputError
 from .checkpoints import FORMAT
-from .files import is_temporary, read_json, replace_folder, write_json
+from .checksums import checksums_of, read_sealed, verify, write_sealed
+from .files import is_temporary, replace_folder
 from .runs import CONFIG, WEIGHTS, checkpoint_name, checkpoints
 from .weights import load_weights, read_weights, save_tensors
 
@@ -60,7 +61,8 @@ def save(
             save_tensors(average.state_dict(), temporary / WEIGHTS)
             save_tensors(network.state_dict(), temporary / RAW)
             save_tensors(_moments(network, optimizer), temporary / OPTIMIZER)
-            write_json(temporary / CONFIG, {"format": FORMAT, "quarterarc": __version__, **config})
+            about = {"format": FORMAT, "quarterarc": __version__, **config}
+            write_sealed(temporary / CONFIG, {**about, **checksums_of(temporary)})
     for old in checkpoints(run)[:-keep]:
         shutil.rmtree(old)
     return folder
@@ -85,9 +87,12 @@ def restore(folder: Path, network: nn.Module, average: nn.Module, optimizer: tor
         The value of config.json.
 
     Raises:
-        InputError: if a file is missing or belongs to another network.
+        DamagedFile: if a file is missing or damaged.
+        InputError: if it belongs to another network.
     """
-    config = read_json(folder / CONFIG)
+    config = read_sealed(folder / CONFIG)
+    for name in (WEIGHTS, RAW, OPTIMIZER):
+        verify(folder / name, config)
     load_weights(average, folder / WEIGHTS)
     load_weights(network, folder / RAW)
     moments = read_weights(folder / OPTIMIZER)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from ..common.errors import InputError
 from ..common.text import counted
+from .checksums import DamagedFile
 
-__all__ = ["load_weights", "read_weights", "save_tensors", "sha256"]
+__all__ = ["load_weights", "read_weights", "save_tensors"]
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, about: Mapping[str, str] | None = None) -> None:
@@ -36,7 +37,11 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, about: Mapping[str, 
             memory = copy.untyped_storage().data_ptr()
             on_cpu[name] = copy.clone() if memory in stored else copy  # the format excludes shared memory
             stored.add(memory)
+        path.touch()  # with the permissions of other new files; those of safetensors are the owner's alone
+        mode = path.stat().st_mode
         save_file(on_cpu, path, metadata=None if about is None else dict(about))
+        with suppress(OSError):  # a file system without permissions
+            path.chmod(mode)
     except SafetensorError as error:  # safetensors reports a full disk by its own error
         raise OSError(f"cannot write {path}: {error}") from None
 
@@ -45,7 +50,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file by name, on the CPU.
 
     Raises:
-        InputError: if the file is missing or not in the format: a pickle, or incomplete.
+        DamagedFile: if the file is missing or not in the format: a pickle, or incomplete.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -53,7 +58,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise InputError(
+        raise DamagedFile(
             f"{path} is not readable as safetensors ({error}): weights are read from this format only, not from pickles"
         ) from None
 
@@ -76,9 +81,3 @@ def load_weights(network: nn.Module, path: Path) -> None:
             f"(network {expected}, file {stored})"
         )
     network.load_state_dict(weights)
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
