@@ -14,7 +14,9 @@ from importlib import import_module
 
 from .. import __version__
 from ..common.errors import InputError
+from ..common.signals import end_with, signal_of, stopping_in_order
 from .parser import Parser
+from .process import drop, finish_output, open_closed_streams, print_line
 
 __all__ = ["COMMANDS", "command_parser", "main"]
 
@@ -40,12 +42,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the words after `quarterarc`; those of the process (`sys.argv`) if None.
 
     Returns:
-        The exit status: 0, or 2 after a one-line error.
+        The exit status: 0, 2 after a one-line error, or 130 and 143 after SIGINT and SIGTERM.
 
     Raises:
         SystemExit: for `--help` and `--version`, and for words that do not form a command (status 2).
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments is None:
+        open_closed_streams()
     # Threads of GNU OpenMP wait for each other in a busy loop without end. Where two of them share a processor, on a
     # loaded or virtual machine, that is fifty times slower; a busy loop of microseconds costs little. torch reads the
     # variable when it is loaded.
@@ -65,23 +69,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
-        return int(parsed.run(parsed) or 0)
+        with stopping_in_order():
+            _end_with_launcher()
+            status = int(parsed.run(parsed) or 0)
+            finish_output()
+            return status
     except InputError as error:
         return _print_error(str(error))
     except BrokenPipeError:  # the reader of the output closed it (`quarterarc ... | head`), which is no error
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop(sys.stdout)
         return 0
     except OSError as error:
         return _print_error(f"{error.strerror}: {error.filename}" if error.strerror and error.filename else str(error))
     except (MemoryError, RuntimeError) as error:
+        from ..common.devices import is_lost_connection
         from ..common.memory import is_out_of_memory
 
+        if is_lost_connection(error):
+            return _print_error(f"another process of this run has ended or does not answer: {_again(command)}")
         if not is_out_of_memory(error):
             raise
         return _print_error("out of memory: lower the batch size (--batch-size, training.batch) or the image size")
-    except KeyboardInterrupt:
-        print("quarterarc: interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stopped:
+        number = signal_of(stopped)
+        print_line(f"quarterarc: stopped by {number.name}: {_again(command)}")
+        return 128 + number
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
@@ -132,6 +144,19 @@ def _parse(parser: Parser, words: Sequence[str]) -> argparse.Namespace:
     return parsed
 
 
+def _again(command: str | None) -> str:
+    """How to go on after a command that was stopped."""
+    if command == "train":
+        return "continue with --resume"
+    return f"run the same command again{' to continue' if command in ('demo', 'sample', 'experiment') else ''}"
+
+
+def _end_with_launcher() -> None:
+    """Stop this process when `torchrun` or `accelerate launch` is killed: it would hold locks and devices."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with(os.getppid())
+
+
 def _print_error(message: str) -> int:
-    print(f"quarterarc: error: {' '.join(message.split())}", file=sys.stderr)
+    print_line(f"quarterarc: error: {' '.join(message.split())}")
     return 2

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from ..common.text import counted
 from .parser import Parser
+from .process import print_line
 
 
 def add_arguments(parser: Parser) -> None:
@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         metrics = run_demo(read_recipe("digits", args.fields), args.out, args.measure)
     except Interrupted as stopped:
-        print(f"quarterarc: {str(stopped).rpartition(':')[0]}: run the demo again to continue", file=sys.stderr)
+        print_line(f"quarterarc: {str(stopped).rpartition(':')[0]}: run the demo again to continue")
         return 128 + stopped.signal
     sampling = metrics["sampling"]
     evaluations = counted(sampling["nfe"], "network evaluation")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 from pathlib import Path
 
 from ..common.errors import InputError
 from .arguments import add_device_argument, parse_seeds
 from .parser import Parser
+from .process import print_line
 
 
 def add_arguments(parser: Parser) -> None:
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             report = run_experiment(current, lab, seeds, folder, jobs=args.jobs, command=_command(args, current.name))
         except Interrupted as stopped:
-            print("quarterarc: stopped: run the same command again to continue", file=sys.stderr)
+            print_line("quarterarc: stopped: run the same command again to continue")
             return 128 + stopped.signal
         if report is not None:
             print(f"report    {report}")

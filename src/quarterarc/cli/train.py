@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from ..common.errors import InputError
 from .parser import Parser
+from .process import print_line
 
 
 def add_arguments(parser: Parser) -> None:
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         checkpoint = train(recipe, args.out, device=args.device, resume=args.resume)
     except Interrupted as stopped:
-        print(f"quarterarc: {stopped}", file=sys.stderr)
+        print_line(f"quarterarc: {stopped}")
         return 128 + stopped.signal
     if not processes().rank:
         print(f"trained: {checkpoint}")

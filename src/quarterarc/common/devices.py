@@ -6,13 +6,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
 
 from .errors import InputError, unknown_name
 
-__all__ = ["Processes", "pick_device", "processes"]
+__all__ = ["Processes", "first_to_report", "is_lost_connection", "pick_device", "processes"]
 
 Value = TypeVar("Value")
 
@@ -84,6 +85,28 @@ def processes(cpu: bool = False) -> Processes:
         PartialState._reset_state()
         state = PartialState(cpu=True)
     return Processes(state.process_index, state.num_processes)
+
+
+def first_to_report() -> bool:
+    """Whether this process of a distributed run is the first one to report its end; one line is enough for all.
+
+    Before the processes are connected it is the first one of each machine.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return os.environ.get("LOCAL_RANK", "0") == "0"
+    store = torch.distributed.distributed_c10d._get_default_store()
+    try:
+        store.set_timeout(timedelta(seconds=5))
+        return bool(store.add("quarterarc/reports", 1) == 1)
+    except RuntimeError:  # the process that holds the store has ended, and may not have reported anything
+        return True
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Whether communication failed because another process of the run has ended, or does not answer in time."""
+    if not torch.distributed.is_available():
+        return False
+    return isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 def pick_device(name: str = "auto") -> torch.device:

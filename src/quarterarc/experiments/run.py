@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import platform
 import subprocess
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,13 @@ from ..common.hashes import short_hash
 from ..common.progress import progress_bar
 from ..common.text import counted
 from ..storage.files import make_folder, read_json, write_json
-from ..training.stopping import Interrupted
 from .arms import decisive
 from .base import Experiment, Measurements
 from .lab import Lab
 from .measuring import is_measured, measure
 from .plan import Job, describe_plan, jobs_of, probe
 from .scales import Scale
+from .workers import in_processes
 from .writing import write_results
 
 __all__ = ["describe_setting", "plan_experiment", "run_experiment"]
@@ -126,8 +126,10 @@ def _run_all(lab: Lab, work: Sequence[Job], jobs: int) -> None:
     """Train and measure what is missing; with several jobs, arms are divided among as many processes."""
     missing = processes().from_first([job for job in work if not _is_done(lab, job)])
     total = sum(len(job.cells) for job in missing)
-    with progress_bar(total, "cell", "measure", lab.progress) as bar:
-        for cells in _in_processes(lab, missing, jobs) if jobs > 1 and len(missing) > 1 else _in_turn(lab, missing):
+    shared = jobs > 1 and len(missing) > 1
+    work_done = _in_processes(lab, missing, jobs) if shared else _in_turn(lab, missing)
+    with progress_bar(total, "cell", "measure", lab.progress) as bar, closing(work_done):
+        for cells in work_done:
             bar.update(cells)
 
 
@@ -135,7 +137,7 @@ def _is_done(lab: Lab, job: Job) -> bool:
     return lab.images_left(job.arm, job.seed) == 0 and all(is_measured(lab, cell) for cell in job.cells)
 
 
-def _in_turn(lab: Lab, missing: Sequence[Job]) -> Iterator[int]:
+def _in_turn(lab: Lab, missing: Sequence[Job]) -> Generator[int, None, None]:
     """The number of cells measured since the last item."""
     for job in missing:
         lab.denoiser(job.arm, job.seed)
@@ -144,44 +146,18 @@ def _in_turn(lab: Lab, missing: Sequence[Job]) -> Iterator[int]:
             yield 1
 
 
-def _in_processes(lab: Lab, missing: Sequence[Job], jobs: int) -> Iterator[int]:
-    pool = ProcessPoolExecutor(
-        jobs,
-        mp_context=get_context("spawn"),
-        initializer=torch.set_num_threads,
-        initargs=(max(1, torch.get_num_threads() // jobs),),
-    )
-    with pool:
-        running = [pool.submit(_one_job, lab.scale, lab.cache, str(lab.device), job) for job in missing]
-        try:
-            for job, future in zip(missing, running, strict=True):
-                stopped, error = future.result()
-                if stopped:
-                    raise Interrupted(stopped, lab.cache)
-                if error:
-                    raise InputError(error)
-                yield len(job.cells)
-        except BaseException:
-            for future in running:
-                future.cancel()
-            raise
+def _in_processes(lab: Lab, missing: Sequence[Job], jobs: int) -> Generator[int, None, None]:
+    """The number of cells of each job that one of the processes has finished."""
+    function = partial(_one_job, lab.scale, lab.cache, str(lab.device))
+    with closing(in_processes(function, missing, min(jobs, len(missing)))) as finished:
+        for job in finished:
+            yield len(job.cells)
 
 
-def _one_job(scale: Scale, cache: Path, device: str, job: Job) -> tuple[int, str]:
-    """Train and measure one job in a process of its own.
-
-    Returns:
-        The number of the signal that stopped it, or 0, and the message of an `InputError`, or "".
-    """
-    lab = Lab(scale, cache, device, progress=False)
-    try:
-        for _ in _in_turn(lab, [job]):
-            pass
-    except Interrupted as stopped:
-        return stopped.signal, ""
-    except InputError as error:
-        return 0, str(error)
-    return 0, ""
+def _one_job(scale: Scale, cache: Path, device: str, job: Job) -> None:
+    """Train and measure one job, in a process of its own."""
+    for _ in _in_turn(Lab(scale, cache, device, progress=False), [job]):
+        pass
 
 
 # --- the description of the results ---------------------------------------------------------------------------------

@@ -28,6 +28,9 @@ class Interrupted(Exception):
         self.signal = number
         self.checkpoint = checkpoint
 
+    def __reduce__(self) -> tuple[type[Interrupted], tuple[int, Path]]:
+        return type(self), (self.signal, self.checkpoint)  # from one process to another
+
 
 class Stop:
     """Records SIGINT and SIGTERM in any of the processes of a run.

@@ -168,6 +168,8 @@ class Trainer:
                     checkpoint = self._save()
                 if stop and not done:
                     raise Interrupted(stop, checkpoint or self.run)
+            if stop := self.stop.received():  # during the last step, whose caller may have more to do
+                raise Interrupted(stop, checkpoint or checkpoints(self.run)[-1])
         return checkpoint or checkpoints(self.run)[-1]
 
     def _step(self, parts: Sequence[Batch]) -> tuple[Tensor, Tensor]:

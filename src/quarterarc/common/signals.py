@@ -1,0 +1,83 @@
+"""Signals that end a process in order, and processes that end with the one that started them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+__all__ = ["GRACE", "Terminated", "end_with", "sigint_blocked", "signal_of", "stopping_in_order"]
+
+GRACE = 30.0
+"""Seconds in which a process that was sent SIGTERM ends, before it is killed: the time to write a checkpoint."""
+
+_POLL = 0.5  # seconds between two looks at the parent
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which stops a command in the same way as SIGINT."""
+
+
+def signal_of(stopped: KeyboardInterrupt) -> signal.Signals:
+    """The signal behind an exception of `stopping_in_order`."""
+    return signal.SIGTERM if isinstance(stopped, Terminated) else signal.SIGINT
+
+
+@contextmanager
+def stopping_in_order() -> Iterator[None]:
+    """A block in which SIGINT raises KeyboardInterrupt and SIGTERM raises `Terminated`, so that `finally` blocks run.
+
+    The second signal ends the process at once. Outside the main thread, which alone can set handlers, nothing changes.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for each in _STOPPING:
+            signal.signal(each, signal.SIG_DFL)
+        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, stop) for number in _STOPPING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def sigint_blocked() -> Iterator[None]:
+    """A block in which SIGINT waits. Processes that are started in it never receive it, only the parent does.
+
+    A terminal sends SIGINT to all processes of a command: the parent stops the others, each in order.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def end_with(parent: int) -> None:
+    """Send SIGTERM to this process once its parent has ended, and end it after `GRACE` seconds at the latest.
+
+    Args:
+        parent: the process identifier of the parent.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_POLL)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(GRACE)
+        os._exit(128 + signal.SIGTERM)
+
+    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
