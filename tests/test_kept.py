@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
 
 from quarterarc.common.errors import InputError
 from quarterarc.sampling.tuned_grids import TunedGrid, read_tuned, write_tuned
@@ -18,6 +21,7 @@ from quarterarc.storage.files import replace_file
 from quarterarc.storage.runs import checkpoints
 from quarterarc.training.api import train
 from quarterarc.training.recipe_text import read_recipe
+from quarterarc.training.trainer import Diverged
 
 Tiny = tuple[str, ...]
 
@@ -72,6 +76,125 @@ def test_checkpoints_without_checksums_load_and_resume(copied: Path, tiny: Tiny)
     load(copied)
     more = read_recipe("digits", [*tiny, "training.steps=8"])
     assert train(more, copied, resume=True, progress=False).name == "step-00000008"
+
+
+# --- resuming ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("how", "name"),
+    [
+        ("flipped", "raw.safetensors"),
+        ("flipped", "config.json"),
+        ("truncated", "optimizer.safetensors"),
+        ("removed", "raw.safetensors"),
+        ("removed", "config.json"),
+    ],
+)
+def test_resuming_continues_from_the_newest_checkpoint_that_can_be_read(
+    how: str, name: str, copied: Path, tiny_run: Path, tiny: Tiny, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A warning names the damaged file, nothing is deleted, and the run ends with the same bits."""
+    newest = checkpoints(copied)[-1]
+    if how == "flipped":
+        damage(newest, name)
+    elif how == "truncated":
+        os.truncate(newest / name, 100)
+    else:
+        (newest / name).unlink()
+    kept = {path.name: path.read_bytes() for path in newest.iterdir()}
+    with caplog.at_level(logging.WARNING, "quarterarc"):
+        resumed = train(read_recipe("digits", tiny), copied, resume=True, progress=False)
+    for file in ("model.safetensors", "raw.safetensors", "optimizer.safetensors"):
+        assert (resumed / file).read_bytes() == (checkpoints(tiny_run)[-1] / file).read_bytes()
+    assert resumed == newest
+    if (how, name) != ("removed", "config.json"):  # without which it was no complete checkpoint
+        assert name in caplog.text
+        assert "continuing from the older checkpoint" in caplog.text
+        aside = copied / "checkpoints" / f"{newest.name}.damaged"
+        assert {path.name: path.read_bytes() for path in aside.iterdir()} == kept
+    assert len((copied / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over(copied: Path, tiny: Tiny) -> None:
+    log = (copied / "metrics.jsonl").read_bytes()
+    for checkpoint in checkpoints(copied):
+        damage(checkpoint, "raw.safetensors")
+    with pytest.raises(InputError, match=r"cannot be resumed: .*000006/raw.* damaged.*\(and so are the 2 other"):
+        train(read_recipe("digits", tiny), copied, resume=True, progress=False)
+    assert len(checkpoints(copied)) == 3
+    assert (copied / "metrics.jsonl").read_bytes() == log
+
+
+@pytest.mark.parametrize("removed", ["checkpoints", "checkpoints/step-*", "checkpoints/*/config.json"])
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_run_whose_checkpoints_are_gone_does_not_start_over(
+    removed: str, resume: bool, copied: Path, tiny: Tiny
+) -> None:
+    for path in copied.glob(removed):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match="has no complete checkpoint to continue from, but had some") as raised:
+        train(read_recipe("digits", tiny), copied, resume=resume, progress=False)
+    assert "\n" not in str(raised.value)
+    assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_stopped_before_its_first_checkpoint_starts_over(tmp_path: Path, tiny: Tiny) -> None:
+    recipe = read_recipe("digits", [*tiny, "training.steps=4", "training.checkpoint_every=4"])
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    (tmp_path / "metrics.jsonl").write_text('{"step": 2}\n{"step": 4}\n{"st')
+    assert train(recipe, tmp_path, resume=True, progress=False).name == "step-00000004"
+
+
+def test_the_recipe_is_written_before_images_are_read(
+    tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, texts = tmp_path / "run", list[str]()
+
+    def fails(*arguments: object, **options: object) -> None:
+        texts.append((run / "recipe.yaml").read_text())
+        raise InputError("no images")
+
+    monkeypatch.setattr("quarterarc.training.trainer.open_data", fails)
+    recipe = read_recipe("digits", tiny)
+    with pytest.raises(InputError, match="no images"):
+        train(recipe, run, progress=False)
+    assert not run.exists()
+    run.mkdir()
+    with pytest.raises(InputError, match="no images"):
+        train(recipe, run, progress=False)
+    assert texts == [recipe.to_yaml()] * 2
+    assert not (run / "recipe.yaml").exists()
+
+
+@pytest.mark.parametrize("kind", ["exp_avg", "exp_avg_sq"])
+def test_a_checkpoint_with_moments_that_are_not_finite_is_not_kept(
+    kind: str, tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = torch.optim.AdamW.step
+
+    def broken(self: torch.optim.AdamW, *arguments: object) -> None:
+        step(self)
+        state = next(iter(self.state.values()))
+        if state["step"] == 4:
+            state[kind].view(-1)[0] = float("inf")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", broken)
+    with pytest.raises(Diverged, match=r"not finite after step 4: the moments.*the last good checkpoint is .*0002"):
+        train(read_recipe("digits", tiny), tmp_path, progress=False)
+
+
+@pytest.mark.parametrize(
+    "field", ["optimizer.learning_rate=0.001", "optimizer.clip=0.5", "training.precision=bf16", "training.steps=7"]
+)
+def test_what_the_message_about_a_divergence_advises_is_accepted(field: str, copied: Path) -> None:
+    name, _, value = field.partition("=")
+    fields = {"training.steps": 7, name: yaml.safe_load(value)}
+    train(None, copied, fields=fields, resume=True, progress=False)
+    changes = copied / "changes.jsonl"
+    recorded = [json.loads(line) for line in changes.read_text().splitlines()] if changes.exists() else []
+    assert [(change["step"], change["field"]) for change in recorded] == ([] if "steps" in field else [(6, name)])
 
 
 # --- permissions -------------------------------------------------------------------------------------------------

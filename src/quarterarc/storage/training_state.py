@@ -10,7 +10,10 @@ Random numbers and the order of the data are functions of the step (`common.stre
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Iterable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,7 @@ from .files import is_temporary, replace_folder
 from .runs import CONFIG, WEIGHTS, checkpoint_name, checkpoints
 from .weights import load_weights, read_weights, save_tensors
 
-__all__ = ["restore", "save", "sweep"]
+__all__ = ["restore", "save", "set_aside", "sweep"]
 
 RAW, OPTIMIZER = "raw.safetensors", "optimizer.safetensors"
 
@@ -66,6 +69,13 @@ def save(
     for old in checkpoints(run)[:-keep]:
         shutil.rmtree(old)
     return folder
+
+
+def set_aside(damaged: Iterable[Path]) -> None:
+    """Rename checkpoints that cannot be read to NAME.damaged, so that they are no longer the newest ones of a run."""
+    for folder in damaged:
+        names = (f"{folder.name}.damaged{f'-{number}' if number else ''}" for number in count())
+        os.replace(folder, next(path for path in map(folder.with_name, names) if not path.exists()))
 
 
 def sweep(run: Path) -> None:

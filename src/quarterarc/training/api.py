@@ -24,7 +24,8 @@ from ..data import DataSpec, memory_spec
 from ..data.memory import MEMORY
 from ..storage.files import make_folder, replace_file
 from ..storage.runs import checkpoints, locked
-from ..storage.training_state import sweep
+from ..storage.training_state import set_aside, sweep
+from .log import check_not_lost
 from .recipe import Recipe, differences
 from .recipe_text import read_recipe, recipe_fields
 from .trainer import CORRECTIONS, MAY_CHANGE, Trainer, is_open
@@ -92,8 +93,12 @@ def train(
                 if given is None and (data is not None or fields):
                     chosen = _recipe_of_run(_with_changes(chosen, data, fields), run, resume)
                 changes = _corrections(chosen, run)
-                with memory_checked(lambda: _building(chosen)):
-                    trainer = Trainer(chosen, run, accelerator, progress, images)
+                check_not_lost(run)
+                accelerator.wait_for_everyone()  # every process has read the run before the first one writes to it
+                # before anything slow, such as reading the images
+                with _recipe_written(chosen, run) if main and not checkpoints(run) else nullcontext():
+                    with memory_checked(lambda: _building(chosen)):
+                        trainer = Trainer(chosen, run, accelerator, progress, images)
                 if changes and trainer.step >= chosen.training.steps:
                     raise InputError(
                         f"{run} is complete at step {trainer.step}, and {', '.join(changes)} would have no effect: "
@@ -103,13 +108,35 @@ def train(
                 if main and new:
                     shutil.rmtree(run, ignore_errors=True)  # training has not begun
                 raise
+            accelerator.wait_for_everyone()  # every process has restored its checkpoint
             if main:
+                set_aside(trainer.damaged)
                 sweep(run)
                 _record(changes, run, trainer.step)
-                with replace_file(run / "recipe.yaml") as beside:
-                    beside.write_text(chosen.to_yaml(), encoding="utf-8")
+                _write_recipe(chosen, run)
             accelerator.wait_for_everyone()
             return trainer.run_to_end()
+
+
+@contextmanager
+def _recipe_written(recipe: Recipe, run: Path) -> Iterator[None]:
+    """Write the recipe; on an error in the block, put back what was there before."""
+    path = run / "recipe.yaml"
+    before = path.read_bytes() if path.is_file() else None
+    _write_recipe(recipe, run)
+    try:
+        yield
+    except BaseException:
+        if before is None:
+            path.unlink(missing_ok=True)
+        else:
+            path.write_bytes(before)
+        raise
+
+
+def _write_recipe(recipe: Recipe, run: Path) -> None:
+    with replace_file(run / "recipe.yaml") as beside:
+        beside.write_text(recipe.to_yaml(), encoding="utf-8")
 
 
 def _with_changes(

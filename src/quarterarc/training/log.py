@@ -10,9 +10,12 @@ from typing import Any
 
 from torch import Tensor
 
+from ..common.errors import InputError
 from ..storage.files import replace_file
+from ..storage.runs import CONFIG, WEIGHTS, checkpoints
+from .recipe_text import read_recipe
 
-__all__ = ["LOGGED", "Log", "Pending", "read_log"]
+__all__ = ["LOGGED", "Log", "Pending", "check_not_lost", "read_log"]
 
 LOGGED = ("loss", "image", "noise", "velocity", "residual")
 """The losses of a line, in order; before version 0.2 the column `velocity` was named `gradient`."""
@@ -90,6 +93,39 @@ def read_log(run: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl; the column `gradient` of older runs is named `velocity`."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return [{"velocity" if name == "gradient" else name: value for name, value in line.items()} for line in lines]
+
+
+def check_not_lost(run: Path) -> None:
+    """Raise an InputError for a run that had checkpoints and has none: starting over would empty its log."""
+    if checkpoints(run):
+        return
+    left = sorted(path.name for path in (run / "checkpoints").glob("step-*") if not path.suffix)
+    if left:
+        reason = f"its newest, {left[-1]}, lacks {' and '.join(_missing(run / 'checkpoints' / left[-1]))}"
+    else:
+        last, every = _last_step(run), _checkpoint_every(run)
+        if last <= every:  # stopped before its first checkpoint
+            return
+        reason = f"its log ends at step {last}, and its first checkpoint was due at step {every}"
+    raise InputError(
+        f"{run} has no complete checkpoint to continue from, but had some ({reason}): restore them from a copy, or "
+        "start anew in another folder (--out)"
+    )
+
+
+def _missing(checkpoint: Path) -> list[str]:
+    return [name for name in (CONFIG, WEIGHTS) if not (checkpoint / name).is_file()]
+
+
+def _last_step(run: Path) -> int:
+    """The last step in a run's log, or 0."""
+    path = run / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    return int(max((step for step in map(_step_of, lines) if math.isfinite(step)), default=0))
+
+
+def _checkpoint_every(run: Path) -> int:
+    return read_recipe(run / "recipe.yaml").training.checkpoint_every if (run / "recipe.yaml").is_file() else 0
 
 
 def _step_of(line: str) -> float:

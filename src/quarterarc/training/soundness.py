@@ -11,12 +11,13 @@ from ..denoiser import Denoiser
 __all__ = ["unsound"]
 
 
-def unsound(denoise: Denoiser, average: nn.Module) -> str | None:
-    """What is not finite: weights, estimates of two fixed images of noise, or the gradient; None if all is finite.
+def unsound(denoise: Denoiser, average: nn.Module, optimizer: torch.optim.Optimizer) -> str | None:
+    """What is not finite: weights, moments, estimates of two fixed images of noise, or the gradient; None if all is.
 
     Args:
         denoise: the denoiser with the weights being trained.
         average: the network with the moving average of the weights, which is exported.
+        optimizer: the optimiser of the weights, whose moments continue on resume.
     """
     network = denoise.network
     assert isinstance(network, nn.Module)
@@ -25,6 +26,9 @@ def unsound(denoise: Denoiser, average: nn.Module) -> str | None:
             if tensor.is_floating_point() and not tensor.isfinite().all():
                 return f"the {name} ({key})"
     weights = [weight for weight in network.parameters() if weight.requires_grad]
+    for state in optimizer.state.values():
+        if not all(value.isfinite().all() for value in state.values() if isinstance(value, torch.Tensor)):
+            return "the moments of the optimiser"
     device = weights[0].device if weights else torch.device("cpu")
     x = normal([stream(seed, Purpose.NOISE) for seed in range(2)], denoise.shape or (), torch.float32).to(device)
     labels = None if denoise.classes is None else torch.zeros(2, dtype=torch.long, device=device)

@@ -36,6 +36,7 @@ from ..sampling.generation import generate
 from ..schedules import Schedule
 from ..schedules import schedule as named_schedule
 from ..storage.checkpoints import describe_denoiser
+from ..storage.checksums import DamagedFile
 from ..storage.pictures import contact_sheet, write_png
 from ..storage.runs import checkpoint_name, checkpoints
 from ..storage.training_state import restore, save
@@ -76,6 +77,9 @@ class Trainer:
         progress: show a progress bar on a terminal.
         images: images in memory, in place of the recipe's source, see `quarterarc.train`; or opened data.
 
+    Attributes:
+        damaged: checkpoints newer than the one that the run continues from, which cannot be read.
+
     Raises:
         InputError: if the recipe, data, network or newest checkpoint cannot be used.
     """
@@ -105,6 +109,7 @@ class Trainer:
             chosen.learning_rate, chosen.betas, chosen.eps, chosen.weight_decay, fused=True,
         )  # fmt: skip
         self.step = 0
+        self.damaged: list[Path] = []
         self.pending = Pending()
         self._resume()
         if settings.compile:
@@ -251,7 +256,7 @@ class Trainer:
         complete = checkpoints(self.run)
         if not complete:
             return
-        config = restore(complete[-1], self.network, self.average, self.optimizer)
+        config = self._restore(complete)
         if config["data"] != self.data.fingerprint:
             raise InputError(
                 f"{self.run} was trained on other data (fingerprint {config['data']}), not on {self.data.description}: "
@@ -261,13 +266,29 @@ class Trainer:
         pending = config["pending"]
         self.pending = Pending(torch.tensor(pending["means"]).to(self.accelerator.device), pending["steps"])
 
+    def _restore(self, complete: Sequence[Path]) -> dict[str, Any]:
+        """Continue from the newest of these checkpoints that can be read: its config.json."""
+        errors: list[str] = []
+        for folder in reversed(complete):
+            try:
+                config = restore(folder, self.network, self.average, self.optimizer)
+            except DamagedFile as error:
+                errors.append(str(error))
+                self.damaged.append(folder)
+                continue
+            if errors:
+                logger.warning("%s; continuing from the older checkpoint %s", errors[0], folder)
+            return config
+        others = f" (and so are the {len(errors) - 1} other checkpoints)" if len(errors) > 1 else ""
+        raise InputError(f"{self.run} cannot be resumed: {errors[0]}{others}")
+
     def _save(self) -> Path:
         """Save a checkpoint; all processes return its folder, once it is complete.
 
         Raises:
             Diverged: if training or sampling could not continue from it; then none is written.
         """
-        wrong = unsound(self.denoise, self.average)
+        wrong = unsound(self.denoise, self.average, self.optimizer)
         if wrong is not None:
             self._diverged(f"not finite after step {self.step}: {wrong}; no checkpoint of this step is written")
         pending = {"means": self._pending_means(), "steps": self.pending.steps}
