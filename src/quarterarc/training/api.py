@@ -96,9 +96,9 @@ def train(
                 check_not_lost(run)
                 accelerator.wait_for_everyone()  # every process has read the run before the first one writes to it
                 # before anything slow, such as reading the images
-                with _recipe_written(chosen, run) if main and not checkpoints(run) else nullcontext():
-                    with memory_checked(lambda: _building(chosen)):
-                        trainer = Trainer(chosen, run, accelerator, progress, images)
+                written = _recipe_written(chosen, run) if main and not checkpoints(run) else nullcontext()
+                with written, memory_checked(lambda: _building(chosen)):
+                    trainer = Trainer(chosen, run, accelerator, progress, images)
                 if changes and trainer.step >= chosen.training.steps:
                     raise InputError(
                         f"{run} is complete at step {trainer.step}, and {', '.join(changes)} would have no effect: "
