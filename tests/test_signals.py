@@ -23,7 +23,7 @@ from conftest import Cli
 from quarterarc.common.errors import InputError
 from quarterarc.experiments.workers import in_processes
 from quarterarc.training.api import train
-from quarterarc.training.recipe import read_recipe
+from quarterarc.training.recipe_text import read_recipe
 from quarterarc.training.stopping import Interrupted
 from quarterarc.training.trainer import Trainer
 
