@@ -253,6 +253,37 @@ def test_a_path_that_is_no_usable_run_gets_one_line(tmp_path: Path, fails: Fails
     assert not (tmp_path / "made").exists()
 
 
+@pytest.mark.parametrize(
+    "words",
+    ["sample RUN --out", "sample", "train digits --out", "train", "evaluate", "evaluate RUN --reference", "tune",
+     "evaluate RUN --out", "evaluate RUN --weights", "demo --out", "experiment steps --cache", "experiment x --scale"],
+)  # fmt: skip
+def test_an_empty_path_is_not_the_current_folder(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([*words.split(), ""])
+    assert stopped.value.code == 2
+    assert "a path or a name is expected, got ''" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["images", "run", "nfe", "sampler", "weights", "device", "steps", "self"])
+def test_options_do_not_reach_the_arguments_of_functions(tiny_run: Path, fails: Fails, name: str) -> None:
+    assert f"no option '{name}' (known: order, form," in fails("tune", tiny_run, "--option", f"{name}=3")
+    assert f"no option '{name}'" in fails("sample", tiny_run, "--out", "x", "--option", f"{name}=3")
+
+
+@pytest.mark.parametrize("device", ["meta", "mps", "cuda", "cuda:7", "cpu:3", "", "banana"])
+def test_a_device_that_is_not_there_gets_a_short_line(
+    device: str, tiny_run: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    if torch.backends.mps.is_available() and device == "mps":
+        pytest.skip("this machine has it")
+    for words in (("sample", tiny_run, "--out", "x"), ("train", "digits", "--out", "x"), ("tune", tiny_run)):
+        message = fails(*words, "--device", device)
+        assert len(message) < 150
+        assert "auto, cpu" in message
+
+
 def test_sampling_options_that_do_not_exist_get_one_line(tmp_path: Path, fails: Fails, tiny_run: Path) -> None:
     sample = ["sample", tiny_run, "--out", tmp_path / "made"]
     assert "did you mean 'heun'" in fails(*sample, "--sampler", "huen")

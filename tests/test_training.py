@@ -482,7 +482,7 @@ def test_out_of_memory_is_one_line_with_the_sizes_and_what_to_lower(
     training = cli("train", "digits", "--out", tmp_path / "run", *tiny)
     assert training.returncode == 2
     last = training.stderr.splitlines()[-1]
-    assert "out of memory: training.batch=8 in 1 part of 8 images of 8x8 pixels" in last
+    assert "out of memory: training.batch=8 in parts of 8 images of 8x8 pixels" in last
     assert "lower training.batch" in last
     sampling = cli("sample", tiny_run, "--out", tmp_path / "made", "--seeds", "0-3")
     assert sampling.returncode == 2

@@ -5,17 +5,21 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from ..common.errors import InputError
+from ..common.limits import MOST_IMAGES
 from ..common.plain_yaml import load_yaml
 
 if TYPE_CHECKING:
     from ..sampling.plans import Sampling
 
 __all__ = [
+    "a_path",
+    "a_text",
     "add_device_argument",
     "add_sampler_arguments",
     "add_sampling_arguments",
@@ -27,7 +31,17 @@ __all__ = [
     "sampling_request",
 ]
 
-_MOST_NUMBERS = 10_000_000  # the list is held in memory
+
+def a_text(text: str) -> str:
+    """An argument that is a path or a name: not empty, as it is from an unset variable of a shell."""
+    if not text.strip() or "\0" in text:
+        raise argparse.ArgumentTypeError(f"a path or a name is expected, got {text!r}")
+    return text
+
+
+def a_path(text: str) -> Path:
+    """An argument that is a path: not empty, which would be the current folder."""
+    return Path(a_text(text))
 
 
 def add_device_argument(parser: argparse._ActionsContainer) -> None:
@@ -93,8 +107,8 @@ def parse_numbers(text: str, option: str) -> list[int]:
             raise InputError(f"{option} takes whole numbers and ranges, 5,8,10 or 0-63, got '{text}'") from None
         if high < low:
             raise InputError(f"{option} {part}: the range runs backwards, write {high}-{low}")
-        if len(numbers) + high - low >= _MOST_NUMBERS:
-            raise InputError(f"{option} {part}: at most {_MOST_NUMBERS:,} numbers per command")
+        if len(numbers) + high - low >= MOST_IMAGES:
+            raise InputError(f"{option} {part}: at most {MOST_IMAGES:,} numbers per command")
         numbers.extend(range(low, high + 1))
     return numbers
 

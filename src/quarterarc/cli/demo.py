@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..common.text import counted
+from .arguments import a_path
 from .parser import Parser
 from .process import print_line
 
@@ -13,7 +14,7 @@ from .process import print_line
 def add_arguments(parser: Parser) -> None:
     """The arguments of `quarterarc demo`."""
     out = "the run folder (default: %(default)s)"
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="RUN", help=out)
+    parser.add_argument("--out", type=a_path, default=Path("runs/demo"), metavar="RUN", help=out)
     measure = "images per sampler and number of evaluations in the comparison (default: %(default)s)"
     parser.add_argument("--measure", type=int, default=400, metavar="N", help=measure)
     fields = "a field of the recipe and its value, such as training.steps=1000 (docs/reference.md)"

@@ -9,7 +9,15 @@ from typing import Any
 
 from ..common.errors import InputError
 from ..common.text import counted
-from .arguments import add_device_argument, add_sampling_arguments, parse_labels, parse_seeds, sampling_request
+from .arguments import (
+    a_path,
+    a_text,
+    add_device_argument,
+    add_sampling_arguments,
+    parse_labels,
+    parse_seeds,
+    sampling_request,
+)
 from .listing import grid_listing, sampler_listing
 from .parser import Parser
 
@@ -19,22 +27,25 @@ logger = logging.getLogger("quarterarc")
 def add_arguments(parser: Parser) -> None:
     """The arguments of `quarterarc evaluate`."""
     source = "a run (it is sampled), a folder or npz of images, or a data set"
-    parser.add_argument("source", metavar="SOURCE", help=source)
+    parser.add_argument("source", type=a_text, metavar="SOURCE", help=source)
     reference = "a folder, a data set, an npz, statistics, or a run for its training images"
-    parser.add_argument("--reference", metavar="REF", help=reference)
+    parser.add_argument("--reference", type=a_text, metavar="REF", help=reference)
     metrics = (
         "fid, sfid, precision, recall, density, coverage, is, kid; or bits-per-dim, flow-bits-per-dim "
         "(default: fid,precision,recall)"
     )
     parser.add_argument("--metrics", metavar="LIST", help=metrics)
     features = "inception, dinov2, classifier, digits, pixels or package.module:name (default: %(default)s)"
-    parser.add_argument("--features", default="inception", metavar="NAME", help=features)
+    parser.add_argument("--features", type=a_text, default="inception", metavar="NAME", help=features)
     parser.add_argument(
-        "--weights", metavar="PATH", help="the weights of inception or dinov2 (default: downloaded), or of classifier"
+        "--weights",
+        type=a_text,
+        metavar="PATH",
+        help="the weights of inception or dinov2 (default: downloaded), or of classifier",
     )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the complete result there, as JSON")
+    parser.add_argument("--out", type=a_path, metavar="FILE", help="write the complete result there, as JSON")
     save = "write the statistics of SOURCE there, .safetensors or .npz"
-    parser.add_argument("--save-reference", type=Path, metavar="FILE", help=save)
+    parser.add_argument("--save-reference", type=a_path, metavar="FILE", help=save)
     parser.add_argument("--with-features", action="store_true", help="keep feature vectors in --save-reference")
     count = "number of images (default: all; for a run as many as REF has, at most 50,000)"
     parser.add_argument("--count", type=int, metavar="N", help=count)

@@ -7,9 +7,11 @@ import shlex
 from pathlib import Path
 
 from ..common.errors import InputError
-from .arguments import add_device_argument, parse_seeds
+from .arguments import a_path, a_text, add_device_argument, parse_seeds
 from .parser import Parser
 from .process import print_line
+
+_MOST_SEEDS, _MOST_JOBS = 1000, 256
 
 
 def add_arguments(parser: Parser) -> None:
@@ -18,17 +20,19 @@ def add_arguments(parser: Parser) -> None:
 
     parser.add_argument("name", metavar="NAME", help=f"{', '.join(EXPERIMENTS)}; all runs every one of them")
     scale = "digits, cifar10-short, cifar10, celeba64, church256, or a recipe's YAML file (default: %(default)s)"
-    parser.add_argument("--scale", default="digits", metavar="SCALE", help=scale)
+    parser.add_argument("--scale", type=a_text, default="digits", metavar="SCALE", help=scale)
     seeds = "seeds of training and noise, such as 0,1,2 or 0-2 (default: %(default)s)"
     parser.add_argument("--seeds", default="0", metavar="LIST", help=seeds)
     out = "the folder of the report (default: runs/experiments/SCALE/NAME)"
-    parser.add_argument("--out", type=Path, metavar="DIR", help=out)
+    parser.add_argument("--out", type=a_path, metavar="DIR", help=out)
     cache = "the folder of trained arms and measurements, shared by all experiments (default: %(default)s)"
-    parser.add_argument("--cache", type=Path, default=Path("runs/experiments/cache"), metavar="DIR", help=cache)
-    parser.add_argument("--data", metavar="PATH", help="the images to train on, instead of the recipe's source")
+    parser.add_argument("--cache", type=a_path, default=Path("runs/experiments/cache"), metavar="DIR", help=cache)
+    parser.add_argument(
+        "--data", type=a_text, metavar="PATH", help="the images to train on, instead of the recipe's source"
+    )
     parser.add_argument("--images", type=int, metavar="N", help="images per measurement (default: the scale's)")
     features = "inception, digits, pixels, package.module:name, or classifier, trained on the labels of the data"
-    parser.add_argument("--features", metavar="NAME", help=features)
+    parser.add_argument("--features", type=a_text, metavar="NAME", help=features)
     parser.add_argument("--dry-run", action="store_true", help="print the plan and its cost, and run nothing")
     jobs = "processes that share the arms (default: %(default)s)"
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help=jobs)
@@ -46,8 +50,10 @@ def run(args: argparse.Namespace) -> int:
     from ..training.stopping import Interrupted
 
     seeds = parse_seeds(args.seeds)
-    if args.jobs < 1:
-        raise InputError(f"--jobs is at least 1, got {args.jobs}")
+    if len(seeds) > _MOST_SEEDS:
+        raise InputError(f"--seeds {args.seeds}: each seed is a training run, give at most {_MOST_SEEDS:,}")
+    if not 1 <= args.jobs <= _MOST_JOBS:
+        raise InputError(f"--jobs is at least 1 and at most {_MOST_JOBS}, got {args.jobs}")
     names = list(EXPERIMENTS) if args.name == "all" else [args.name]
     experiments = [experiment(name) for name in names]
     lab = Lab(scale(args.scale, args.data, args.images, args.features), args.cache, pick_device(args.device))

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from ..common.text import counted
-from .arguments import add_device_argument, add_sampling_arguments, parse_labels, parse_seeds, sampling_request
+from .arguments import (
+    a_path,
+    a_text,
+    add_device_argument,
+    add_sampling_arguments,
+    parse_labels,
+    parse_seeds,
+    sampling_request,
+)
 from .listing import grid_listing, sampler_listing
 from .parser import Parser
 
 
 def add_arguments(parser: Parser) -> None:
     """The arguments of `quarterarc sample`."""
-    parser.add_argument("model", metavar="RUN", help="a run folder, or one of its checkpoints")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="the folder of the images")
+    parser.add_argument("model", type=a_text, metavar="RUN", help="a run folder, or one of its checkpoints")
+    parser.add_argument("--out", required=True, type=a_path, metavar="DIR", help="the folder of the images")
     seeds = "one per image: 0-63 or 1,5,10-19 (default: %(default)s)"
     parser.add_argument("--seeds", default="0-63", metavar="LIST", help=seeds)
     add_sampling_arguments(parser)

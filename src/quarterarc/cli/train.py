@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from ..common.errors import InputError
+from .arguments import a_path, a_text
 from .parser import Parser
 from .process import print_line
 
@@ -14,12 +14,12 @@ def add_arguments(parser: Parser) -> None:
     """The arguments of `quarterarc train`."""
     parser.usage = "quarterarc train RECIPE --out RUN [--resume] [section.field=value ...]"
     recipes = "digits, cifar10-short, cifar10, celeba64, church256, or a YAML file (not needed with --resume)"
-    parser.add_argument("recipe", nargs="?", metavar="RECIPE", help=recipes)
+    parser.add_argument("recipe", nargs="?", type=a_text, metavar="RECIPE", help=recipes)
     fields = (
         "a field of the recipe and its value, such as training.steps=1000 or data.source=photos/ (docs/reference.md)"
     )
     parser.add_argument("fields", nargs="*", metavar="section.field=value", help=fields)
-    parser.add_argument("--out", type=Path, metavar="RUN", help="the run folder (required, except with --show)")
+    parser.add_argument("--out", type=a_path, metavar="RUN", help="the run folder (required, except with --show)")
     parser.add_argument("--resume", action="store_true", help="continue from the newest complete checkpoint")
     parser.add_argument("--skip-bad", action="store_true", help="leave out, and count, images that cannot be read")
     device = "cpu, cuda or mps (default: the one that accelerate selects, a GPU if there is one)"

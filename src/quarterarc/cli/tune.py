@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 
 from ..common.text import counted
-from .arguments import add_device_argument, add_sampler_arguments, parse_numbers, parse_options
+from .arguments import a_text, add_device_argument, add_sampler_arguments, parse_numbers, parse_options
 from .listing import grid_listing, sampler_listing
 from .parser import Parser
 
 
 def add_arguments(parser: Parser) -> None:
     """The arguments of `quarterarc tune`."""
-    parser.add_argument("model", metavar="RUN", help="a run folder, or one of its checkpoints")
+    parser.add_argument("model", type=a_text, metavar="RUN", help="a run folder, or one of its checkpoints")
     nfe = "evaluations per image to tune for; each has a grid of its own (default: %(default)s)"
     parser.add_argument("--nfe", default="5,8,10", metavar="LIST", help=nfe)
     add_sampler_arguments(parser)
@@ -28,20 +28,22 @@ def run(args: argparse.Namespace) -> int:
     counts = parse_numbers(args.nfe, "--nfe")
     options = parse_options(args.option)
 
-    from ..sampling.plans import DEFAULT_SAMPLER
+    from ..sampling.plans import Sampling
     from ..sampling.tuning import tune_run
 
+    # as a request: an option named like an argument of `tune_run` must not be taken for that
+    request = Sampling(args.sampler, options=options)
     grids = tune_run(
         args.model,
         counts,
-        args.sampler or DEFAULT_SAMPLER,
+        request,
         images=args.images,
         weights=not args.no_weights,
         device=args.device,
-        **options,
     )
-    print("Median distance per pixel to the network's own fine trajectories, on noise that was not tuned on:")
-    for nfe, tuned in zip(counts, grids, strict=True):
+    for place, (nfe, tuned) in enumerate(zip(counts, grids, strict=True)):
+        if not place:  # the first grid has passed all checks
+            print("Median distance per pixel to the network's own fine trajectories, on noise that was not tuned on:")
         errors = ", ".join(f"{grid} {error:.5f}" for grid, error in tuned.errors.items())
         kept = "untuned grid kept: tuning did not improve it" if tuned.kept == "untuned" else f"kept: {tuned.kept}"
         requested = "" if tuned.nfe == nfe else f", {nfe} requested"

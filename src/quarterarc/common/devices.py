@@ -118,13 +118,21 @@ def pick_device(name: str = "auto") -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        if name == "cuda":
-            name = f"cuda:{int(os.environ.get('LOCAL_RANK', '0'))}"
-        device = torch.device(name)
+        device = torch.device(f"cuda:{int(os.environ.get('LOCAL_RANK', '0'))}" if name == "cuda" else name)
+        usable = device.type != "meta" and (device.type != "cpu" or not device.index)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        if "Expected one of" in reason:  # torch lists every device type that it has a name for
+    except (RuntimeError, AssertionError, ValueError) as error:
+        if "Expected one of" in str(error):  # torch lists every device type that it has a name for
             raise unknown_name("device", name, ("auto", "cpu", "cuda", "mps")) from None
-        raise InputError(f"the device '{name}' cannot be used on this machine ({reason}): try --device cpu") from None
+        usable = False
+    if not usable:
+        raise InputError(
+            f"the device '{name}' cannot be used on this machine: give one of {', '.join(_devices())} (--device)"
+        )
     return device
+
+
+def _devices() -> list[str]:
+    """The names of the devices that PyTorch finds."""
+    cuda = [f"cuda:{number}" for number in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    return ["auto", "cpu", *cuda, *(["mps"] if torch.backends.mps.is_available() else [])]

@@ -1,19 +1,23 @@
-"""Running out of memory, on the CPU or a GPU, as an error of one line."""
+"""Memory: how much there is, and running out of it, on the CPU or a GPU, as an error of one line."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import torch
 
 from .errors import InputError
 
-__all__ = ["is_out_of_memory", "memory_checked"]
+__all__ = ["is_out_of_memory", "memory_checked", "memory_of", "require_memory"]
 
 _PHRASES = (
     "out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory", "unable to allocate",
     "bad_alloc", "alloc_failed", "bad allocation", "allocation failed", "memory allocation failure",
+    "calculation overflowed", "multiplication overflow", "invalid buffer size", "array is too big",
+    "maximum allowed dimension",
 )  # fmt: skip
 
 
@@ -22,7 +26,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     text = str(error).lower()
-    return isinstance(error, RuntimeError | OSError) and any(phrase in text for phrase in _PHRASES)
+    return isinstance(error, RuntimeError | OSError | ValueError) and any(phrase in text for phrase in _PHRASES)
 
 
 @contextmanager
@@ -34,10 +38,41 @@ def memory_checked(describe: Callable[[], str]) -> Iterator[None]:
     """
     try:
         yield
-    except (MemoryError, RuntimeError, OSError) as error:
+    except InputError:
+        raise
+    except (MemoryError, RuntimeError, OSError, ValueError) as error:
         if not is_out_of_memory(error):
             raise
         message = f"out of memory: {describe()}"
     else:
         return
     raise InputError(message)  # outside the handler, whose traceback would keep the tensors
+
+
+def require_memory(size: float, device: torch.device, describe: Callable[[], str]) -> None:
+    """Raise an InputError for more memory than a device has in all, before anything is allocated.
+
+    Args:
+        size: bytes, a lower bound of what is needed.
+        device: the device.
+        describe: as for `memory_checked`.
+    """
+    available = memory_of(device)
+    if available is not None and size > available:
+        raise InputError(
+            f"out of memory: at least {size / 1e9:,.0f} GB are needed, and {device} has {available / 1e9:,.0f} GB: "
+            f"{describe()}"
+        )
+
+
+def memory_of(device: torch.device) -> int | None:
+    """The memory of a device in bytes, used or not; for the CPU, that of this machine or container. None if unknown."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    sizes = []
+    with suppress(AttributeError, ValueError, OSError):  # not on Windows
+        sizes.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):  # no container, or the text "max"
+            sizes.append(int(Path(file).read_text()))
+    return min(sizes, default=None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ from ..storage.files import replace_file
 from .decode import ENDINGS
 from .images import ImageData, MappedImages, MemoryImages, decode_all
 from .memory import MEMORY, TensorSource, memory_source, memory_spec
+from .patterns import matching_files
 from .sources import DigitSource, FolderSource, LmdbSource, Source, check_no_split, digest, files_under
 from .spec import DataSpec
 
@@ -129,18 +129,19 @@ def open_source(spec: DataSpec, cache_dir: Path | None = None, progress: bool = 
         return _parquet(spec, [path], cache, progress)
     if spec.source == MEMORY:
         raise InputError("the data was given as images in memory: give the same images again, as data or images")
-    files = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
+    files = []
+    for file in matching_files(str(path)):
+        if file.suffix.lower() != ".parquet":
+            raise InputError(
+                f"the pattern {spec.source} also matches {file}; only *.parquet files can be given by a pattern"
+            )
+        files.append(file)
     if not files:
         raise NoSuchData(
             f"no such data: {spec.source}; give digits, cifar10, celeba, hub:owner/name, a folder of images, "
             "a *.parquet file or pattern, or an LMDB folder"
         )
-    wrong = next((file for file in files if file.suffix.lower() != ".parquet"), None)
-    if wrong is not None:
-        raise InputError(
-            f"the pattern {spec.source} also matches {wrong}; only *.parquet files can be given by a pattern"
-        )
-    return _parquet(spec, files, cache, progress)
+    return _parquet(spec, sorted(files), cache, progress)
 
 
 def _path_of(source: str) -> Path:

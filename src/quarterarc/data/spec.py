@@ -6,10 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
+from ..common.limits import LARGEST_SIDE
 from ..common.sections import Section
 
 __all__ = ["DataSpec"]
 
+Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
 Box = tuple[NonNegativeInt, NonNegativeInt, PositiveInt, PositiveInt]
 
 
@@ -31,7 +33,7 @@ class DataSpec(Section):
     label_column: str | None = None
     """The label column of a table, integers from 0. Default: the only column of classes, or else of integers, or the
     one named `label` or `labels`."""
-    size: PositiveInt | tuple[PositiveInt, PositiveInt]
+    size: Side | tuple[Side, Side]
     """Size of the images in pixels: one number for a square, or (height, width)."""
     channels: Literal[1, 2, 3, 4] = 3
     """1: gray, 2: gray and alpha, 3: RGB, 4: RGBA. Gray is the luma of ITU-R 601. Without an alpha channel, transparent

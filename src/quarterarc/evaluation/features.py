@@ -16,7 +16,10 @@ from torch import Tensor
 
 from ..common.devices import processes
 from ..common.errors import InputError
+from ..common.limits import check_batch_size
+from ..common.memory import memory_checked
 from ..common.progress import progress_bar
+from ..common.text import counted
 from ..data.image_set import ImageSet, Shape
 from ..data.sources import digest
 from ..storage.files import make_folder, replace_file
@@ -77,8 +80,7 @@ def collect(
         InputError: for images that cannot be read or differ in shape, NaN or infinity in features (with the number of
             rows and the first image), or an empty set.
     """
-    if batch_size < 1:
-        raise InputError(f"batch_size must be at least 1, got {batch_size}")
+    check_batch_size(batch_size)
     process = processes()
     kinds = sorted({*statistics, *vectors})
     shards = _Shards(cache, images, extractor, kinds, batch_size)
@@ -96,8 +98,14 @@ def collect(
             bar.update(batch_size * process.count)
         for number, batch in images.batches(batch_size, lambda number: mine(number) and number not in shards.finished):
             shape = (batch.shape[1], batch.shape[2], batch.shape[3])
-            features = {kind: values for kind, values in extractor(batch).items() if kind in kinds}
-            part.add(number, shape, features)
+            with memory_checked(
+                lambda: (
+                    f"features '{extractor.name}' of a batch of {counted(len(batch), 'image')} of shape {shape} on "  # noqa: B023
+                    f"{extractor.device}: lower the batch size (--batch-size, batch_size=)"
+                )
+            ):
+                features = {kind: values for kind, values in extractor(batch).items() if kind in kinds}
+                part.add(number, shape, features)
             shards.write(number, shape, features)
             bar.update(len(batch) * process.count)
     part.to_cpu()

@@ -21,6 +21,7 @@ import torch
 from .. import __version__
 from ..common.devices import pick_device, processes
 from ..common.errors import InputError, unknown_name
+from ..common.limits import MOST_IMAGES
 from ..data.image_set import ImageSet
 from ..denoiser import Denoise
 from ..likelihood.evaluation import LIKELIHOOD_METRICS, LikelihoodSettings, evaluate_likelihood
@@ -124,6 +125,8 @@ def evaluate(
         raise InputError(f"{', '.join(likelihoods)}: there are no features to save: leave out the file of statistics")
     if count is not None and count < 1:
         raise InputError(f"count must be at least 1, got {count}")
+    if count is not None and count > MOST_IMAGES and is_model(source):
+        raise InputError(f"at most {MOST_IMAGES:,} images are sampled, got count={count:,} (--count)")
     if count is not None and seeds is not None:
         raise InputError("give seeds or a count, not both: a count of 100 means the seeds 0 to 99")
     if save_features and save_to is None:

@@ -11,13 +11,16 @@ import torch
 from torch import Tensor
 
 from .. import __version__
+from ..common.errors import InputError
+from ..common.limits import MOST_IMAGES
 from ..common.progress import progress_bar
 from ..common.text import duration
 from ..data import open_data
 from ..data.order import permutation
 from ..data.pixels import to_uint8
 from ..denoiser import Denoiser
-from ..evaluation.measure import evaluate
+from ..evaluation.measure import DEFAULT_METRICS, evaluate
+from ..evaluation.metrics import METRICS, Settings
 from ..report import Series, data_url, line_chart, write_page
 from ..samplers import sampler as named_sampler
 from ..sampling.generation import batches, generate, noise
@@ -53,7 +56,16 @@ def run_demo(recipe: Recipe, out: Path, measured: int = 400) -> dict[str, Any]:
 
     Returns:
         The content of metrics.json.
+
+    Raises:
+        InputError: for too few or too many images to measure, and as for `quarterarc.train`.
     """
+    fewest = max(METRICS[name].fewest(Settings()) for name in DEFAULT_METRICS)
+    if not fewest <= measured <= MOST_IMAGES:
+        raise InputError(
+            f"--measure is the number of images that are measured, at least {fewest} and at most {MOST_IMAGES:,}, got "
+            f"{measured}"
+        )
     checkpoint = train(recipe, out, resume=True)
     denoise = load(checkpoint)
     log = read_log(out)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..common.errors import InputError, unknown_name
+from ..common.limits import MOST_IMAGES
 from ..data import DataSpec, ImageData, open_data
 from ..training.recipe import Recipe
 from ..training.recipe_text import read_recipe
@@ -194,8 +195,10 @@ def scale(name: str, data: str | None = None, images: int | None = None, feature
         spec = _with_source(chosen.recipe.data, data)
         chosen = replace(chosen, recipe=chosen.recipe.model_copy(update={"data": spec}))
     if images is not None:
-        if images < 8:
-            raise InputError(f"--images must be at least 8, which a Frechet distance needs: got {images}")
+        if not 8 <= images <= MOST_IMAGES:
+            raise InputError(
+                f"--images must be at least 8, as a Frechet distance needs, and at most {MOST_IMAGES:,}: got {images}"
+            )
         fewer = {field: min(getattr(chosen, field), images) for field in ("few", "likelihood_images", "shown")}
         chosen = replace(chosen, images=images, **fewer)
     return chosen if features is None else _with_features(chosen, features)

@@ -22,13 +22,13 @@ from torch import Tensor
 from .. import __version__
 from ..common.devices import processes
 from ..common.errors import InputError
+from ..common.limits import check_batch_size
 from ..common.progress import progress_bar
 from ..data.image_set import ImageSet
 from ..data.sources import digest
 from ..denoiser import Denoise, traits
 from ..storage.files import make_folder, read_json, write_json
 from .flow import FlowLikelihood, flow_bits_per_dim
-from .inputs import check_batch_size
 from .variational import Bound, bits_per_dim, chain_of
 
 __all__ = ["LIKELIHOOD_METRICS", "LikelihoodMetric", "LikelihoodSettings", "evaluate_likelihood"]

@@ -25,11 +25,12 @@ import torch
 from torch import Tensor
 
 from ..common.errors import InputError
+from ..common.limits import check_batch_size
 from ..common.streams import Purpose, stream
 from ..data.pixels import to_uint8
 from ..denoiser import Denoise
 from ..samplers.adaptive import check_tolerance, integrate
-from .inputs import Images, batch_ranges, check_batch_size, check_finite, check_images, read_batch, read_levels
+from .inputs import Images, batch_ranges, check_finite, check_images, read_batch, read_levels
 from .moments import Moments
 from .probability_flow import TOLERANCE, ProbabilityFlow, flow_end
 

@@ -14,7 +14,7 @@ from ..common.progress import progress_bar
 from ..common.text import counted
 from ..data.pixels import to_float
 
-__all__ = ["Images", "batch_ranges", "check_batch_size", "check_finite", "check_images", "read_batch", "read_levels"]
+__all__ = ["Images", "batch_ranges", "check_finite", "check_images", "read_batch", "read_levels"]
 
 Images: TypeAlias = Tensor | np.ndarray
 """Images of shape (N, C, H, W): a tensor, or an array, possibly memory-mapped, that is read one batch at a time."""
@@ -29,12 +29,6 @@ def check_images(images: Images, labels: Tensor | None = None, numbers: Sequence
     for what, values in (("labels", labels), ("numbers", numbers)):
         if values is not None and len(values) != len(images):
             raise InputError(f"got {counted(len(images), 'image')} but {len(values)} {what}: give one per image")
-
-
-def check_batch_size(batch_size: int) -> None:
-    """Raise an InputError for a batch size below 1."""
-    if batch_size < 1:
-        raise InputError(f"batch_size must be at least 1, got {batch_size}")
 
 
 def read_batch(images: Images, first: int, last: int) -> Tensor:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..common.limits import check_batch_size
 from ..data.pixels import to_float
 from ..denoiser import Denoise
 from ..samplers.adaptive import check_tolerance, integrate
-from .inputs import Images, batch_ranges, check_batch_size, check_finite, check_images, read_batch
+from .inputs import Images, batch_ranges, check_finite, check_images, read_batch
 from .probability_flow import TOLERANCE, ProbabilityFlow, flow_end
 
 __all__ = ["decode", "encode"]

@@ -29,13 +29,14 @@ from tqdm import tqdm
 
 from ..arc import ROUNDING, float64, mix
 from ..common.errors import InputError, unknown_name
+from ..common.limits import check_batch_size
 from ..common.progress import progress_bar
 from ..common.streams import Purpose, normal, stream
 from ..denoiser import Denoise, angle_range, call, traits
 from ..estimate import Estimate
 from ..objectives.bound import VARIANCES, prior_term, step_term
 from ..schedules import Schedule
-from .inputs import Images, check_batch_size, check_images, read_levels
+from .inputs import Images, check_images, read_levels
 from .moments import Moments
 
 __all__ = ["Bound", "RateDistortion", "bits_per_dim", "chain_of", "rate_distortion", "strata"]

@@ -16,14 +16,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..common.errors import InputError
+from ..common.memory import is_out_of_memory, require_memory
 from ..common.registry import Registry
 from ..common.text import one_line
-from .unet import UNet, attention_levels, attention_resolutions
+from .unet import UNet, attention_levels, attention_resolutions, fewest_weights
 
 __all__ = [
     "NETWORKS",
@@ -57,7 +60,7 @@ def build_network(description: Mapping[str, Any]) -> nn.Module:
         InputError: if the network cannot be found, or its constructor does not accept the arguments.
     """
     if "name" not in description:
-        return UNet(**description)
+        return build_network({"name": "unet", "arguments": description})
     name, arguments = str(description["name"]), dict(description.get("arguments", {}))
     build = NETWORKS.lookup(name)
     try:
@@ -67,11 +70,15 @@ def build_network(description: Mapping[str, Any]) -> nn.Module:
         raise InputError(
             f"the network '{name}' does not accept its arguments: {one_line(error)} (given: {given})"
         ) from None
+    if build is UNet:
+        _check_memory(arguments)
     try:
         network = build(**arguments)
     except InputError:
         raise
     except Exception as error:  # code from outside this package
+        if is_out_of_memory(error):
+            raise InputError(f"out of memory: {_too_large(name)}") from None
         reason = f"{type(error).__name__}: {one_line(error)}"
         raise InputError(f"the network '{name}' cannot be built from its arguments: {reason}") from error
     if not isinstance(network, nn.Module):
@@ -79,6 +86,20 @@ def build_network(description: Mapping[str, Any]) -> nn.Module:
     if type(network) is not UNet:
         network.__dict__[_DESCRIPTION] = {"name": name, "arguments": arguments}
     return network
+
+
+def _check_memory(arguments: Mapping[str, Any]) -> None:
+    """Raise an InputError for a U-Net whose weights exceed the memory of this machine."""
+    call = inspect.signature(UNet).bind(**arguments)
+    call.apply_defaults()
+    weights = 0
+    with suppress(TypeError):  # the constructor has the message for arguments of another type
+        weights = fewest_weights(*(call.arguments[name] for name in ("channels", "multipliers", "blocks")))
+    require_memory(4 * weights, torch.device("cpu"), lambda: _too_large("unet"))
+
+
+def _too_large(name: str) -> str:
+    return f"the network '{name}' is too large: lower its numbers of channels (network.channels), levels and blocks"
 
 
 def fill_arguments(name: str, arguments: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

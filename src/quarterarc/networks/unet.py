@@ -18,11 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..common import limits
 from ..common.errors import InputError
 from ..common.text import counted
 from .layers import Convolution, GroupNorm, attend, double, drop
 
-__all__ = ["UNet", "attention_levels", "attention_resolutions"]
+__all__ = ["UNet", "attention_levels", "attention_resolutions", "fewest_weights"]
 
 
 def attention_levels(size: int, resolutions: Sequence[int], levels: int) -> tuple[int, ...]:
@@ -65,6 +66,12 @@ def attention_resolutions(size: int, levels: int, largest: int = 16) -> tuple[in
 
 def _resolutions(size: int, levels: int) -> list[int]:
     return [-(-size // 2**level) for level in range(levels)]
+
+
+def fewest_weights(channels: int, multipliers: Sequence[int], blocks: int) -> int:
+    """A lower bound of a U-Net's number of weights: its 3x3 convolutions of equal width, and the time embedding."""
+    widths = [channels * multiplier for multiplier in multipliers]
+    return sum(9 * width * width * 4 * blocks for width in widths) + 20 * channels * channels
 
 
 class UNet(nn.Module):
@@ -376,6 +383,11 @@ def _widths(config: dict[str, Any]) -> list[int]:
     for name in ("in_channels", "out_channels", "channels", "blocks"):
         if config[name] < 1:
             raise InputError(f"{name} must be at least 1, got {config[name]}")
+    if config["blocks"] > limits.MOST_BLOCKS or len(config["multipliers"]) > limits.MOST_LEVELS:
+        raise InputError(
+            f"a U-Net has at most {limits.MOST_LEVELS} levels of {limits.MOST_BLOCKS:,} blocks, got "
+            f"{len(config['multipliers'])} levels of {config['blocks']:,}"
+        )
     widths = [config["channels"] * multiplier for multiplier in config["multipliers"]]
     if not widths or any(width != int(width) or width < 1 for width in widths):
         raise InputError(

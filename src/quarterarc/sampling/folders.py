@@ -16,6 +16,7 @@ import torch
 
 from ..common.devices import Processes, processes
 from ..common.errors import InputError
+from ..common.limits import check_batch_size
 from ..common.progress import progress_bar
 from ..common.text import ranges
 from ..data.pixels import to_uint8
@@ -70,8 +71,7 @@ def write_samples(
         InputError: for settings that `sample` does not accept, a folder with samples of other settings or labels, or
             one that another process is filling.
     """
-    if batch_size < 1:
-        raise InputError(f"batch_size is at least 1, got {batch_size}")
+    check_batch_size(batch_size)
     check_labels(denoise, labels)
     plan = (sampling or Sampling()).plan(denoise)
     settings = {**(about or {}), **plan.describe(), "labels": None if labels is None else list(labels)}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..common.errors import InputError
+from ..common.limits import check_batch_size
 from ..common.memory import memory_checked
 from ..common.progress import progress_bar
 from ..common.streams import Purpose, normal, stream
@@ -48,8 +49,7 @@ def batches(
 ) -> Iterator[tuple[Sequence[int], Result]]:
     """Sample by a plan in batches; yield the seeds and the result of each batch. Arguments as for `generate`."""
     shape = required_shape(plan.denoise, shape)
-    if batch_size < 1:
-        raise InputError(f"batch_size is at least 1, got {batch_size}")
+    check_batch_size(batch_size)
     if labels is not None and len(labels) != len(seeds):
         raise InputError(f"got {counted(len(seeds), 'seed')} but {counted(len(labels), 'label')}: give one per seed")
     device = traits(plan.denoise).device or "cpu"

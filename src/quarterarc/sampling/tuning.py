@@ -37,7 +37,7 @@ FIRST_SEED = 1_000_000_000
 """Seed of the first noise that is fitted to, followed by the noise for the comparison: far from common seeds."""
 
 TRIED, ROUNDS = 3, 22  # largest number of rounds: per candidate family, and then for the better one
-FEWEST_IMAGES = 8
+FEWEST_IMAGES, MOST_IMAGES = 8, 100_000
 
 
 @overload
@@ -170,7 +170,7 @@ def _step_counts(nfes: Sequence[int], sampler: str, options: Mapping[str, Any]) 
         raise InputError(f"nfe is a whole number or a list of them, such as [5, 8, 10], got {wrong!r}")
     least = 2 * rule.evaluations
     if not nfes or min(nfes) < least:
-        given = ", ".join(map(str, nfes)) or "none"
+        given = min(nfes) if nfes else "none"
         raise InputError(
             f"{sampler} takes {rule.evaluations} evaluations per step, and one step has no angles to tune: "
             f"give an NFE of at least {least}, got {given}"
@@ -187,6 +187,7 @@ def _stored(
     fitting: Mapping[str, Any],
 ) -> Iterator[TunedGrid]:
     """Tune a run for each number of steps and store the grids beside its weights."""
+    _check_images(fitting["images"])
     checkpoint = newest_checkpoint(run)
     if not os.access(checkpoint, os.W_OK):
         raise InputError(f"{checkpoint} is read-only, and tuned grids are stored there: copy the run")
@@ -199,6 +200,11 @@ def _stored(
             yield tuned
 
     return tuned_grids()
+
+
+def _check_images(images: int) -> None:
+    if not FEWEST_IMAGES <= images <= MOST_IMAGES:
+        raise InputError(f"tuning takes at least {FEWEST_IMAGES} images and at most {MOST_IMAGES:,}, got {images}")
 
 
 def _chooses(sampler: str) -> InputError:
@@ -220,8 +226,7 @@ def _tuned(
     families = _families(denoise, steps, sampler, options, shape, weights)
     if steps < 2:
         raise InputError(f"one step has no angles to tune: take at least 2, got {steps}")
-    if images < FEWEST_IMAGES:
-        raise InputError(f"tuning takes at least {FEWEST_IMAGES} images, got {images}")
+    _check_images(images)
     device, classes = traits(denoise).device or "cpu", traits(denoise).classes
     labels = torch.arange(images, device=device) % classes if classes else None
     untuned = families[0].chosen

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias, 
 import yaml
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
+from ..common import limits
 from ..common.errors import InputError
 from ..common.plain_yaml import PlainDumper
 from ..common.sections import Section
@@ -29,6 +30,7 @@ __all__ = ["Recipe", "differences", "expand"]
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
+Width = Annotated[int, Field(ge=1, le=limits.LARGEST_WIDTH)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 LONGEST_WARMUP = 5000
@@ -40,7 +42,7 @@ class ScheduleSpec(Section):
 
     name: str = "arc"
     """A registered name, or an import path `package.module:function`."""
-    steps: Positive = 1000
+    steps: Annotated[int, Field(ge=1, le=limits.LONGEST_SCHEDULE)] = 1000
     """T, the number of training steps of the schedule."""
 
 
@@ -55,11 +57,11 @@ class NetworkSpec(Section):
     """`unet`, another registered name, or an import path `package.module:Class` of a torch.nn.Module."""
     arguments: dict[str, Any] = Field(default_factory=dict)
     """Arguments of another module's constructor, or further ones of the U-Net; JSON types."""
-    channels: Positive = 128
+    channels: Width = 128
     """U-Net: width of the first level."""
-    multipliers: tuple[Positive, ...] = (1, 2, 2, 2)
+    multipliers: Annotated[tuple[Width, ...], Field(max_length=limits.MOST_LEVELS)] = (1, 2, 2, 2)
     """U-Net: width of each level as a multiple of `channels`."""
-    blocks: Positive = 2
+    blocks: Annotated[int, Field(ge=1, le=limits.MOST_BLOCKS)] = 2
     """U-Net: residual blocks per level on the way down; one more on the way up."""
     attention: tuple[Positive, ...] | Literal["auto"] = "auto"
     """U-Net: resolutions with self-attention, in pixels. `auto`: the largest resolution of at most 16 pixels."""
@@ -174,9 +176,9 @@ class EMASpec(Section):
 class TrainingSpec(Section):
     """Length of the run, batches, precision, and how often files are written."""
 
-    steps: Positive = 100_000
+    steps: Annotated[int, Field(ge=1, le=limits.MOST_STEPS)] = 100_000
     """Optimiser steps of the whole run."""
-    batch: Positive = 128
+    batch: Annotated[int, Field(ge=1, le=limits.LARGEST_BATCH)] = 128
     """Images per optimiser step, over all processes and accumulated parts."""
     accumulate: Positive = 1
     """Parts that a process divides its share of the batch into, to save memory."""
@@ -196,7 +198,7 @@ class TrainingSpec(Section):
     """Number of checkpoints kept, the newest ones."""
     sample_every: Positive = 5000
     """Steps per contact sheet of sampled images."""
-    sample_count: Positive = 64
+    sample_count: Annotated[int, Field(ge=1, le=limits.LARGEST_SHEET)] = 64
     """Images per contact sheet."""
 
 

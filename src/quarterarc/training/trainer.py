@@ -44,6 +44,7 @@ from . import ema
 from .batches import Batch, Batches, part_size
 from .learning_rate import factor_at
 from .log import LOGGED, Log, Pending
+from .memory import check_memory, what_to_lower
 from .network import recipe_network
 from .recipe import Recipe
 from .soundness import unsound
@@ -91,7 +92,9 @@ class Trainer:
         self.recipe, self.run, self.accelerator = recipe, run, accelerator
         self.progress = progress and accelerator.is_main_process
         settings = recipe.training
-        part_size(recipe, accelerator.num_processes)  # this and the next lines raise before any data is read
+        # this and the next lines raise before any data is read
+        self.part = part_size(recipe, accelerator.num_processes)
+        check_memory(recipe, self.part, accelerator.device)
         NETWORKS.lookup(recipe.network.name)
         table = named_schedule(recipe.schedule.name, recipe.schedule.steps)
         head = named_head(recipe.head, table)
@@ -332,14 +335,7 @@ class Trainer:
 
     def _size(self) -> str:
         """The batch and the image size, for messages about memory."""
-        settings, data = self.recipe.training, self.recipe.data
-        parts = self.accelerator.num_processes * settings.accumulate
-        return (
-            f"training.batch={settings.batch} in {counted(parts, 'part')} of "
-            f"{counted(settings.batch // parts, 'image')} of {data.height}x{data.width} pixels on "
-            f"{self.accelerator.device}: lower training.batch, raise training.accumulate, or choose a smaller "
-            "network.channels or data.size"
-        )
+        return what_to_lower(self.recipe, self.part, self.accelerator.device)
 
 
 def is_open(images: object) -> TypeGuard[ImageData]:
