@@ -300,7 +300,7 @@ def sound_lmdb() -> bytes:
         for step in range(3):
             with environment.begin(write=True) as transaction:
                 for number in range(120):
-                    value = large[number % len(large)] if number % 10 == 0 else images["png"][number % 5][1][:1200]
+                    value = large[number % len(large)] if number % 10 == 0 else images["png"][number % 5][1]
                     transaction.put(b"%08d" % number + b"k" * (8 * (number % 40)), value)
                 if step:
                     transaction.delete(b"%08d" % step + b"k" * (8 * step))

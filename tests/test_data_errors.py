@@ -278,16 +278,13 @@ def test_an_unreachable_hub_suggests_a_local_copy(monkeypatch: pytest.MonkeyPatc
     assert "without a network, give a local copy as the source: its *.parquet files" in message
 
 
-@pytest.mark.parametrize(
-    ("module", "extra"), [("pyarrow.parquet", "datasets"), ("lmdb", "lmdb"), ("datasets", "datasets")]
-)
+@pytest.mark.parametrize(("module", "extra"), [("pyarrow.parquet", "datasets"), ("datasets", "datasets")])
 def test_a_missing_extra_has_its_install_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, extra: str
 ) -> None:
     write_parquet(tmp_path / "a.parquet")
-    write_lmdb(tmp_path / "db", {b"a": encode(patch(0))})
     monkeypatch.setitem(sys.modules, module, None)
-    sources = {"pyarrow.parquet": str(tmp_path / "a.parquet"), "lmdb": str(tmp_path / "db"), "datasets": "hub:a/b"}
+    sources = {"pyarrow.parquet": str(tmp_path / "a.parquet"), "datasets": "hub:a/b"}
     assert f"is not installed: pip install 'quarterarc[{extra}]'" in message_of(sources[module])
 
 

@@ -33,7 +33,7 @@ from ..common.errors import InputError
 from ..storage.files import read_regular
 from .spec import DataSpec
 
-__all__ = ["ENDINGS", "FORMATS", "BadImage", "Encoded", "Pixels", "read_file", "read_pixels", "shape_of"]
+__all__ = ["ENDINGS", "FORMATS", "BadImage", "Encoded", "Pixels", "read_file", "read_pixels", "shape_of", "too_large"]
 
 Encoded: TypeAlias = bytes | Image.Image
 """The return type of `Source.read`: the bytes of an image file, or a Pillow image."""
@@ -79,11 +79,20 @@ def read_file(path: str | Path, name: str, most: int = 0) -> bytes:
         BadImage: if the file is larger, is a FIFO, a device or a socket, or cannot be read.
     """
     try:
+        if most and (size := os.stat(path).st_size) > most and Path(path).is_file():
+            raise too_large(name, size, most)
         return read_regular(path, most)
     except MemoryError:
         raise InputError(f"out of memory while reading {name}: free memory, or replace the file") from None
     except OSError as error:
         raise BadImage(name, error.strerror or str(error)) from error
+
+
+def too_large(name: str, size: int, most: int) -> BadImage:
+    """The error of an encoded image of more bytes than `DataSpec.max_bytes`."""
+    return BadImage(
+        name, f"it has {size:,} bytes, more than the {most:,} that data.max_pixels allows; raise that to use it"
+    )
 
 
 def read_pixels(encoded: Encoded, spec: DataSpec, name: str) -> Pixels:

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import os
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
-from weakref import WeakValueDictionary
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from ..common.errors import InputError
-from ..common.optional import need
-from ..storage.files import check_regular
-from .decode import ENDINGS, BadImage, Encoded, read_file
+from .decode import ENDINGS, BadImage, Encoded, read_file, too_large
+from .lmdb_file import DamagedLmdb, LmdbFile
 from .spec import DataSpec
 
 __all__ = ["DigitSource", "FolderSource", "Labels", "LmdbSource", "Source", "check_no_split", "digest"]
@@ -109,7 +108,7 @@ class FolderSource:
     def __init__(self, spec: DataSpec, folder: Path) -> None:
         self.what = f"folder {folder}"
         check_no_split(spec, self.what)
-        self._folder = folder
+        self._folder, self._most = folder, spec.max_bytes
         self.class_names: tuple[str, ...] = ()
         files = sorted(files_under(folder, ENDINGS))
         if not files:
@@ -126,7 +125,7 @@ class FolderSource:
 
     def read(self, number: int) -> Encoded:
         name = self.name(number)
-        return read_file(name, name)
+        return read_file(name, name, self._most)
 
     def _read_labels(self, files: Sequence[str]) -> Labels:
         """Labels by first-level subfolder; the classes are those of all files, also beyond the limit."""
@@ -193,16 +192,22 @@ class LmdbSource:
         if spec.labels:
             raise InputError(f"{self.what} has no labels; train without labels")
         self.labels: Labels | None = None
-        self._lmdb = need("lmdb", "lmdb", "reading an LMDB folder")
+        self._most = spec.max_bytes
+        starts, sizes = array("q"), array("q")
         try:
-            check_regular(folder / "data.mdb")
-            self._environment = _environment(folder.resolve(), self._lmdb)
-            with self._environment.begin() as transaction:
-                keys = transaction.cursor().iternext(keys=True, values=False)
-                self._keys = _Strings(islice(keys, spec.limit))
-        except (self._lmdb.Error, OSError) as error:
+            self._file = LmdbFile(folder / "data.mdb")
+
+            def keys() -> Iterator[bytes]:
+                for key, start, size in islice(self._file.entries(), spec.limit):
+                    starts.append(start)
+                    sizes.append(size)
+                    yield key
+
+            self._keys = _Strings(keys())
+        except (DamagedLmdb, OSError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise InputError(f"cannot read {self.what}: {reason}; is data.mdb complete?") from error
+            raise InputError(f"cannot read {self.what}: {reason}; copy data.mdb again") from error
+        self._starts, self._sizes = np.asarray(starts), np.asarray(sizes)
         self.count = len(self._keys)
         if self.count == 0:
             raise InputError(f"{self.what} is empty")
@@ -214,38 +219,13 @@ class LmdbSource:
         return f"{self.what} key {self._keys[number].decode(errors='replace')}"
 
     def read(self, number: int) -> Encoded:
+        size = int(self._sizes[number])
+        if size > self._most:
+            raise too_large(self.name(number), size, self._most)
         try:
-            with self._environment.begin() as transaction:
-                value = transaction.get(self._keys[number])
-        except self._lmdb.Error as error:
-            raise BadImage(self.name(number), str(error)) from error
-        if value is None:
-            raise BadImage(self.name(number), "the key has gone")
-        return bytes(value)
-
-
-_ENVIRONMENTS: WeakValueDictionary[Path, Any] = WeakValueDictionary()
-
-
-def _environment(folder: Path, lmdb: Any) -> Any:
-    """The environment of a folder. A process may open an LMDB only once, so sources of the same folder share it.
-
-    Raises:
-        InputError: for a file shorter than its own last page, where reading would end the process (SIGBUS).
-    """
-    environment = _ENVIRONMENTS.get(folder)
-    if environment is None:
-        environment = lmdb.open(
-            str(folder), readonly=True, lock=False, readahead=False, create=False, max_spare_txns=64
-        )
-        size = (folder / "data.mdb").stat().st_size
-        expected = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
-        if size < expected:
-            raise InputError(
-                f"{folder / 'data.mdb'} is truncated: it has {size:,} of {expected:,} bytes; copy it again"
-            )
-        _ENVIRONMENTS[folder] = environment
-    return environment
+            return self._file.read(int(self._starts[number]), size)
+        except (DamagedLmdb, OSError) as error:
+            raise BadImage(self.name(number), getattr(error, "strerror", None) or str(error)) from error
 
 
 class _Strings:

@@ -52,7 +52,8 @@ class DataSpec(Section):
     """Skip images that cannot be read or are smaller than the crop box, instead of raising an error."""
     max_pixels: PositiveInt = 2**26
     """The largest image that is decoded, in pixels as stored, checked before decoding; larger ones are unusable images.
-    All worker threads together decode at most 4 * `max_pixels` at a time. A pixel takes up to 64 bytes meanwhile."""
+    All worker threads together decode at most 4 * `max_pixels` at a time. A pixel takes up to 64 bytes meanwhile. An
+    encoded image of more than 8 * `max_pixels` bytes and 16 MB is not read."""
     limit: PositiveInt | None = None
     """Use only the first `limit` images of the source; skipped ones count."""
     memory: Literal["auto", "memory", "stream"] = "auto"
@@ -60,6 +61,11 @@ class DataSpec(Section):
     instead of downloaded. `auto`: `memory` if the pixels fit `memory_limit_gb`, otherwise on demand."""
     memory_limit_gb: Annotated[float, Field(gt=0)] = 4.0
     """Limit of `auto`: images * channels * height * width bytes, in units of 1e9 bytes."""
+
+    @property
+    def max_bytes(self) -> int:
+        """Bytes of the largest encoded image that is read: 8 per pixel, as of uncompressed 16-bit RGBA, and 16 MB."""
+        return 8 * self.max_pixels + 2**24
 
     @property
     def height(self) -> int:
