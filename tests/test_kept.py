@@ -14,10 +14,14 @@ import torch
 import yaml
 
 from quarterarc.common.errors import InputError
+from quarterarc.evaluation.image_files import open_set
+from quarterarc.sampling.folders import write_samples
+from quarterarc.sampling.plans import Sampling
 from quarterarc.sampling.tuned_grids import TunedGrid, read_tuned, write_tuned
 from quarterarc.storage.checkpoints import load
 from quarterarc.storage.checksums import DamagedFile
 from quarterarc.storage.files import replace_file
+from quarterarc.storage.pictures import write_png
 from quarterarc.storage.runs import checkpoints
 from quarterarc.training.api import train
 from quarterarc.training.recipe_text import read_recipe
@@ -195,6 +199,54 @@ def test_what_the_message_about_a_divergence_advises_is_accepted(field: str, cop
     changes = copied / "changes.jsonl"
     recorded = [json.loads(line) for line in changes.read_text().splitlines()] if changes.exists() else []
     assert [(change["step"], change["field"]) for change in recorded] == ([] if "steps" in field else [(6, name)])
+
+
+# --- sample folders ----------------------------------------------------------------------------------------------
+
+
+def test_damaged_samples_are_made_again_and_other_files_stay(
+    tiny_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    denoise, request, out = load(tiny_run), Sampling("euler", 2), tmp_path / "out"
+    write_samples(denoise, out, range(8), request, batch_size=1)
+    good = {path.name: path.read_bytes() for path in out.glob("0*.png")}
+    os.truncate(out / "000001.png", 30)
+    os.truncate(out / "000002.png", 0)
+    write_png(out / "000003.png", torch.zeros(1, 4, 4, dtype=torch.uint8))
+    write_png(out / "000004.png", torch.zeros(3, 8, 8, dtype=torch.uint8))
+    flip(out / "000005.png", 45)
+    (out / "000006.png").write_bytes(good["000006.png"] + b"more")
+    others = {name: out / name for name in ("notes.txt", "photo.png", "1.png")}
+    for name, path in others.items():
+        path.write_text(name)
+    with caplog.at_level(logging.WARNING, "quarterarc"):
+        about = write_samples(denoise, out, range(8), request, batch_size=1)
+    assert {path.name: path.read_bytes() for path in out.glob("0*.png")} == good
+    assert "6 images damaged or of another size (seeds 1-6), sampled again" in caplog.text
+    assert "also holds 3 other files, which stay: 1.png, notes.txt, photo.png" in caplog.text
+    assert about is not None
+    assert (about["count"], about["seeds"]) == (8, "0-7")
+    assert {name: path.read_text() for name, path in others.items()} == {name: name for name in others}
+    assert open_set(out).count == 8
+    os.truncate(out / "000007.png", 30)
+    about = write_samples(denoise, out, range(2), request)
+    assert "1 image damaged or of another size (seeds 7), left out of samples.json" in caplog.text
+    assert about is not None
+    assert about["seeds"] == "0-6"
+
+
+def test_images_are_on_the_disk_before_samples_json_calls_them_complete(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed = set[str]()
+
+    def flush(path: Path) -> None:
+        assert "true" not in (tmp_path / "samples.json").read_text()
+        flushed.add(path.name)
+
+    monkeypatch.setattr("quarterarc.sampling.folders.flush", flush)
+    write_samples(load(tiny_run), tmp_path, range(3), Sampling("euler", 2))
+    assert flushed == {"000000.png", "000001.png", "000002.png", "contact-sheet.png", tmp_path.name}
 
 
 # --- permissions -------------------------------------------------------------------------------------------------

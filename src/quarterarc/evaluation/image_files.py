@@ -6,7 +6,7 @@ import math
 import zipfile
 from collections import deque
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import IO, Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from ..data.loading import open_data, open_source
 from ..data.memory import MEMORY
 from ..data.sources import Labels, Source, digest
 from ..data.spec import DataSpec
-from ..sampling.folders import LABELS, SHEETS
+from ..sampling.folders import LABELS, is_sample
 from ..storage.files import read_json
 from .sets import batch_rows
 
@@ -190,7 +190,8 @@ def _shape_text(shape: Shape) -> str:
 def open_set(source: str | Path, limit: int | None = None, split: str = "train") -> ImageSet:
     """The images of a folder, an npz, or another source of `quarterarc.data.open_data`, at their own size.
 
-    The contact sheet of a sample folder is left out, and `samples.json` gives `ImageSet.sampling`.
+    Of a sample folder only the samples are used, not the contact sheet or other images, and `samples.json` gives
+    `ImageSet.sampling`.
 
     Args:
         source: a path or a name.
@@ -207,8 +208,8 @@ def open_set(source: str | Path, limit: int | None = None, split: str = "train")
     opened = open_source(spec)
     if not (path / "samples.json").is_file():
         return _at_own_size(opened, spec, range(opened.count)[:limit])
-    sheets = {str(path / name) for name in SHEETS}
-    numbers = [number for number in range(opened.count) if opened.name(number) not in sheets][:limit]
+    names = [PurePath(opened.name(number)) for number in range(opened.count)]
+    numbers = [number for number, name in enumerate(names) if name.parent == path and is_sample(name.name)][:limit]
     return _at_own_size(opened, spec, numbers, _read_sampling(path))
 
 

@@ -1,12 +1,15 @@
 """Sample folders: one PNG per seed, a contact sheet, and samples.json with the settings of the sampling.
 
-Image files appear under their names only when complete, so an interrupted folder continues where it stopped.
+Image files appear under their names only when complete, so an interrupted folder continues where it stopped. Before
+samples.json calls a folder complete, its images are on the disk; those that a power failure or a copy has damaged are
+sampled again.
 """
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -18,18 +21,20 @@ from ..common.devices import Processes, processes
 from ..common.errors import InputError
 from ..common.limits import check_batch_size
 from ..common.progress import progress_bar
-from ..common.text import ranges
+from ..common.text import counted, ranges
 from ..data.pixels import to_uint8
-from ..denoiser import Denoise, traits
+from ..denoiser import Denoise, required_shape, traits
 from ..samplers import current_options
-from ..storage.files import make_folder, read_json, write_json
-from ..storage.pictures import contact_sheet, read_png, write_png
+from ..storage.files import flush, is_temporary, make_folder, read_json, write_json
+from ..storage.pictures import contact_sheet, is_whole_png, read_png, write_png
 from ..storage.runs import LOCK, locked
 from .generation import batches, check_finite
 from .plans import Plan, Sampling, check_labels, labels_in_turn
 from .trajectories import IN_SHEET
 
-__all__ = ["LABELS", "SHEETS", "write_samples"]
+__all__ = ["LABELS", "SHEETS", "is_sample", "write_samples"]
+
+logger = logging.getLogger("quarterarc")
 
 ABOUT, SHEET = "samples.json", "contact-sheet.png"
 SHEETS = (SHEET, "grid.png")
@@ -52,6 +57,8 @@ def write_samples(
     progress: bool = True,
 ) -> dict[str, Any] | None:
     """Sample to a folder in bounded memory, skipping the seeds that are already there; processes share the seeds.
+
+    Images that are incomplete, damaged or of another size are sampled again. Other files stay; the log names them.
 
     Args:
         denoise: a denoiser that declares the shape of its images.
@@ -95,7 +102,7 @@ def _write(
     progress: bool,
 ) -> dict[str, Any] | None:
     """Sample to a folder that the first process has locked; arguments and result as for `write_samples`."""
-    if not plan.exact and any(out.glob("*.png")):
+    if not plan.exact and _seeds_in(out):
         raise InputError(
             f"{out} holds images, and the settings of the sampler {plan.name} cannot be compared with theirs: give "
             "another --out"
@@ -104,10 +111,11 @@ def _write(
     label_of = dict(zip(seeds, labels_in_turn(labels, len(seeds)) or (), strict=labels is not None))
     _check_same_labels(out, classes, label_of)
     classes |= label_of
-    process.wait()  # no process writes before every process has checked
+    # no process writes before every process has checked
+    whole = process.from_first(set() if process.rank else _whole(out, seeds, required_shape(plan.denoise)))
     if process.rank == 0:
-        _describe(out, settings, complete=False, classes=classes)
-    mine = [seed for seed in seeds[process.rank :: process.count] if not (out / _name(seed)).exists()]
+        _describe(out, settings, whole, complete=False, classes=classes)
+    mine = [seed for seed in seeds[process.rank :: process.count] if seed not in whole]
     results = batches(
         plan,
         mine,
@@ -125,6 +133,7 @@ def _write(
             # a batch is written before the next one is sampled: memory stays bounded, and finished images are kept
             list(writers.map(write_png, (out / _name(seed) for seed in part), pixels))
             bar.update(len(part))
+        list(writers.map(flush, (out / _name(seed) for seed in mine)))
     seconds = time.perf_counter() - started
     if mine:
         mean = evaluations / len(mine)
@@ -134,9 +143,11 @@ def _write(
         return None
     first = torch.stack([read_png(out / _name(seed)) for seed in seeds[:IN_SHEET]])
     write_png(out / SHEET, contact_sheet(first))
+    flush(out / SHEET)
+    flush(out)  # the names of the images
     speed = {"images_per_second": round(len(mine) * process.count / seconds, 2)} if mine else {}
     device = str(traits(denoise).device or "cpu")
-    return _describe(out, settings, complete=True, classes=classes, nfe=nfe, device=device, **speed)
+    return _describe(out, settings, whole | {*seeds}, complete=True, classes=classes, nfe=nfe, device=device, **speed)
 
 
 @contextmanager
@@ -145,7 +156,7 @@ def _removed_on_error(out: Path, existed: bool) -> Iterator[None]:
     try:
         yield
     except InputError:
-        if not any(out.glob("*.png")):
+        if not _seeds_in(out):
             (out / ABOUT).unlink(missing_ok=True)
             if not existed:
                 (out / LOCK).unlink(missing_ok=True)
@@ -164,7 +175,7 @@ def _check_same(out: Path, settings: Mapping[str, Any]) -> tuple[float | None, d
     Raises:
         InputError: if the images have other settings or an unknown origin.
     """
-    if (out / ABOUT).is_file() and any(out.glob("*.png")):
+    if (out / ABOUT).is_file() and _seeds_in(out):
         before = read_json(out / ABOUT)
         if not isinstance(before, dict):
             raise InputError(f"{out / ABOUT} does not hold the settings of its images: give another --out")
@@ -175,7 +186,7 @@ def _check_same(out: Path, settings: Mapping[str, Any]) -> tuple[float | None, d
         if changed:
             raise InputError(f"{out} holds samples with other settings ({', '.join(changed)}): give another --out")
         return before.get("nfe"), _recorded_labels(out, before)
-    if any(out.glob("*.png")):
+    if _seeds_in(out):
         raise InputError(f"{out} holds images but no {ABOUT}: give an empty folder as --out")
     return None, {}
 
@@ -206,7 +217,34 @@ def _check_same_labels(out: Path, before: Mapping[int, int], label_of: Mapping[i
 
 def _seeds_in(out: Path) -> list[int]:
     """The seeds of the images in a folder, ascending."""
-    return sorted(int(path.stem) for path in out.glob("*.png") if path.stem.isdigit())
+    return sorted(int(path.stem) for path in out.glob("*.png") if is_sample(path.name))
+
+
+def is_sample(name: str) -> bool:
+    """Whether a file has the name of a sample, 000007.png."""
+    stem = name.removesuffix(".png")
+    return stem.isdecimal() and stem.isascii() and name == _name(int(stem))
+
+
+def _whole(out: Path, seeds: Sequence[int], shape: Sequence[int]) -> set[int]:
+    """The seeds of the images in a folder that are complete; the log names the other ones, and other files."""
+    present = _seeds_in(out)
+    with ThreadPoolExecutor(4) as readers:
+        good = readers.map(lambda seed: is_whole_png(out / _name(seed), shape), present)
+        whole = {seed for seed, complete in zip(present, good, strict=True) if complete}
+    for bad, then in (
+        (sorted({*present} & {*seeds} - whole), "sampled again"),
+        (sorted({*present} - {*seeds} - whole), f"left out of {ABOUT}: sample these seeds again"),
+    ):
+        if bad:
+            number = counted(len(bad), "image")
+            logger.warning("%s: %s damaged or of another size (seeds %s), %s", out, number, ranges(bad), then)
+    own = {ABOUT, LOCK, *SHEETS}
+    other = sorted(p.name for p in out.iterdir() if not (p.name in own or is_sample(p.name) or is_temporary(p)))
+    if other:
+        names = ", ".join(other[:3]) + (", ..." if len(other) > 3 else "")
+        logger.warning("%s also holds %s, which stay: %s", out, counted(len(other), "other file"), names)
+    return whole
 
 
 def _current(settings: dict[str, Any]) -> dict[str, Any]:
@@ -219,9 +257,9 @@ def _current(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _describe(
-    out: Path, settings: Mapping[str, Any], complete: bool, classes: Mapping[int, int], **results: Any
+    out: Path, settings: Mapping[str, Any], made: Set[int], complete: bool, classes: Mapping[int, int], **results: Any
 ) -> dict[str, Any]:
-    seeds = _seeds_in(out)
+    seeds = sorted(made)
     value = {**settings, "complete": complete, "count": len(seeds), "seeds": ranges(seeds), **results}
     if classes:  # before the first image also the labels of the images to come, in case this process is killed
         value[LABELS] = {str(seed): classes[seed] for seed in (seeds if complete else sorted(classes))}

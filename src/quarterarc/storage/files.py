@@ -18,6 +18,7 @@ from ..common.errors import InputError
 __all__ = [
     "check_regular",
     "check_writable",
+    "flush",
     "is_temporary",
     "make_folder",
     "read_json",
@@ -75,7 +76,7 @@ def replace_file(path: Path, durable: bool = True) -> Iterator[Path]:
         with suppress(OSError):  # there is none yet, or a file system without permissions
             shutil.copymode(path, temporary)
         if durable:
-            _flush(temporary)
+            flush(temporary)
         os.replace(temporary, path)
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from None
@@ -95,10 +96,10 @@ def replace_folder(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         for entry in temporary.iterdir():
-            _flush(entry)
-        _flush(temporary)
+            flush(entry)
+        flush(temporary)
         os.rename(temporary, path)
-        _flush(path.parent)
+        flush(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -176,7 +177,7 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}")
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Flush a file, or the names in a folder, to disk: a rename may otherwise reach the disk before the content."""
     handle = os.open(path, os.O_RDONLY)
     try:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import struct
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..common.errors import InputError
-from .files import replace_file
+from .files import read_regular, replace_file
 
-__all__ = ["contact_sheet", "read_png", "to_picture", "write_png"]
+__all__ = ["contact_sheet", "is_whole_png", "read_png", "to_picture", "write_png"]
 
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
@@ -34,7 +37,7 @@ def to_picture(pixels: Tensor) -> Image.Image:
 
 
 def write_png(path: Path, pixels: Tensor) -> None:
-    """Write uint8 pixels, shape (C, H, W), as a PNG file, atomically.
+    """Write uint8 pixels, shape (C, H, W), as a PNG file, atomically; `files.flush` makes it durable.
 
     Raises:
         InputError: for another data type or shape.
@@ -50,6 +53,32 @@ def read_png(path: Path) -> Tensor:
     with Image.open(path) as picture:
         array = np.array(picture)
     return torch.from_numpy(array[:, :, None] if array.ndim == 2 else array).permute(2, 0, 1)
+
+
+_COLOURS = {1: 0, 2: 4, 3: 2, 4: 6}
+"""The colour type in the header of a PNG file, by channels."""
+
+
+def is_whole_png(path: Path, shape: Sequence[int]) -> bool:
+    """Whether a file is a complete PNG of 8 bits and shape (C, H, W), by its header and checksums, without decoding."""
+    try:
+        content = read_regular(path)
+    except OSError:
+        return False
+    channels, height, width = shape
+    header = struct.pack(">4sIIBB", b"IHDR", width, height, 8, _COLOURS[channels])
+    if content[:8] != b"\x89PNG\r\n\x1a\n" or content[12:26] != header:
+        return False
+    place = 8
+    while place + 12 <= len(content):
+        (length,) = struct.unpack_from(">I", content, place)
+        end = place + 12 + length
+        if content[end - 4 : end] != struct.pack(">I", zlib.crc32(content[place + 4 : end - 4])):
+            return False
+        if content[place + 4 : place + 8] == b"IEND":
+            return end == len(content)
+        place = end
+    return False
 
 
 def contact_sheet(
