@@ -30,9 +30,10 @@ from quarterarc.common.errors import InputError
 from quarterarc.data import from_memory
 from quarterarc.objectives import Losses, WeightedErrors
 from quarterarc.storage.checkpoints import load, save
-from quarterarc.storage.files import is_temporary, replace_file, replace_folder
+from quarterarc.storage.files import replace_file, replace_folder
 from quarterarc.storage.pictures import write_png
 from quarterarc.storage.runs import checkpoints, read_newest
+from quarterarc.storage.temporary import is_temporary
 from quarterarc.training import ema
 from quarterarc.training.api import train
 from quarterarc.training.batches import Batches

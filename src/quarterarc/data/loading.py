@@ -16,6 +16,7 @@ from ..common.errors import InputError
 from ..common.progress import progress_bar
 from ..common.text import counted
 from ..storage.files import replace_file
+from ..storage.locks import waiting_lock
 from .decode import ENDINGS
 from .images import ImageData, MappedImages, MemoryImages, decode_all
 from .memory import MEMORY, TensorSource, memory_source, memory_spec
@@ -232,12 +233,10 @@ def _map(source: Source, spec: DataSpec, device: torch.device, cache: Path, prog
 
 def _find_bad(source: Source, spec: DataSpec, cache: Path, progress: bool) -> dict[int, str]:
     """The unusable images, from the cache or by decoding all; concurrent processes wait for the first one."""
-    from filelock import FileLock
-
     note = cache / "checked" / f"{digest(source.identity, spec.crop, spec.max_pixels)}.json"
     try:
         note.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{note}.lock"):
+        with waiting_lock(note):
             if note.exists():
                 return {int(number): reason for number, reason in json.loads(note.read_text()).items()}
             with progress_bar(source.count, "image", f"checking {source.what}", progress) as bar:

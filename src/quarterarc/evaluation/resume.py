@@ -10,6 +10,7 @@ from pathlib import Path
 from ..common.devices import processes
 from ..common.errors import InputError
 from ..storage.files import make_folder
+from ..storage.temporary import is_temporary, sweep
 
 __all__ = ["partial_results"]
 
@@ -46,10 +47,16 @@ def partial_results(out: Path | None, suffix: str) -> Iterator[Path | None]:
 
 def _claim(folder: Path) -> None:
     """Create and mark the folder; InputError for one with content that is not marked."""
-    if folder.exists() and not (folder / _MARK).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and not (folder / _MARK).is_file() and _has_content(folder):
         raise InputError(
             f"{folder} would hold partial results, but exists already and is not quarterarc's: rename or remove it, or "
             "choose another file (--out)"
         )
     make_folder(folder)
     (folder / _MARK).touch()
+    sweep(folder, *folder.iterdir())
+
+
+def _has_content(folder: Path) -> bool:
+    """Whether something is in a folder, or it is a file; temporary files of a killed process do not count."""
+    return not folder.is_dir() or not all(map(is_temporary, folder.iterdir()))

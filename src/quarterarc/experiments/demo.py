@@ -29,6 +29,7 @@ from ..sampling.trajectories import sample, trajectory
 from ..storage.checkpoints import hash_of, load
 from ..storage.files import make_folder, write_json
 from ..storage.pictures import contact_sheet, write_png
+from ..storage.temporary import sweep
 from ..training.api import train
 from ..training.log import read_log
 from ..training.recipe import Recipe
@@ -131,8 +132,10 @@ def _compare(denoise: Denoiser, out: Path) -> list[dict[str, Any]]:
     results = {name: sample(denoise, start, name, steps, seeds=seeds) for name, steps in COMPARED}
     reference = results[COMPARED[-1][0]].images
     rows = []
+    folder = make_folder(out / "compare")
+    sweep(folder)
     for name, steps in COMPARED:
-        picture = make_folder(out / "compare") / f"{name}.png"
+        picture = folder / f"{name}.png"
         write_png(picture, contact_sheet(to_uint8(results[name].images), columns=ROWS, size=48, smooth=True))
         row = {"sampler": name, "steps": steps, "nfe": results[name].nfe, "picture": picture}
         rows.append({**row, "distance": round(_distance(results[name].images, reference), 4)})

@@ -16,7 +16,6 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 
 from ..common.devices import processes
 from ..common.hashes import short_hash
@@ -31,6 +30,8 @@ from ..evaluation.references import Reference, read_statistics, save_statistics
 from ..evaluation.sets import BatchSet
 from ..storage.checkpoints import load
 from ..storage.files import make_folder, read_json, write_json
+from ..storage.locks import waiting_lock
+from ..storage.temporary import sweep
 from ..training.api import train
 from ..training.trainer import Diverged
 from .arms import Arm
@@ -107,6 +108,11 @@ class Lab:
                 fingerprint=self.data.fingerprint,
             )
 
+    def sweep(self) -> None:
+        """Delete what killed processes have left in the cache; arms are swept when they are trained."""
+        sweep(*(self.cache / name for name in ("arms", "cells", "references", "classifiers")))
+        sweep(*(self.cache / "features").glob("*/*"))
+
     # --- arms --------------------------------------------------------------------------------------------------------
 
     def denoiser(self, arm: Arm, seed: int) -> Denoiser | str:
@@ -166,7 +172,7 @@ def exclusive(path: Path) -> Iterator[None]:
         yield
         return
     make_folder(path.parent)
-    with FileLock(path.with_name(f".{path.name}.lock")):
+    with waiting_lock(path):
         yield
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..common.devices import processes
 from ..storage.files import make_folder, read_json, replace_folder, write_json
+from ..storage.temporary import remove_folder
 from .cells import Cell
 from .lab import Lab, exclusive, only_warnings
 from .measures import MEASURES, WRAPPERS
@@ -68,6 +69,8 @@ def _new_folder(folder: Path) -> Iterator[Path]:
         yield folder
         return
     make_folder(folder.parent)
+    if folder.exists() and not (folder / "cell.json").is_file():
+        remove_folder(folder)  # it was deleted in part
     try:
         with replace_folder(folder) as beside:
             yield beside

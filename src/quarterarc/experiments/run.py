@@ -20,6 +20,7 @@ from ..common.hashes import short_hash
 from ..common.progress import progress_bar
 from ..common.text import counted
 from ..storage.files import make_folder, read_json, write_json
+from ..storage.temporary import is_temporary, sweep
 from .arms import decisive
 from .base import Experiment, Measurements
 from .lab import Lab
@@ -70,6 +71,7 @@ def run_experiment(
         )
     if first:
         _reserve_folder(out, experiment, lab.scale)
+        lab.sweep()
     work = jobs_of(experiment.cells(lab.scale, seeds))
     if any(cell.measure == "quality" for job in work for cell in job.cells):
         _ = lab.extractor, lab.reference  # missing weights or data raise before hours of training
@@ -109,9 +111,9 @@ def _reserve_folder(out: Path, experiment: Experiment, scale: Scale) -> None:
                 f"{out} holds another experiment: its {different} is '{recorded.get(different)}', expected "
                 f"'{identity[different]}': give another --out"
             )
-    elif out.is_dir() and any(out.iterdir()):
+    elif out.is_dir() and not all(map(is_temporary, out.iterdir())):
         raise InputError(f"{out} holds other files and no {ABOUT}: give an empty folder as --out")
-    make_folder(out)
+    sweep(make_folder(out), out / "figures")
     write_json(out / ABOUT, {**identity, "complete": False})
 
 

@@ -25,9 +25,10 @@ from ..common.text import counted, ranges
 from ..data.pixels import to_uint8
 from ..denoiser import Denoise, required_shape, traits
 from ..samplers import current_options
-from ..storage.files import flush, is_temporary, make_folder, read_json, write_json
+from ..storage.files import flush, make_folder, read_json, write_json
+from ..storage.locks import LOCK, locked
 from ..storage.pictures import contact_sheet, is_whole_png, read_png, write_png
-from ..storage.runs import LOCK, locked
+from ..storage.temporary import is_temporary, sweep
 from .generation import batches, check_finite
 from .plans import Plan, Sampling, check_labels, labels_in_turn
 from .trajectories import IN_SHEET
@@ -102,6 +103,8 @@ def _write(
     progress: bool,
 ) -> dict[str, Any] | None:
     """Sample to a folder that the first process has locked; arguments and result as for `write_samples`."""
+    if process.rank == 0:
+        sweep(out, locked=True)
     if not plan.exact and _seeds_in(out):
         raise InputError(
             f"{out} holds images, and the settings of the sampler {plan.name} cannot be compared with theirs: give "
@@ -111,8 +114,8 @@ def _write(
     label_of = dict(zip(seeds, labels_in_turn(labels, len(seeds)) or (), strict=labels is not None))
     _check_same_labels(out, classes, label_of)
     classes |= label_of
-    # no process writes before every process has checked
     whole = process.from_first(set() if process.rank else _whole(out, seeds, required_shape(plan.denoise)))
+    process.wait()  # no process writes before every process has checked
     if process.rank == 0:
         _describe(out, settings, whole, complete=False, classes=classes)
     mine = [seed for seed in seeds[process.rank :: process.count] if seed not in whole]

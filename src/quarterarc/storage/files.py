@@ -5,21 +5,21 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from ..common.errors import InputError
+from .temporary import sweep_beside, temporary
 
 __all__ = [
     "check_regular",
     "check_writable",
     "flush",
-    "is_temporary",
     "make_folder",
     "read_json",
     "read_regular",
@@ -28,8 +28,6 @@ __all__ = [
     "write_json",
 ]
 
-_TEMPORARY = re.compile(r"\..+\.\d+")
-
 
 def make_folder(path: Path) -> Path:
     """Create a folder and its parents, and check that it is writable.
@@ -37,11 +35,10 @@ def make_folder(path: Path) -> Path:
     Raises:
         InputError: if it cannot be created, or is not writable.
     """
-    probe = path / f".probe-{os.getpid()}"
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=path):  # without a name, where the system has such files
+            pass
     except OSError as error:
         raise InputError(f"cannot write to the folder {path}: {error.strerror or error}") from None
     return path
@@ -70,18 +67,20 @@ def replace_file(path: Path, durable: bool = True) -> Iterator[Path]:
     Raises:
         OSError: naming `path`, if it cannot be written.
     """
-    temporary = _temporary(path)
+    beside = temporary(path)
+    if durable:
+        sweep_beside(path)
     try:
-        yield temporary
+        yield beside
         with suppress(OSError):  # there is none yet, or a file system without permissions
-            shutil.copymode(path, temporary)
+            shutil.copymode(path, beside)
         if durable:
-            flush(temporary)
-        os.replace(temporary, path)
+            flush(beside)
+        os.replace(beside, path)
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -90,23 +89,19 @@ def replace_folder(path: Path) -> Iterator[Path]:
 
     The files in it are flushed to disk before the rename. `path` itself must not exist.
     """
-    temporary = _temporary(path)
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    beside = temporary(path)
+    sweep_beside(path)
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
     try:
-        yield temporary
-        for entry in temporary.iterdir():
+        yield beside
+        for entry in beside.iterdir():
             flush(entry)
-        flush(temporary)
-        os.rename(temporary, path)
+        flush(beside)
+        os.rename(beside, path)
         flush(path.parent)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def is_temporary(path: Path) -> bool:
-    """Whether a path is a temporary one of `replace_file` or `replace_folder`, which a killed process leaves behind."""
-    return _TEMPORARY.fullmatch(path.name) is not None
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def check_regular(path: str | Path) -> os.stat_result:
@@ -155,8 +150,8 @@ def read_regular(path: str | Path, most: int = 0) -> bytes:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a value of JSON types, indented, replacing the file."""
-    with replace_file(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    with replace_file(path) as beside:
+        beside.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:
@@ -171,10 +166,6 @@ def read_json(path: Path) -> Any:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from None
     except ValueError as error:
         raise InputError(f"{path} is not JSON: {error}") from None
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}")
 
 
 def flush(path: Path) -> None:

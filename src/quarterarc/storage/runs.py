@@ -12,8 +12,7 @@ A checkpoint folder gets its name once it is complete.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,17 +20,16 @@ from ..common.errors import InputError
 
 __all__ = [
     "CONFIG",
-    "LOCK",
     "WEIGHTS",
     "checkpoint_name",
     "checkpoints",
+    "half_deleted_checkpoints",
     "is_run",
-    "locked",
     "newest_checkpoint",
     "read_newest",
 ]
 
-CONFIG, WEIGHTS, LOCK = "config.json", "model.safetensors", ".lock"
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
 Value = TypeVar("Value")
 _NAME = re.compile(r"step-(\d{8,})")
 
@@ -53,10 +51,22 @@ def is_run(path: Path) -> bool:
 
 def checkpoints(run: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
+    return [path for path in _by_step(run) if is_checkpoint(path)]
+
+
+def half_deleted_checkpoints(run: Path) -> list[Path]:
+    """The incomplete checkpoints of a run before its newest complete one; one after that is damaged."""
+    folders = _by_step(run)
+    complete = [place for place, path in enumerate(folders) if is_checkpoint(path)]
+    return [path for path in folders[: complete[-1]] if not is_checkpoint(path)] if complete else []
+
+
+def _by_step(run: Path) -> list[Path]:
+    """The folders with the name of a checkpoint, oldest first."""
     steps = [
         (int(match[1]), path) for path in (run / "checkpoints").glob("step-*") if (match := _NAME.fullmatch(path.name))
     ]
-    return [path for _, path in sorted(steps) if is_checkpoint(path)]
+    return [path for _, path in sorted(steps)]
 
 
 def newest_checkpoint(path: str | Path) -> Path:
@@ -102,29 +112,3 @@ def read_newest(path: str | Path, read: Callable[[Path], Value]) -> Value:
         except (InputError, OSError):
             if newest_checkpoint(path) == folder:
                 raise
-
-
-@contextmanager
-def locked(folder: Path, work: str = "training") -> Iterator[None]:
-    """Lock a folder for writing; the operating system releases the lock when the process ends.
-
-    Args:
-        folder: a run or sample folder.
-        work: what a process that holds the lock does, for the message.
-
-    Raises:
-        InputError: if another process has locked it.
-    """
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(folder / LOCK, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise InputError(
-            f"another process is {work} in {folder}: wait for it, or choose another folder (--out)"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()

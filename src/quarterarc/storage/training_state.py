@@ -24,11 +24,12 @@ from .. import __version__
 from ..common.errors import InputError
 from .checkpoints import FORMAT
 from .checksums import checksums_of, read_sealed, verify, write_sealed
-from .files import is_temporary, replace_folder
-from .runs import CONFIG, WEIGHTS, checkpoint_name, checkpoints
+from .files import replace_folder
+from .runs import CONFIG, WEIGHTS, checkpoint_name, checkpoints, half_deleted_checkpoints
+from .temporary import remove_folder, sweep
 from .weights import load_weights, read_weights, save_tensors
 
-__all__ = ["restore", "save", "set_aside", "sweep"]
+__all__ = ["restore", "save", "set_aside", "sweep_run"]
 
 RAW, OPTIMIZER = "raw.safetensors", "optimizer.safetensors"
 
@@ -67,7 +68,7 @@ def save(
             about = {"format": FORMAT, "quarterarc": __version__, **config}
             write_sealed(temporary / CONFIG, {**about, **checksums_of(temporary)})
     for old in checkpoints(run)[:-keep]:
-        shutil.rmtree(old)
+        remove_folder(old)
     return folder
 
 
@@ -78,16 +79,11 @@ def set_aside(damaged: Iterable[Path]) -> None:
         os.replace(folder, next(path for path in map(folder.with_name, names) if not path.exists()))
 
 
-def sweep(run: Path) -> None:
-    """Delete the temporary files and folders of a killed process; the caller must have locked the run."""
-    for folder in (run, run / "samples", run / "checkpoints"):
-        for path in [*folder.glob(".*")]:
-            if not is_temporary(path):
-                continue
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+def sweep_run(run: Path) -> None:
+    """Delete what killed processes have left in a run; the caller must have locked it."""
+    sweep(run, run / "samples", run / "checkpoints", *(run / "checkpoints").glob("step-*"), locked=True)
+    for path in half_deleted_checkpoints(run):  # as by version 0.1
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def restore(folder: Path, network: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -23,8 +23,9 @@ from ..common.memory import memory_checked
 from ..data import DataSpec, memory_spec
 from ..data.memory import MEMORY
 from ..storage.files import make_folder, replace_file
-from ..storage.runs import checkpoints, locked
-from ..storage.training_state import set_aside, sweep
+from ..storage.locks import locked
+from ..storage.runs import checkpoints
+from ..storage.training_state import set_aside, sweep_run
 from .log import check_not_lost
 from .recipe import Recipe, differences
 from .recipe_text import read_recipe, recipe_fields
@@ -111,7 +112,7 @@ def train(
             accelerator.wait_for_everyone()  # every process has restored its checkpoint
             if main:
                 set_aside(trainer.damaged)
-                sweep(run)
+                sweep_run(run)
                 _record(changes, run, trainer.step)
                 _write_recipe(chosen, run)
             accelerator.wait_for_everyone()

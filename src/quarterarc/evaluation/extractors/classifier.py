@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -30,6 +29,7 @@ from ...common.streams import Purpose, stream, torch_seed
 from ...data import DataSpec, ImageData, apply_flips, open_data, to_float
 from ...data.order import indices
 from ...storage.files import make_folder, replace_file
+from ...storage.locks import waiting_lock
 from ...storage.weights import load_weights
 from .base import Extractor, FeatureNetwork
 
@@ -247,7 +247,7 @@ def trained_classifier(
     key = short_hash([data.fingerprint, data.classes, steps, BATCH, RATE, DECAY, SMOOTHING, HELD_OUT])
     path = make_folder(folder) / f"{key}.safetensors"
     if not processes().rank:
-        with FileLock(path.with_name(f".{key}.lock")):
+        with waiting_lock(path):
             if not path.is_file():
                 train_classifier(data, path, device, progress, steps)
     processes().wait()
