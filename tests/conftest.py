@@ -99,7 +99,9 @@ def distributed(tmp_path: Path) -> Distributed:
     `accelerate launch --cpu --num_processes=2` starts a single process, so `torch.distributed.run` starts them.
     """
 
-    def call(*arguments: object, count: int = 2, use_cpu: bool = True) -> "subprocess.CompletedProcess[str]":
+    def call(
+        *arguments: object, count: int = 2, use_cpu: bool = True, fails: bool = False
+    ) -> "subprocess.CompletedProcess[str]":
         records = tmp_path / f"processes-{len([*tmp_path.glob('processes-*')])}"
         records.mkdir()
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
@@ -107,9 +109,13 @@ def distributed(tmp_path: Path) -> Distributed:
         environment = {name: value for name, value in os.environ.items() if name != "ACCELERATE_USE_CPU"}
         environment |= {"ACCELERATE_USE_CPU": "true"} if use_cpu else {"CUDA_VISIBLE_DEVICES": ""}
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path, env=environment)
-        assert done.returncode == 0, done.stderr
-        record = [json.loads((records / f"{rank}.json").read_text()) for rank in range(count)]
-        assert record == [{"status": 0, "processes": count}] * count
+        record = [json.loads(path.read_text()) for path in sorted(records.glob("*.json"))]
+        if fails:  # one process reports the error with status 2, and the launcher ends the others
+            assert done.returncode == 1, done.stderr
+            assert 2 in [entry["status"] for entry in record]
+        else:
+            assert done.returncode == 0, done.stderr
+            assert record == [{"status": 0, "processes": count}] * count
         return done
 
     return call
