@@ -1,4 +1,4 @@
-"""Processes of a distributed run: when one of them fails or is killed, all end soon, with one line, and nothing is lost."""
+"""A distributed run in which one process fails or is killed: all end soon, with one line, and nothing is lost."""
 
 from __future__ import annotations
 
