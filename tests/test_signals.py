@@ -177,6 +177,25 @@ def test_a_second_signal_ends_the_process_at_once() -> None:
     assert (done.returncode, done.stderr) == (-signal.SIGINT, b"")
 
 
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_signal_during_an_import_ends_the_process_in_the_same_way(tmp_path: Path, number: signal.Signals) -> None:
+    """Libraries turn an exception in their imports into others, or go on without it."""
+    library = f"""
+        import os
+        try:
+            os.kill(os.getpid(), {number})
+            for _ in range(9): pass
+        except BaseException as error:
+            raise ImportError("half of it") from error
+    """
+    (tmp_path / "torch.py").write_text(textwrap.dedent(library))
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    command = [sys.executable, "-m", "quarterarc", "sample", "run", "--out", "made"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONPATH": path})
+    assert (done.returncode, done.stdout) == (128 + number, "")
+    assert done.stderr == f"quarterarc: stopped by {number.name}: run the same command again to continue\n"
+
+
 def test_a_signal_during_the_last_step_stops_what_follows_training(
     tmp_path: Path, tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 
 from .. import __version__
@@ -69,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
-        with stopping_in_order():
+        with stopping_in_order(None if arguments is not None else partial(_print_stopped, command)):
             _end_with_launcher()
             status = int(parsed.run(parsed) or 0)
             finish_output()
@@ -91,9 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return _print_error("out of memory: lower the batch size (--batch-size, training.batch) or the image size")
     except KeyboardInterrupt as stopped:
-        number = signal_of(stopped)
-        print_line(f"quarterarc: stopped by {number.name}: {_again(command)}")
-        return 128 + number
+        return _print_stopped(command, signal_of(stopped))
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
@@ -149,6 +149,11 @@ def _again(command: str | None) -> str:
     if command == "train":
         return "continue with --resume"
     return f"run the same command again{' to continue' if command in ('demo', 'sample', 'experiment') else ''}"
+
+
+def _print_stopped(command: str | None, number: signal.Signals) -> int:
+    print_line(f"quarterarc: stopped by {number.name}: {_again(command)}")
+    return 128 + number
 
 
 def _end_with_launcher() -> None:

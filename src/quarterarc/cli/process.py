@@ -40,15 +40,20 @@ def finish_output() -> None:
 
 def print_line(text: str) -> None:
     """Print a line to the error stream, if it has a reader; of the processes of a run only the first one prints."""
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        from ..common.devices import first_to_report
-
-        if not first_to_report():
-            return
+    if os.environ.get("WORLD_SIZE", "1") != "1" and not _is_first():
+        return
     try:
         print(text, file=sys.stderr, flush=True)
     except OSError:
         drop(sys.stderr)
+
+
+def _is_first() -> bool:
+    if "quarterarc.common.devices" not in sys.modules:  # torch may be half imported, and no process is connected
+        return os.environ.get("LOCAL_RANK", "0") == "0"
+    from ..common.devices import first_to_report
+
+    return first_to_report()
 
 
 def drop(stream: TextIO) -> None:

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -28,15 +28,22 @@ def signal_of(stopped: KeyboardInterrupt) -> signal.Signals:
 
 
 @contextmanager
-def stopping_in_order() -> Iterator[None]:
+def stopping_in_order(report: Callable[[signal.Signals], object] | None = None) -> Iterator[None]:
     """A block in which SIGINT raises KeyboardInterrupt and SIGTERM raises `Terminated`, so that `finally` blocks run.
 
     The second signal ends the process at once. Outside the main thread, which alone can set handlers, nothing changes.
+
+    Args:
+        report: called before a signal ends the process at once because it comes while a module is imported, where an
+            exception may be lost or become another one. None if the process is not to end: then it is raised there too.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
         for each in _STOPPING:
             signal.signal(each, signal.SIG_DFL)
+        if report is not None and _is_importing(frame):
+            report(signal.Signals(number))
+            os._exit(128 + number)
         raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
@@ -48,6 +55,12 @@ def stopping_in_order() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        frame = frame.f_back
+    return frame is not None
 
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM)

@@ -90,7 +90,7 @@ def _send(task: object, connection: Connection, process: SpawnProcess) -> None:
 def _work(connection: Connection, function: Callable[[Task], object], threads: int, parent: int) -> None:
     """Call the function on the tasks of a connection until it is closed or one fails; send the exception, or None."""
     try:
-        with stopping_in_order():
+        with stopping_in_order(lambda number: None):
             end_with(parent)
             torch.set_num_threads(threads)
             error = None
