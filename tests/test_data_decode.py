@@ -60,16 +60,10 @@ def test_lossy_formats_decode_to_similar_pixels(form: Any, options: Any) -> None
     assert np.abs(error).mean() < 5
 
 
-def test_the_first_frame_is_decoded() -> None:
-    image = patch(1)
-    more = [Image.fromarray(patch(2))]
-    for form in ("TIFF", "PNG"):
-        assert (read(encode(image, form, save_all=True, append_images=more)) == image).all()
-
-
 def test_other_formats_raise_bad_image() -> None:
-    with pytest.raises(BadImage, match="the image: it is not a PNG, JPEG, WEBP, BMP or TIFF image"):
-        read(encode(patch(0), "GIF"), size=32)
+    for form in ("TGA", "ICO", "PCX"):
+        with pytest.raises(BadImage, match="the image: it is not a PNG, JPEG, WEBP, BMP, TIFF, GIF, PPM, JPEG2000"):
+            read(encode(patch(0), form), size=32)
 
 
 # --- modes -------------------------------------------------------------------------------------------------------
@@ -190,7 +184,7 @@ def test_12_bit_tiff_is_scaled_to_8_bits() -> None:
 @pytest.mark.parametrize(("dtype", "bits", "sample_format"), [("<i4", 32, 2), ("<f4", 32, 3), ("<i2", 16, 2)])
 def test_pixels_without_a_defined_range_raise_bad_image(dtype: Any, bits: Any, sample_format: Any) -> None:
     data = tiff(np.zeros((4, 4), dtype).tobytes(), 4, 4, bits, sample_format=sample_format)
-    with pytest.raises(BadImage, match="no defined range; save it with 8 or 16 bits"):
+    with pytest.raises(BadImage, match=r"no defined range; give .*data\.range=.*or save it with 8 or 16 bits"):
         read(data, channels=1)
 
 

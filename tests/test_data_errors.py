@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import sys
 from pathlib import Path
@@ -40,10 +41,10 @@ def test_a_missing_source_lists_the_possible_ones(tmp_path: Path) -> None:
 
 
 def test_an_empty_folder_lists_the_accepted_endings(tmp_path: Path) -> None:
-    (tmp_path / "picture.gif").write_bytes(b"GIF89a")
+    assert f"no images under {tmp_path}; it has no files" in message_of(tmp_path)
+    (tmp_path / "IMG_0.HEIC").write_bytes(b"x")
     message = message_of(tmp_path)
-    assert f"no images under {tmp_path}" in message
-    assert ".png, .jpg, .jpeg, .webp, .bmp, .tif, .tiff" in message
+    assert f"no images under {tmp_path}; it has 1 .heic; expected files that end in .png, .jpg, .jpeg" in message
 
 
 def test_an_image_file_is_not_a_source(tmp_path: Path) -> None:
@@ -122,7 +123,7 @@ def test_only_bad_images_are_an_error(tmp_path: Path) -> None:
     for memory in ("memory", "stream"):
         message = message_of(tmp_path, cache=tmp_path / "cache", skip_bad=True, memory=memory)
         assert (
-            f"none of the 3 images of folder {tmp_path} can be used; the first: cannot use {tmp_path}/0.png" in message
+            f"none of the 3 images of folder {tmp_path} can be used; the first: {tmp_path}/0.png: it is no" in message
         )
 
 
@@ -150,22 +151,30 @@ def test_missing_and_ambiguous_columns_list_all_columns(tmp_path: Path) -> None:
     listed = "(columns: image (encoded), label (integer))"
     assert f"has no column 'photo'; set image_column {listed}" in message_of(path, image_column="photo")
     assert f"has no column 'kind'; set label_column {listed}" in message_of(path, labels=True, label_column="kind")
-    assert "column 'label' holds no encoded images" in message_of(path, image_column="label")
-    assert "column 'image' holds no whole numbers" in message_of(path, labels=True, label_column="image")
+    assert "column 'label' is integer, not encoded images" in message_of(path, image_column="label")
+    assert "column 'image' is encoded, not classes (whole numbers, or text)" in message_of(
+        path, labels=True, label_column="image"
+    )
     path = written(tmp_path / "b.parquet", arrow.table({"one": cells, "two": cells, "word": ["a", "b", "c"]}))
     message = message_of(path)
-    assert "cannot choose the column of encoded images (bytes, or bytes and a path); set image_column" in message
-    assert "(columns: one (encoded), two (encoded), word (string))" in message
-    assert "cannot choose the column of whole numbers" in message_of(path, image_column="one", labels=True)
-    assert "column 'word' holds no whole" in message_of(path, image_column="one", labels=True, label_column="word")
+    assert "cannot choose the column of encoded images (bytes, or bytes and a path), or paths; set image_co" in message
+    assert "(columns: one (encoded), two (encoded), word (text))" in message
+    assert "cannot choose the column of classes" in message_of(path, image_column="one", labels=True)
+    lists = arrow.table({"image": [[[0, 1], [2, 3]]] * 3, "label": [[0], [1], [2]]})
+    path = written(tmp_path / "c.parquet", lists)
+    assert "holds the pixels as numbers (list<" in message_of(path, image_column="image")
+    path = written(tmp_path / "d.parquet", lists.set_column(0, "image", [cells]))
+    assert "column 'label' is list<" in message_of(path, labels=True, label_column="label")
 
 
 def test_labels_that_are_not_classes_are_an_error(tmp_path: Path) -> None:
     cells = [encode(patch(n)) for n in range(3)]
     for labels, reason in (
-        (["a", "b", "c"], "holds no whole numbers"),
-        ([0.5, 1.0, 2.0], "holds no whole numbers"),
+        ([0.5, 1.0, 2.0], "holds 0.5; classes are whole numbers, or text"),
+        ([0.0, math.nan, 2.0], "holds nan; classes are whole numbers, or text"),
+        ([0, 10**9, 1], "holds numbers up to 1,000,000,000, which would be as many classes for 3 images"),
         ([0, -1, 1], "holds -1..1; classes are numbered from 0"),
+        (["a", None, "b"], "has 1 row without a label"),
         ([0, None, 1], "has 1 row without a label"),
     ):
         path = written(tmp_path / "a.parquet", table(cells, labels))
@@ -375,3 +384,16 @@ def test_labels_of_splits_and_of_edms_layout_are_an_error_and_classes_are_named(
     assert data.description.endswith(", 2 classes (0 cat, 1 dog)")
     (tmp_path / "train" / "dataset.json").write_text('{"labels": [["cat/0.png", 0]]}')
     assert "dataset.json (EDM's layout)" in message_of(tmp_path / "train", labels=True)
+    Image.new("L", (8, 8)).save(tmp_path / "train" / "loose.png")
+    assert "dataset.json (EDM's layout)" in message_of(tmp_path / "train", labels=True)
+
+
+def test_classes_one_level_below_are_an_error_that_names_the_right_folder(tmp_path: Path) -> None:
+    for name in ("images/cat", "images/dog"):
+        write_folder(tmp_path / name, 1)
+    assert f"(cat, dog, ...), give data.source={tmp_path / 'images'}" in message_of(tmp_path, labels=True)
+    write_folder(tmp_path / "more" / "only", 1)
+    assert open_data(DataSpec(source=str(tmp_path / "more"), size=8, labels=True)).classes == 1
+    for name in ("test/cat", "train/cat"):
+        write_folder(tmp_path / "splits" / name, 1)
+    assert f"data.source={tmp_path / 'splits/train'}" in message_of(tmp_path / "splits", labels=True)

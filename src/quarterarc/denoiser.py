@@ -66,6 +66,7 @@ class Traits:
             Grids start at `largest_angle`, and never evaluate below `smallest_angle`.
         shape: (C, H, W) of the images, if known.
         classes: number of labels; None without labels. The label `classes` itself means "no label".
+        class_names: the names of the classes by label; empty where they have none.
         unlabelled: whether images without a label can be sampled (some labels were dropped in training).
         schedule: the training schedule, if there is one.
         device: device of the network; None for a function that computes on the device of its input.
@@ -79,6 +80,7 @@ class Traits:
     largest_angle: float = NOISE_END
     shape: tuple[int, int, int] | None = None
     classes: int | None = None
+    class_names: tuple[str, ...] = ()
     unlabelled: bool = True
     schedule: Schedule | None = None
     device: torch.device | None = None
@@ -179,6 +181,7 @@ class Denoiser:
             unchanged.
         checkpoint: the checkpoint folder of the weights, if there is one.
         altered: as in `Traits`.
+        class_names: the names of the classes by label; empty where they have none.
     """
 
     network: Callable[..., Tensor]
@@ -193,6 +196,7 @@ class Denoiser:
     projection: str | None = None
     checkpoint: Path | None = None
     altered: str | None = None
+    class_names: tuple[str, ...] = ()
 
     @property
     def traits(self) -> Traits:
@@ -202,6 +206,7 @@ class Denoiser:
             largest_angle=self.largest_angle,
             shape=self.shape,
             classes=self.classes,
+            class_names=self.class_names,
             unlabelled=self.unlabelled,
             schedule=self.schedule,
             device=self.device,

@@ -2,12 +2,15 @@
 
 The same rules hold for every source:
 
-- Formats: PNG, JPEG, WebP, BMP, TIFF, recognised by content; the first frame or page is used.
+- Formats: those of `formats`, recognised by content. The first frame of an animation is used; a TIFF of several pages
+  is an error (`pages` changes both), and so are more than four channels (`layout`).
 - A truncated or damaged file is an error, never an image with gray pixels.
 - EXIF orientation is applied; unreadable EXIF is ignored.
 - 16-bit gray becomes round(value / 257), 12-bit TIFF round(value * 255 / 4095). For 16-bit colour Pillow returns the
-  high byte, which differs by less than one level. 32-bit integers and floats have no defined range: an error.
-- Palettes become RGB; CMYK becomes RGB by Pillow's formula. ICC profiles are not applied.
+  high byte, which differs by less than one level. Signed and 32-bit integers and floats have no defined range: an error
+  unless `range` is set (`depth`).
+- Palettes become RGB. Colours are converted to sRGB by the ICC profile (`profiles`); CMYK without one by Pillow's
+  formula.
 - Without an alpha channel (1 or 3 channels) transparency is composited over white; with one, opaque images get alpha
   255.
 - Resizing is Pillow's, antialiased, with premultiplied alpha. JPEG's reduced-size decoding changes the result and is
@@ -23,7 +26,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,16 +34,20 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from ..common.errors import InputError
 from ..storage.files import read_regular
+from .depth import has_16_bit_colour, highest_value, to_8_bits
+from .formats import FORMATS, not_an_image
+from .layout import check_layout, count_pages, unknown_tiff
+from .profiles import to_srgb
 from .spec import DataSpec
 
-__all__ = ["ENDINGS", "FORMATS", "BadImage", "Encoded", "Pixels", "read_file", "read_pixels", "shape_of", "too_large"]
+__all__ = ["DECODING", "BadImage", "Encoded", "Pixels", "look", "read_file", "read_pixels", "shape_of", "too_large"]
+
+DECODING = 2
+"""The version of these rules, part of the keys of cached results."""
 
 Encoded: TypeAlias = bytes | Image.Image
 """The return type of `Source.read`: the bytes of an image file, or a Pillow image."""
 Pixels: TypeAlias = NDArray[np.uint8]
-
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 _FILTERS = {
@@ -61,14 +68,18 @@ _UPRIGHT = {
 }
 _SIDEWAYS = (5, 6, 7, 8)
 _GRAY = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F")
-_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # TIFF
 _TILE_WIDTH, _TILE_HEIGHT = 322, 323  # TIFF
 
 
 class BadImage(InputError):
-    """An image of a source that cannot be used; `skip_bad` skips it."""
+    """An image of a source that cannot be used; `skip_bad` skips it.
+
+    Attributes:
+        reason: the reason alone, without the name and the advice.
+    """
 
     def __init__(self, name: str, reason: str) -> None:
+        self.reason = reason
         super().__init__(f"cannot use {name}: {reason}; repair or remove it, or skip such images (skip_bad)")
 
 
@@ -134,7 +145,8 @@ def read_pixels(encoded: Encoded, spec: DataSpec, name: str) -> Pixels:
             f"out of memory while decoding {name}: free memory, or replace the image by a smaller one"
         ) from None
     except UnidentifiedImageError:
-        raise BadImage(name, f"it is not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image") from None
+        data = encoded if isinstance(encoded, bytes) else b""
+        raise BadImage(name, unknown_tiff(data) or not_an_image(data)) from None
     except Exception as error:  # Pillow's readers raise nearly anything on damaged files
         raise BadImage(name, " ".join(str(error).split()) or type(error).__name__) from error
     return np.asarray(image).reshape(spec.height, spec.width, spec.channels)
@@ -146,9 +158,14 @@ _ALONE = Lock()
 def _prepared(encoded: Encoded, spec: DataSpec) -> Image.Image:
     image = _open(encoded, spec.max_pixels) if isinstance(encoded, bytes) else encoded
     pixels = _check_size(image, spec.max_pixels)
+    check_layout(image, spec.pages)
+    if spec.range not in (None, (0, 65535)) and has_16_bit_colour(image):
+        raise ValueError("data.range applies to gray images, and it has 16-bit colour; save it with 8 bits")
     with _BUDGET.hold(pixels, 4 * spec.max_pixels):
         image.load()
-        image = _to_mode(_crop(_upright(_to_8_bits(image)), spec), spec.channels)
+        profile = image.info.get("icc_profile")
+        image = _crop(_upright(to_8_bits(image, spec.range)), spec)
+        image = _to_mode(to_srgb(image, profile), spec.channels)
         if image.size != (spec.width, spec.height):
             image = image.resize((spec.width, spec.height), _FILTERS[spec.resize])
     return image
@@ -182,6 +199,26 @@ def _webp_pixels(data: bytes) -> int:
 
 _SMALL, _LARGEST = 2**20, 2**28
 """Pixels; above the second number Pillow's own limit applies, which is independent of the memory."""
+
+
+class Look(NamedTuple):
+    """What a look at an image finds, for the log."""
+
+    highest: int | None
+    """The highest value if the range is 0..65535."""
+    frames: int
+    """The number of frames of an animation; 1 for other images."""
+
+
+def look(encoded: Encoded, spec: DataSpec) -> Look | None:
+    """The highest value and the number of frames of an image; None if it cannot be read."""
+    try:
+        image = _open(encoded, spec.max_pixels) if isinstance(encoded, bytes) else encoded
+        frames = 1 if image.format == "TIFF" else count_pages(image)
+        with _BUDGET.hold(_check_size(image, spec.max_pixels), 4 * spec.max_pixels):
+            return Look(highest_value(image), frames)
+    except Exception:  # Pillow's readers raise nearly anything on damaged files
+        return None
 
 
 def shape_of(encoded: Encoded) -> tuple[int, int, int] | None:
@@ -250,25 +287,6 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     if image.format in ("JPEG", "MPO") and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
         raise ValueError("image file is truncated (no end marker)")
     return image
-
-
-def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Gray of more than 8 bits scaled to 8 bits; other modes unchanged."""
-    if not image.mode.startswith(("I", "F")):
-        return image
-    # A PNG in mode I has 16 bits (older Pillow); other 32-bit pixels have no defined range.
-    if image.mode in ("I", "F") and image.format != "PNG":
-        raise ValueError(f"its 32-bit pixels (mode {image.mode}) have no defined range; save it with 8 or 16 bits")
-    tags: Any = getattr(image, "tag_v2", {})
-    top = (1 << tags.get(_BITS_PER_SAMPLE, (16,))[0]) - 1
-    values = np.asarray(image).astype(np.int64)
-    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
-        values = top - values
-    gray = Image.fromarray(((values * 255 + top // 2) // top).astype(np.uint8))
-    clear = image.info.get("transparency")  # the one gray value that is transparent
-    if isinstance(clear, int):
-        gray.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
-    return gray
 
 
 def _upright(image: Image.Image) -> Image.Image:

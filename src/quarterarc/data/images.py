@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
+from itertools import islice
 from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -19,8 +21,11 @@ from .decode import BadImage, Pixels, read_pixels
 from .sources import Labels, Source
 from .spec import DataSpec
 
-__all__ = ["ImageData", "MappedImages", "MemoryImages", "RawBatch", "decode_all"]
+__all__ = ["ImageData", "MappedImages", "MemoryImages", "RawBatch", "decode_all", "log_bad"]
 
+logger = logging.getLogger("quarterarc")
+
+_LOGGED_BAD = 10  # images that are named in the log
 _CHUNK = 128  # images per task of `decode_all`: amortises the hand-over, and still balances the threads
 _AHEAD = 4  # the largest number of batches that `prefetch` keeps
 
@@ -44,10 +49,14 @@ class ImageData(Protocol):
     width: int
     classes: int | None
     """The number of classes; None without labels."""
+    class_names: Sequence[str]
+    """The names of the classes by label; empty where they have none."""
     fingerprint: str
     """Identifies the content of the source independent of its location: 12 hexadecimal digits."""
     description: str
     """One line for the log: the source, the number of images, the fingerprint."""
+    notes: Sequence[str]
+    """Further lines for the log, such as the files of a folder that are not used."""
 
     @property
     def count(self) -> int | None:
@@ -57,6 +66,11 @@ class ImageData(Protocol):
     @property
     def skipped(self) -> int:
         """The number of images left out by `skip_bad` (in a stream: so far)."""
+        ...
+
+    @property
+    def bad(self) -> Mapping[str, str]:
+        """Name and reason of the images left out by `skip_bad` (in a stream: so far)."""
         ...
 
     def batch(self, numbers: Numbers) -> RawBatch:
@@ -129,7 +143,7 @@ def decode_all(
             except BadImage as error:
                 if not spec.skip_bad:
                     raise
-                bad[number] = str(error)
+                bad[number] = error.reason
             else:
                 if store is not None:
                     store[number] = pixels.transpose(2, 0, 1)
@@ -143,9 +157,17 @@ def decode_all(
     return bad
 
 
-def _listed(source: Source, most: int = 10) -> str:
-    """Number and name of the classes of a folder, for the log: " (0 cat, 1 dog)"."""
-    names: Sequence[str] = getattr(source, "class_names", ())
+def log_bad(data: ImageData) -> None:
+    """Log the first images that `skip_bad` left out, with their reasons."""
+    bad = data.bad
+    for name in islice(bad, _LOGGED_BAD):
+        logger.warning("skipped %s: %s", name, bad[name])
+    if len(bad) > _LOGGED_BAD:
+        logger.warning("and %d more", len(bad) - _LOGGED_BAD)
+
+
+def _listed(names: Sequence[str], most: int = 10) -> str:
+    """Number and name of the classes, for the log: " (0 cat, 1 dog)"; empty without names."""
     text = ", ".join(f"{number} {name}" for number, name in enumerate(names[:most]))
     return f" ({text}{', ...' if len(names) > most else ''})" if names else ""
 
@@ -153,8 +175,12 @@ def _listed(source: Source, most: int = 10) -> str:
 class _Images:
     """Attributes, labels and number checks that images in memory and on demand share."""
 
-    def __init__(self, source: Source, spec: DataSpec, device: torch.device, bad: Iterable[int], where: str) -> None:
-        self._source, self._device = source, device
+    def __init__(
+        self, source: Source, spec: DataSpec, device: torch.device, bad: Mapping[int, str], where: str,
+        notes: Sequence[str],
+    ) -> None:  # fmt: skip
+        self._source, self._device, self._bad = source, device, bad
+        self.notes: Sequence[str] = (*source.notes, *notes)
         dropped = np.fromiter(bad, dtype=np.int64)
         self._kept = np.delete(np.arange(source.count), dropped)  # image number -> number in the source
         self.count: int = len(self._kept)
@@ -169,9 +195,15 @@ class _Images:
         )
         labels: Labels | None = source.labels
         if labels is not None:
-            self.description += f", {counted(labels.classes, 'class', 'classes')}{_listed(source)}"
+            self.description += f", {counted(labels.classes, 'class', 'classes')}{_listed(labels.names)}"
         self.classes = labels and labels.classes
+        self.class_names: Sequence[str] = labels.names if labels else ()
         self._labels = None if labels is None else torch.from_numpy(labels.numbers[self._kept]).to(device)
+
+    @property
+    def bad(self) -> Mapping[str, str]:
+        """Name and reason of the images left out by `skip_bad`."""
+        return {self._source.name(number): reason for number, reason in sorted(self._bad.items())}
 
     def name(self, number: int) -> str:
         """The name of an image in messages: a file, or a row of a table."""
@@ -192,9 +224,10 @@ class MemoryImages(_Images):
     """All images as one uint8 tensor `images` (N, C, H, W): usually on `device`, to which batches are moved."""
 
     def __init__(
-        self, source: Source, spec: DataSpec, images: Tensor, bad: Iterable[int], device: torch.device | None = None
-    ) -> None:
-        super().__init__(source, spec, device or images.device, bad, "in memory")
+        self, source: Source, spec: DataSpec, images: Tensor, bad: Mapping[int, str],
+        device: torch.device | None = None, notes: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        super().__init__(source, spec, device or images.device, bad, "in memory", notes)
         self.images = images
 
     def batch(self, numbers: Numbers) -> RawBatch:
@@ -212,8 +245,10 @@ class MappedImages(_Images):
     Memory is bounded by the current batch and at most four batches ahead.
     """
 
-    def __init__(self, source: Source, spec: DataSpec, device: torch.device, bad: Iterable[int]) -> None:
-        super().__init__(source, spec, device, bad, "read on demand")
+    def __init__(
+        self, source: Source, spec: DataSpec, device: torch.device, bad: Mapping[int, str], notes: Sequence[str] = ()
+    ) -> None:
+        super().__init__(source, spec, device, bad, "read on demand", notes)
         self._spec = spec
         self._ahead: OrderedDict[bytes, tuple[Tensor, list[Future[None]]]] = OrderedDict()
 

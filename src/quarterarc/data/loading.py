@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,19 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import torch
 
 from ..common.errors import InputError
 from ..common.progress import progress_bar
 from ..common.text import counted
-from ..storage.files import replace_file
+from ..storage.files import read_json, write_json
 from ..storage.locks import waiting_lock
-from .decode import ENDINGS
+from .containers import how_to_use
+from .decode import DECODING
+from .formats import ENDINGS
 from .images import ImageData, MappedImages, MemoryImages, decode_all
 from .memory import MEMORY, TensorSource, memory_source, memory_spec
 from .patterns import matching_files
 from .sources import DigitSource, FolderSource, LmdbSource, Source, check_no_split, digest, files_under
 from .spec import DataSpec
+from .survey import survey
 
 __all__ = ["NoSuchData", "default_cache", "from_memory", "open_data", "open_source"]
 
@@ -78,10 +81,11 @@ def open_data(
     fits = spec.memory == "memory" or (spec.memory == "auto" and size <= spec.memory_limit_gb * 1e9)
     if isinstance(source, TensorSource) and source.images.shape[1:] == (spec.channels, spec.height, spec.width):
         with _memory_checked(source, source.images.shape, device):
-            return MemoryImages(source, spec, source.images.to(device) if fits else source.images, (), device)
+            return MemoryImages(source, spec, source.images.to(device) if fits else source.images, {}, device)
+    notes = survey(source, spec)
     if fits:
-        return _load(source, spec, device, progress)
-    return _map(source, spec, device, cache or default_cache(), progress)
+        return _load(source, spec, device, progress, notes)
+    return _map(source, spec, device, cache or default_cache(), progress, notes)
 
 
 def from_memory(images: Any, *, device: torch.device | str = "cpu", progress: bool = True, **fields: Any) -> ImageData:
@@ -126,7 +130,8 @@ def open_source(spec: DataSpec, cache_dir: Path | None = None, progress: bool = 
         return _folder_source(spec, path, cache, progress)
     if path.is_file():
         if path.suffix.lower() != ".parquet":
-            raise InputError(f"{path} is a file, but neither a folder nor *.parquet; give the folder it lies in")
+            advice = how_to_use(path) or "give the folder it lies in"
+            raise InputError(f"{path} is a file, but neither a folder nor *.parquet; {advice}")
         return _parquet(spec, [path], cache, progress)
     if spec.source == MEMORY:
         raise InputError("the data was given as images in memory: give the same images again, as data or images")
@@ -190,7 +195,7 @@ def _parquet(spec: DataSpec, files: list[Path], cache: Path, progress: bool, fol
     return parquet_source(spec, files, what, cache, progress)
 
 
-def _load(source: Source, spec: DataSpec, device: torch.device, progress: bool) -> MemoryImages:
+def _load(source: Source, spec: DataSpec, device: torch.device, progress: bool, notes: Sequence[str]) -> MemoryImages:
     shape = (source.count, spec.channels, spec.height, spec.width)
     with _memory_checked(source, shape, device):
         images = torch.empty(shape, dtype=torch.uint8)
@@ -198,7 +203,7 @@ def _load(source: Source, spec: DataSpec, device: torch.device, progress: bool) 
             bad = decode_all(source, spec, images.numpy(), bar.update)
         _check_some_left(source, bad)
         images = _compacted(images, bad).to(device)
-    return MemoryImages(source, spec, images, bad)
+    return MemoryImages(source, spec, images, bad, notes=notes)
 
 
 @contextmanager
@@ -225,31 +230,48 @@ def _compacted(images: torch.Tensor, bad: dict[int, str]) -> torch.Tensor:
     return images[: len(kept)]
 
 
-def _map(source: Source, spec: DataSpec, device: torch.device, cache: Path, progress: bool) -> MappedImages:
+def _map(
+    source: Source, spec: DataSpec, device: torch.device, cache: Path, progress: bool, notes: Sequence[str]
+) -> MappedImages:
     bad = _find_bad(source, spec, cache, progress) if spec.skip_bad else {}
     _check_some_left(source, bad)
-    return MappedImages(source, spec, device, bad)
+    return MappedImages(source, spec, device, bad, notes)
 
 
 def _find_bad(source: Source, spec: DataSpec, cache: Path, progress: bool) -> dict[int, str]:
     """The unusable images, from the cache or by decoding all; concurrent processes wait for the first one."""
-    note = cache / "checked" / f"{digest(source.identity, spec.crop, spec.max_pixels)}.json"
+    # what decides whether an image is usable, beside the image itself
+    limits = {"rules": DECODING, "pillow": PIL.__version__, **spec.model_dump(mode="json", include=_LIMITS)}
+    note = cache / "checked" / f"{digest(source.identity, limits)}.json"
     try:
         note.parent.mkdir(parents=True, exist_ok=True)
         with waiting_lock(note):
-            if note.exists():
-                return {int(number): reason for number, reason in json.loads(note.read_text()).items()}
+            known = _read_bad(note)
+            if known is not None:
+                return known
             with progress_bar(source.count, "image", f"checking {source.what}", progress) as bar:
                 bad = decode_all(source, spec, None, bar.update)
-            with replace_file(note) as beside:
-                beside.write_text(json.dumps(bad))
+            write_json(note, {"source": source.what, "images": source.count, "limits": limits, "bad": bad})
             return bad
     except OSError as error:
         raise InputError(f"cannot write {note}: {error.strerror}; choose another cache folder") from error
 
 
+def _read_bad(note: Path) -> dict[int, str] | None:
+    """The unusable images from the cache; None if there is no such file or it is damaged."""
+    try:
+        return {int(number): str(reason) for number, reason in read_json(note)["bad"].items()}
+    except (InputError, KeyError, TypeError, ValueError, AttributeError):
+        return None
+
+
+_LIMITS = {"crop", "max_pixels", "pages", "range"}
+"""Fields of `DataSpec` that decide whether an image is usable."""
+
+
 def _check_some_left(source: Source, bad: dict[int, str]) -> None:
     if len(bad) == source.count:
+        first = f"{source.name(min(bad))}: {bad[min(bad)]}"
         raise InputError(
-            f"none of the {counted(source.count, 'image')} of {source.what} can be used; the first: {bad[min(bad)]}"
+            f"none of the {counted(source.count, 'image')} of {source.what} can be used; the first: {first}"
         )

@@ -7,6 +7,7 @@ images. Labels are given as a pair: `(images, labels)`.
 from __future__ import annotations
 
 import hashlib
+import math
 import sys
 import warnings
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from ..common.errors import InputError
 from .decode import Encoded, Pixels, shape_of
+from .pixels import axes_call
 from .sources import Labels, Source, digest
 from .spec import DataSpec
 
@@ -119,6 +121,8 @@ def as_labels(labels: Any, count: int) -> Labels:
         InputError: for labels of another type, number or range.
     """
     numbers = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
+    if numbers.shape == (count, 1):  # as MedMNIST stores them
+        numbers = numbers[:, 0]
     if numbers.shape != (count,):
         raise InputError(f"the labels have the shape {numbers.shape}; expected ({count},), one label per image")
     if numbers.dtype.kind not in "iub":
@@ -137,6 +141,8 @@ class TensorSource:
         labels: class labels, integers (N,), or None.
         spec: `limit` and `labels` are used.
     """
+
+    notes: Sequence[str] = ()
 
     def __init__(self, images: Tensor | NDArray[Any], labels: Any, spec: DataSpec) -> None:
         pixels = as_pixels(images)
@@ -169,6 +175,7 @@ class PictureSource:
     """
 
     what = "a list of images"
+    notes: Sequence[str] = ()
 
     def __init__(self, images: Sequence[Any], labels: Any, spec: DataSpec) -> None:
         if not images:
@@ -186,6 +193,7 @@ class PictureSource:
         self.labels = classes
         content = hashlib.sha256()
         for image in self._images:
+            content.update(image.info.get("icc_profile") or b"")
             content.update(repr((image.mode, image.size, image.getpalette() if image.mode == "P" else None)).encode())
             content.update(image.tobytes())
         self.fingerprint = self.identity = _fingerprint(classes, self.count, content.hexdigest())
@@ -215,8 +223,8 @@ def _labels_of(labels: Any, count: int, spec: DataSpec) -> Labels | None:
         return None
     if labels is None:
         raise InputError("the images have no labels: give a pair (images, labels), or train without labels")
-    numbers, classes = as_labels(labels, count)
-    return Labels(numbers[: spec.limit], classes)
+    given = as_labels(labels, count)
+    return given._replace(numbers=given.numbers[: spec.limit])
 
 
 def _fingerprint(labels: Labels | None, *images: object) -> str:
@@ -229,20 +237,8 @@ def _conversion(images: Tensor | NDArray[Any]) -> str:
     shape, tensor = tuple(images.shape), isinstance(images, Tensor)
     if 0 in shape or not shape:
         return "no images were given"
-    permute = "permute" if tensor else "transpose"
-    if len(shape) == 4 and shape[1] <= 4:
-        call = "images"
-    elif len(shape) == 4 and shape[3] <= 4:
-        call = f"images.{permute}(0, 3, 1, 2)"
-    elif len(shape) == 3 and shape[2] <= 4 < shape[0]:
-        call = f"images.{permute}(2, 0, 1)[None]"
-    elif len(shape) == 3:
-        call = "images[None]" if shape[0] <= 4 else "images[:, None]"
-    elif len(shape) == 2:
-        call = "images[None, None]"
-    else:
-        return "move the channels to the second axis"
-    return _values(images, call, tensor)
+    call = axes_call(shape, "permute" if tensor else "transpose")
+    return "move the channels to the second axis" if call is None else _values(images, call, tensor)
 
 
 def _values(images: Tensor | NDArray[Any], call: str, tensor: bool) -> str:
@@ -261,8 +257,16 @@ def _values(images: Tensor | NDArray[Any], call: str, tensor: bool) -> str:
         return f"call quarterarc.to_uint8({call if tensor else f'torch.from_numpy({call})'})"
     if kind == "f" and low >= 0 and high <= 1:
         return f"call ({call} * 255).round(){cast}"
+    if math.isnan(low):
+        return "they hold NaN: replace it, or leave these images out"
     if low >= 0 and high <= 255:
         return f"call {call}{'.round()' if kind == 'f' else ''}{cast}"
+    if low >= 0 and high <= 65535 and kind != "f":
+        white = next(value for value in (1023, 4095, 16383, 65535) if high <= value)
+        floats = f"{call}.float()" if tensor else call
+        return (
+            f"the values lie in {low:g}..{high:g}: if {white} is white, call ({floats} * (255 / {white})).round(){cast}"
+        )
     return f"the values lie in {low:g}..{high:g}: scale them to 0..255, round them and call {call}{cast}"
 
 

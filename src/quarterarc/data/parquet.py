@@ -118,7 +118,7 @@ def _convert(
     datasets = need("datasets", "datasets", "reading parquet files")
     names = [name for name in (columns.image, columns.label) if name]
     # Without the metadata of the schema, images are plain bytes and paths, of which `datasets` opens none.
-    features = datasets.Features.from_arrow_schema(arrow.schema([schema.field(name) for name in names]))
+    features = datasets.Features.from_arrow_schema(arrow.schema([(name, _plain(schema.field(name))) for name in names]))
 
     Builder: Any = datasets.ArrowBasedBuilder
 
@@ -153,6 +153,15 @@ def _convert(
             f"cannot convert {what} to an Arrow table below {target}: {reason}; make room there, or choose another "
             "cache folder (XDG_CACHE_HOME)"
         ) from error
+
+
+def _plain(field: Any) -> Any:
+    """The type of a column in the Arrow table: `datasets` knows neither categories nor views of text."""
+    import pyarrow as arrow
+
+    if arrow.types.is_dictionary(field.type):
+        return field.type.value_type
+    return arrow.string() if arrow.types.is_string_view(field.type) else field.type
 
 
 def parquet_files(folder: Path, files: Iterable[str], split: str) -> list[Path]:

@@ -1,13 +1,15 @@
-"""Conversion of 8-bit pixels to [-1, 1], the range of a network, and back."""
+"""Conversion of 8-bit pixels to [-1, 1], the range of a network, and back, and of axes to (N, C, H, W)."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ..common.errors import InputError
 
-__all__ = ["apply_flips", "to_float", "to_uint8"]
+__all__ = ["apply_flips", "axes_call", "to_float", "to_uint8"]
 
 
 def to_float(pixels: Tensor) -> Tensor:
@@ -39,3 +41,21 @@ def to_uint8(images: Tensor) -> Tensor:
 def apply_flips(batch: Tensor, flip_mask: Tensor) -> Tensor:
     """Mirror the images of `batch` (B, C, H, W) horizontally whose entry in `flip_mask` (B,) is true."""
     return torch.where(flip_mask.to(batch.device, torch.bool)[:, None, None, None], batch.flip(-1), batch)
+
+
+def axes_call(shape: Sequence[int], permute: str) -> str | None:
+    """The expression that moves the axes of `images` to (N, C, H, W), as far as their lengths show; None if unknown.
+
+    Args:
+        shape: the shape of `images`.
+        permute: the method that reorders axes: `permute` of a tensor, `transpose` of an array.
+    """
+    if len(shape) == 4 and shape[1] <= 4:
+        return "images"
+    if len(shape) == 4 and shape[3] <= 4:
+        return f"images.{permute}(0, 3, 1, 2)"
+    if len(shape) == 3 and shape[2] <= 4 < shape[0]:
+        return f"images.{permute}(2, 0, 1)[None]"
+    if len(shape) == 3:
+        return "images[None]" if shape[0] <= 4 else "images[:, None]"
+    return "images[None, None]" if len(shape) == 2 else None

@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..common.errors import InputError
-from .decode import ENDINGS, BadImage, Encoded, read_file, too_large
+from .containers import CONTAINERS, how_to_use
+from .decode import BadImage, Encoded, read_file, too_large
+from .formats import ENDINGS, passed_over
 from .lmdb_file import DamagedLmdb, LmdbFile
 from .spec import DataSpec
 
@@ -27,10 +29,11 @@ __all__ = ["DigitSource", "FolderSource", "Labels", "LmdbSource", "Source", "che
 
 
 class Labels(NamedTuple):
-    """The class of each image: `numbers` int64 (N,) in 0..classes-1."""
+    """The class of each image: `numbers` int64 (N,) in 0..classes-1, and the names of the classes, if they have any."""
 
     numbers: NDArray[np.int64]
     classes: int
+    names: tuple[str, ...] = ()
 
 
 class Source(Protocol):
@@ -44,6 +47,8 @@ class Source(Protocol):
     """Identifies the content independent of its location: 12 hexadecimal digits."""
     identity: str
     """Identifies the content at its place, with modification times: the key of cached results."""
+    notes: Sequence[str]
+    """Lines for the log, such as the files of a folder that are not used."""
 
     def name(self, number: int) -> str:
         """The name of an image in messages: a path, or a row of a table."""
@@ -78,6 +83,7 @@ class DigitSource:
     """
 
     what = "digits"
+    notes: Sequence[str] = ()
 
     def __init__(self, spec: DataSpec) -> None:
         check_no_split(spec, "digits")
@@ -109,10 +115,12 @@ class FolderSource:
         self.what = f"folder {folder}"
         check_no_split(spec, self.what)
         self._folder, self._most = folder, spec.max_bytes
-        self.class_names: tuple[str, ...] = ()
-        files = sorted(files_under(folder, ENDINGS))
+        names = sorted(files_under(folder, ("",)))
+        files = [name for name in names if name.lower().endswith(ENDINGS)]
         if not files:
-            raise InputError(f"no images under {folder}; expected files that end in {', '.join(ENDINGS)}")
+            raise InputError(f"no images under {folder}; {_held_instead(folder, names)}")
+        others = passed_over(name for name in names if not name.lower().endswith(ENDINGS))
+        self.notes: Sequence[str] = [f"{self.what}: passed over {others}"] if others else []
         self._files = files[: spec.limit]
         self.count = len(self._files)
         self.labels = self._read_labels(files) if spec.labels else None
@@ -129,26 +137,43 @@ class FolderSource:
 
     def _read_labels(self, files: Sequence[str]) -> Labels:
         """Labels by first-level subfolder; the classes are those of all files, also beyond the limit."""
+        if (self._folder / "dataset.json").exists():
+            raise InputError(
+                f"{self._folder} has a dataset.json (EDM's layout), whose labels are not read: move the images "
+                "into one subfolder per class, or train without labels (data.labels=false)"
+            )
         loose = next((file for file in files if "/" not in file), None)
         if loose is not None:
             raise InputError(
                 f"labels are the names of the subfolders of {self._folder}, but {loose} lies in none; "
                 "move it into one or train without labels"
             )
-        if (self._folder / "dataset.json").exists():
-            raise InputError(
-                f"{self._folder} has a dataset.json (EDM's layout), whose labels are not read: move the images "
-                "into one subfolder per class, or train without labels (data.labels=false)"
-            )
         classes = {name: number for number, name in enumerate(sorted({file.partition("/")[0] for file in files}))}
         if {name.lower() for name in classes} <= _SPLITS:
+            split = next((name for name in classes if name.lower().startswith("train")), min(classes))
             raise InputError(
                 f"the subfolders of {self._folder} are splits ({', '.join(classes)}), not classes: give one of them, "
-                f"data.source={self._folder / next(iter(classes))}, or train without labels (data.labels=false)"
+                f"data.source={self._folder / split}, or train without labels (data.labels=false)"
             )
-        self.class_names = tuple(classes)
+        inner = {file.split("/")[1] for file in files if file.count("/") > 1}
+        if len(classes) == 1 and len(inner) > 1:
+            raise InputError(
+                f"all images of {self._folder} lie in its one subfolder, which would be the only class: if the "
+                f"classes are the subfolders of that ({', '.join(sorted(inner)[:3])}, ...), give "
+                f"data.source={self._folder / min(classes)}, else train without labels (data.labels=false)"
+            )
         numbers = [classes[file.partition("/")[0]] for file in self._files]
-        return Labels(np.array(numbers, dtype=np.int64), len(classes))
+        return Labels(np.array(numbers, dtype=np.int64), len(classes), tuple(classes))
+
+
+def _held_instead(folder: Path, names: Sequence[str]) -> str:
+    """What a folder without images has instead, and what to do."""
+    container = next((folder / name for name in names if name.lower().endswith(CONTAINERS)), None)
+    advice = container and how_to_use(container)
+    held = f"it has {passed_over(names)}" if names else "it has no files"
+    if advice:
+        return f"{held}: {container}: {advice}"
+    return f"{held}; expected files that end in {', '.join(ENDINGS)}"
 
 
 def size_and_time(file: Path) -> tuple[int, int]:
@@ -185,6 +210,8 @@ def files_under(folder: Path, endings: tuple[str, ...]) -> Iterator[str]:
 
 class LmdbSource:
     """An LMDB folder in LSUN's format: the values are encoded images, in the order of their keys; no labels."""
+
+    notes: Sequence[str] = ()
 
     def __init__(self, spec: DataSpec, folder: Path) -> None:
         self.what = f"LMDB {folder}"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 
 from ..common.limits import LARGEST_SIDE
 from ..common.sections import Section
@@ -29,10 +30,11 @@ class DataSpec(Section):
     split: str = "train"
     """The split of a hub dataset, of a folder of parquet files with split names, or of a saved `DatasetDict`."""
     image_column: str | None = None
-    """The image column of a table. Default: the only column of images, or the one named `image` or `img`."""
+    """The image column of a table: encoded images, or paths below the folder of the table. Default: the only column of
+    images, or the one named `image` or `img`."""
     label_column: str | None = None
-    """The label column of a table, integers from 0. Default: the only column of classes, or else of integers, or the
-    one named `label` or `labels`."""
+    """The label column of a table: integers from 0, or text, whose distinct values in sorted order are the classes.
+    Default: the only column of classes, or else of integers, or the one named `label`, `labels` or `class`."""
     size: Side | tuple[Side, Side]
     """Size of the images in pixels: one number for a square, or (height, width)."""
     channels: Literal[1, 2, 3, 4] = 3
@@ -44,12 +46,20 @@ class DataSpec(Section):
     of CelebA is (57, 25, 128, 128)."""
     resize: Literal["area", "bilinear", "bicubic", "lanczos"] = "area"
     """Antialiased filter of the resizing; an image or box that already has `size` is not filtered."""
+    pages: Literal["auto", "one", "first"] = "auto"
+    """Files of several pages or frames: `first` uses the first one, `one` is an error for them. `auto`: the first frame
+    of an animation (GIF, WebP, PNG, AVIF), which the log mentions, and an error for the pages of a TIFF stack."""
+    range: tuple[float, float] | None = None
+    """The values of black and white in gray images of more than 8 bits, [LOW, HIGH]: [0, 4095] for 12 bits in a 16-bit
+    file, [0, 1] for floating point; values beyond are clipped. Default: 0..65535 for unsigned 16 bits, the range of the
+    format for other TIFFs, and an error for signed or 32-bit integers and floats."""
     flip: bool = False
     """Mirror each image horizontally with probability 1/2 in training."""
     labels: bool = False
     """Read class labels: the label column, or the first-level subfolders of a folder, numbered in sorted order."""
     skip_bad: bool = False
-    """Skip images that cannot be read or are smaller than the crop box, instead of raising an error."""
+    """Leave out images that cannot be read or are smaller than the crop box, instead of raising an error. The log names
+    the first ones, and skipped.json in the run folder all."""
     max_pixels: PositiveInt = 2**26
     """The largest image that is decoded, in pixels as stored, checked before decoding; larger ones are unusable images.
     All worker threads together decode at most 4 * `max_pixels` at a time. A pixel takes up to 64 bytes meanwhile. An
@@ -61,6 +71,13 @@ class DataSpec(Section):
     instead of downloaded. `auto`: `memory` if the pixels fit `memory_limit_gb`, otherwise on demand."""
     memory_limit_gb: Annotated[float, Field(gt=0)] = 4.0
     """Limit of `auto`: images * channels * height * width bytes, in units of 1e9 bytes."""
+
+    @field_validator("range")
+    @classmethod
+    def _ascending(cls, limits: tuple[float, float] | None) -> tuple[float, float] | None:
+        if limits is not None and not (math.isfinite(limits[0] + limits[1]) and limits[0] < limits[1]):
+            raise ValueError("expected two finite numbers, the first below the second")
+        return limits
 
     @property
     def max_bytes(self) -> int:

@@ -10,7 +10,8 @@ determines the length of an epoch, and those of the current epoch before the fir
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import islice
@@ -31,6 +32,9 @@ from .tables import Columns, choose_columns, encoded, schema_columns
 
 __all__ = ["BLOCK", "StreamedImages", "stream_dataset"]
 
+logger = logging.getLogger("quarterarc")
+
+_LOGGED_BAD = 10  # unusable rows that are named in the log
 BLOCK = 1024  # rows per shuffled block: about 100 MB of encoded 256x256 images
 Row = Mapping[str, Any]
 
@@ -73,11 +77,13 @@ class StreamedImages:
         self._block: _Block | None = None
         self._next: Future[_Block] | None = None
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="stream")
-        self._bad: set[tuple[int, int]] = set()
+        self._bad: dict[tuple[int, int], str] = {}
         self.count: int | None = None
         self.channels: int = spec.channels
         self.height, self.width = spec.height, spec.width
         self.classes = columns.classes if spec.labels else None
+        self.class_names: Sequence[str] = columns.names if spec.labels else ()
+        self.notes: Sequence[str] = ()
         self.fingerprint = digest(what, columns, spec.limit)
         self.description = f"{what}: a stream of images, fingerprint {self.fingerprint}"
 
@@ -85,6 +91,14 @@ class StreamedImages:
     def skipped(self) -> int:
         """The number of rows replaced so far in this process, counted once per epoch."""
         return len(self._bad)
+
+    @property
+    def bad(self) -> Mapping[str, str]:
+        """Name and reason of the rows replaced so far in this process."""
+        return {self._name(epoch, row): reason for (epoch, row), reason in sorted(self._bad.items())}
+
+    def _name(self, epoch: int, row: int) -> str:
+        return f"{self._what} row {row} of epoch {epoch}"
 
     def batch(self, numbers: Numbers) -> RawBatch:
         """The images with these numbers (B,), in this order; fast if they are not below those of earlier calls.
@@ -119,13 +133,15 @@ class StreamedImages:
         place, block, offset = task
         for step in range(len(block.rows)):
             index = int(block.order[(offset + step) % len(block.rows)])
-            row, name = block.rows[index], f"{self._what} row {block.start + index} of epoch {block.epoch}"
+            row, name = block.rows[index], self._name(block.epoch, block.start + index)
             try:
                 pixels = read_pixels(encoded(row.get(self._columns.image), name), self._spec, name)
             except BadImage as error:
                 if not self._spec.skip_bad:
                     raise
-                self._bad.add((block.epoch, block.start + index))
+                if len(self._bad) < _LOGGED_BAD and (block.epoch, block.start + index) not in self._bad:
+                    logger.warning("skipped %s: %s", name, error.reason)
+                self._bad[block.epoch, block.start + index] = error.reason
                 last = error
             else:
                 return place, pixels, self._label(row, name)
@@ -206,4 +222,6 @@ def stream_dataset(spec: DataSpec, dataset: Any, what: str, device: torch.device
 def _kind_of_cell(cell: Any) -> str:
     if isinstance(cell, bytes | Mapping) or hasattr(cell, "getexif"):
         return "encoded"
+    if isinstance(cell, str):
+        return "text"
     return "integer" if isinstance(cell, int) else type(cell).__name__

@@ -15,7 +15,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,45 +48,54 @@ __all__ = [
 class Columns:
     """The columns of images and labels; `classes` is None if the table does not declare their number.
 
-    Its `repr` is part of fingerprints.
+    Its `repr` is part of fingerprints, without the names of the classes.
     """
 
     image: str
     label: str | None
     classes: int | None
+    names: tuple[str, ...] = field(default=(), repr=False)
 
 
-def choose_columns(spec: DataSpec, kinds: Mapping[str, str], classes: Mapping[str, int], what: str) -> Columns:
+def choose_columns(
+    spec: DataSpec, kinds: Mapping[str, str], classes: Mapping[str, tuple[str, ...]], what: str
+) -> Columns:
     """Choose the columns of a table.
 
     Args:
         spec: names columns; unnamed ones are chosen by kind, then by name.
-        kinds: the kind of each column: `image` (declared so), `encoded` (bytes, or bytes and a path), `integer`, or
-            another word.
-        classes: the number of classes of each column that declares it.
+        kinds: the kind of each column: `image` (declared so), `encoded` (bytes, or bytes and a path), `integer`,
+            `categories` (text, each distinct one stored once), `number`, `text`, or another word.
+        classes: the names of the classes of each column that declares them.
         what: the table, for messages.
 
     Raises:
         InputError: if a column is missing, of the wrong kind, or ambiguous; the columns are listed.
     """
-    image = spec.image_column or _only(
-        [name for name, kind in kinds.items() if kind == "image"],
-        [name for name, kind in kinds.items() if kind == "encoded"],
-        usual=("image", "img"),
-    )
-    if image is None or kinds.get(image) not in ("image", "encoded"):
-        raise _no_column("image_column", image, "encoded images (bytes, or bytes and a path)", kinds, what)
+
+    def of(kind: str, *names: str) -> list[str]:
+        return [name for name, own in kinds.items() if own == kind and (not names or name.lower() in names)]
+
+    image = spec.image_column or _only(of("image"), of("encoded"), of("text", *_PATH_NAMES), usual=("image", "img"))
+    if image is None or kinds.get(image) not in ("image", "encoded", "text"):
+        raise _no_column("image_column", image, "encoded images (bytes, or bytes and a path), or paths", kinds, what)
     if not spec.labels:
         return Columns(image, None, None)
+    usual = ("label", "labels", "class")
     label = spec.label_column or _only(
-        list(classes), [name for name, kind in kinds.items() if kind == "integer"], usual=("label", "labels")
+        list(classes), of("integer"), of("categories"), of("text", *usual), of("number", *usual), usual=usual
     )
-    if label is None or kinds.get(label) != "integer":
-        raise _no_column("label_column", label, "whole numbers", kinds, what)
-    return Columns(image, label, classes.get(label))
+    if label is None or kinds.get(label) not in ("integer", "categories", "text", "number") or label == image:
+        raise _no_column("label_column", label, "classes (whole numbers, or text)", kinds, what)
+    names = classes.get(label, ())
+    return Columns(image, label, len(names) or None, names)
 
 
-def _only(*candidates: Sequence[str], usual: tuple[str, str]) -> str | None:
+_PATH_NAMES = ("image", "img", "path", "file", "file_name", "filename", "filepath", "image_path")
+"""Names of text columns that are taken for paths of images if no column holds images."""
+
+
+def _only(*candidates: Sequence[str], usual: Sequence[str]) -> str | None:
     """The column of the first unambiguous candidates: the only one, or the one with a usual name."""
     for names in candidates:
         matches = [name for name in usual if name in names]
@@ -101,7 +110,13 @@ def _no_column(field: str, name: str | None, expected: str, kinds: Mapping[str, 
         return InputError(f"{what}: cannot choose the column of {expected}; set {field} (columns: {listed})")
     if name not in kinds:
         return InputError(f"{what} has no column '{name}'; set {field} (columns: {listed})")
-    return InputError(f"{what}: column '{name}' holds no {expected}; set {field} (columns: {listed})")
+    kind = kinds[name]
+    if kind.startswith(("list", "large_list", "fixed_size_list", "extension")) and field == "image_column":
+        return InputError(
+            f"{what}: column '{name}' holds the pixels as numbers ({kind}), not {expected}: give them in Python as "
+            "uint8 (N, C, H, W), quarterarc.train(RECIPE, OUT, data=(images, labels)), or store them as PNG bytes"
+        )
+    return InputError(f"{what}: column '{name}' is {kind}, not {expected}; set {field} (columns: {listed})")
 
 
 def schema_columns(spec: DataSpec, schema: Any, what: str) -> Columns:
@@ -111,9 +126,10 @@ def schema_columns(spec: DataSpec, schema: Any, what: str) -> Columns:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
     kinds = {field.name: _kind(field.type, features.get(field.name)) for field in schema}
     classes = {
-        name: len(feature["names"])
+        name: tuple(map(str, feature["names"]))
         for name, feature in features.items()
         if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and kinds.get(name) == "integer"
+        if isinstance(feature.get("names"), list)
     }
     return choose_columns(spec, kinds, classes, what)
 
@@ -127,11 +143,16 @@ def _kind(arrow_type: Any, feature: Any) -> str:
         return "encoded"
     if types.is_integer(arrow_type) or types.is_boolean(arrow_type):
         return "integer"
-    return str(arrow_type)
+    if types.is_dictionary(arrow_type):
+        kind = _kind(arrow_type.value_type, None)
+        return "categories" if kind == "text" else kind
+    if types.is_string(arrow_type) or types.is_large_string(arrow_type) or types.is_string_view(arrow_type):
+        return "text"
+    return "number" if types.is_floating(arrow_type) or types.is_decimal(arrow_type) else str(arrow_type)
 
 
 def encoded(value: Any, name: str, folder: Path | None = None, downloads: Sequence[Path] = ()) -> Encoded:
-    """The image in a cell: bytes, a mapping with `bytes` or `path`, or a decoded image.
+    """The image in a cell: bytes, a path, a mapping with `bytes` or `path`, or a decoded image.
 
     Args:
         value: the cell.
@@ -145,6 +166,8 @@ def encoded(value: Any, name: str, folder: Path | None = None, downloads: Sequen
     path = None
     if isinstance(value, Mapping):
         path, value = value.get("path"), value.get("bytes")
+    elif isinstance(value, str):
+        path, value = value, None
     if isinstance(value, bytes | Image.Image):
         return value
     if value is not None:
@@ -155,11 +178,31 @@ def encoded(value: Any, name: str, folder: Path | None = None, downloads: Sequen
 
 
 def _read_labels(cells: Any, columns: Columns, what: str) -> Labels:
-    """Class labels from a chunked Arrow array; the largest class is the last one unless the number is declared."""
+    """Class labels from a chunked Arrow array.
+
+    The classes of text are its distinct values in sorted order, by number if all are numbers. Of numbers whose number
+    of classes is not declared, the largest one is the last class.
+    """
+    import pyarrow.types as types
+
     if cells.null_count:
         rows = counted(cells.null_count, "row")
         raise InputError(f"{what}: column '{columns.label}' has {rows} without a label")
-    numbers = np.asarray(cells.to_numpy(zero_copy_only=False)).astype(np.int64)
+    if types.is_dictionary(cells.type):
+        cells = cells.cast(cells.type.value_type)
+    if _kind(cells.type, None) == "text":
+        texts = cells.to_pylist()
+        names = sorted(set(texts))
+        if all(name.isdecimal() for name in names):
+            names.sort(key=int)
+        number_of = {name: number for number, name in enumerate(names)}
+        return Labels(np.array([number_of[text] for text in texts], dtype=np.int64), len(names), tuple(names))
+    values = np.asarray(cells.to_numpy(zero_copy_only=False))
+    with np.errstate(invalid="ignore"):  # NaN differs from every number
+        numbers = values.astype(np.int64)
+    if (numbers != values).any():
+        example = values[numbers != values][0]
+        raise InputError(f"{what}: column '{columns.label}' holds {example}; classes are whole numbers, or text")
     low, high = int(numbers.min()), int(numbers.max())
     classes = columns.classes or high + 1
     if low < 0 or high >= classes:
@@ -167,7 +210,15 @@ def _read_labels(cells: Any, columns: Columns, what: str) -> Labels:
             f"{what}: column '{columns.label}' holds {low}..{high}; classes are numbered from 0"
             + (f" to {classes - 1}" if columns.classes else "")
         )
-    return Labels(numbers, classes)
+    if not columns.classes and classes > max(_MOST_CLASSES, len(numbers)):
+        raise InputError(
+            f"{what}: column '{columns.label}' holds numbers up to {high:,}, which would be as many classes for "
+            f"{counted(len(numbers), 'image')}; set label_column, or number the classes from 0"
+        )
+    return Labels(numbers, classes, columns.names)
+
+
+_MOST_CLASSES = 100_000  # that fewer images may have
 
 
 class TableSource:
@@ -183,6 +234,8 @@ class TableSource:
         limit: only the first rows.
         downloads: see `cell_files.download_folders`.
     """
+
+    notes: Sequence[str] = ()
 
     def __init__(
         self,
@@ -239,7 +292,7 @@ def dataset_source(spec: DataSpec, dataset: Any) -> TableSource:
     content, place = hashlib.sha256(), hashlib.sha256()
     for number in range(source.count):
         cell = source._images[number].as_py()
-        path, data = (cell.get("path"), cell.get("bytes")) if isinstance(cell, Mapping) else (None, cell)
+        path, data = (cell.get("path"), cell.get("bytes")) if isinstance(cell, Mapping) else (cell, cell)
         if isinstance(data, bytes):
             content.update(hashlib.sha256(data).digest())
             continue

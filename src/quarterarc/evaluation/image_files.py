@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import zipfile
 from collections import deque
@@ -17,18 +18,21 @@ from torch import Tensor
 
 from ..common.errors import InputError
 from ..common.plain_yaml import load_yaml
-from ..data.decode import BadImage, Encoded, read_pixels, shape_of
+from ..data.decode import DECODING, BadImage, Encoded, read_pixels, shape_of
 from ..data.image_set import ImageSet, Shape, Wanted
-from ..data.images import ImageData, MappedImages
+from ..data.images import ImageData, MappedImages, log_bad
 from ..data.loading import open_data, open_source
 from ..data.memory import MEMORY
 from ..data.sources import Labels, Source, digest
 from ..data.spec import DataSpec
-from ..sampling.folders import LABELS, is_sample
+from ..data.survey import survey
+from ..sampling.folders import LABELS, NAMES, is_sample
 from ..storage.files import read_json
 from .sets import batch_rows
 
 __all__ = ["FileSet", "NpzSet", "open_pictures", "open_set", "training_images"]
+
+logger = logging.getLogger("quarterarc")
 
 _AHEAD = 2  # batches that are decoded in advance
 
@@ -136,7 +140,7 @@ class FileSet:
         self.shape: Shape = (data.channels, data.height, data.width)
         settings = (self.count, self.shape, spec.crop, spec.resize)
         self.fingerprint: str = digest(data.fingerprint, *settings)
-        self.identity: str = digest(identity, *settings)
+        self.identity: str = digest(identity, *settings, DECODING, spec.range, spec.pages)
         self._data = data
 
     def batches(self, size: int, wanted: Wanted) -> Iterator[tuple[int, Tensor]]:
@@ -163,6 +167,7 @@ class _OneSize:
     """
 
     labels: Labels | None = None
+    notes: Sequence[str] = ()
 
     def __init__(self, source: Source, numbers: Sequence[int], shape: Shape, first: str) -> None:
         self._source, self._numbers, self._shape, self._first = source, numbers, shape, first
@@ -236,14 +241,17 @@ def _at_own_size(
         raise InputError(f"cannot determine the size of {name}: save it as PNG")
     exact = spec.model_copy(update={"size": shape[1:], "channels": shape[0]})
     alike = _OneSize(source, numbers, shape, name)
-    return FileSet(MappedImages(alike, exact, torch.device("cpu"), ()), exact, source.what, source.identity, sampling)
+    notes = survey(alike, exact)
+    for note in notes if sampling else (*source.notes, *notes):  # beside samples lies only what belongs to them
+        logger.info("%s", note)
+    return FileSet(MappedImages(alike, exact, torch.device("cpu"), {}), exact, source.what, source.identity, sampling)
 
 
 def _read_sampling(folder: Path) -> dict[str, Any]:
     about = read_json(folder / "samples.json")
     if not isinstance(about, dict) or not about.get("complete", False):
         raise InputError(f"the samples in {folder} are not complete: run the same `quarterarc sample` again to finish")
-    results = ("complete", "count", "images_per_second", LABELS)
+    results = ("complete", "count", "images_per_second", LABELS, NAMES)
     return {key: value for key, value in about.items() if key not in results}
 
 
@@ -264,7 +272,11 @@ def training_images(run: Path, limit: int | None = None) -> ImageSet:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{run / 'recipe.yaml'} does not describe the training data: {reason}") from None
     try:
-        return FileSet(open_data(spec), spec, f"the training images of {run}", open_source(spec).identity)
+        data = open_data(spec)
+        for note in data.notes:
+            logger.info("%s", note)
+        log_bad(data)
+        return FileSet(data, spec, f"the training images of {run}", open_source(spec).identity)
     except InputError as error:
         relative = not Path(spec.source).is_absolute() and spec.source == fields["source"]
         hint = "; a relative path is relative to the folder where the run was trained" if relative else ""

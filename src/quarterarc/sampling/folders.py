@@ -33,7 +33,7 @@ from .generation import batches, check_finite
 from .plans import Plan, Sampling, check_labels, labels_in_turn
 from .trajectories import IN_SHEET
 
-__all__ = ["LABELS", "SHEETS", "is_sample", "write_samples"]
+__all__ = ["LABELS", "NAMES", "SHEETS", "is_sample", "write_samples"]
 
 logger = logging.getLogger("quarterarc")
 
@@ -42,7 +42,9 @@ SHEETS = (SHEET, "grid.png")
 """File names of the contact sheet, which is no sample; the second one is of version 0.1."""
 LABELS = "image_labels"
 """The key of samples.json with the label of each image, by seed as text: {"0": 3, "1": 7}."""
-RESULTS = ("complete", "count", "seeds", LABELS, "nfe", "images_per_second", "device")
+NAMES = "class_names"
+"""The key of samples.json with the name of each label used, as text: {"0": "cat"}."""
+RESULTS = ("complete", "count", "seeds", LABELS, NAMES, "nfe", "images_per_second", "device")
 """The keys of samples.json that describe the outcome; the others are settings, which determine the images."""
 
 
@@ -149,8 +151,11 @@ def _write(
     flush(out / SHEET)
     flush(out)  # the names of the images
     speed = {"images_per_second": round(len(mine) * process.count / seconds, 2)} if mine else {}
-    device = str(traits(denoise).device or "cpu")
-    return _describe(out, settings, whole | {*seeds}, complete=True, classes=classes, nfe=nfe, device=device, **speed)
+    device, names = str(traits(denoise).device or "cpu"), traits(denoise).class_names
+    named = {NAMES: {str(label): names[label] for label in sorted(set(classes.values()))}} if names and classes else {}
+    return _describe(
+        out, settings, whole | {*seeds}, complete=True, classes=classes, nfe=nfe, device=device, **speed, **named
+    )
 
 
 @contextmanager

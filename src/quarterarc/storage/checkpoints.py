@@ -126,6 +126,8 @@ def describe_denoiser(denoise: Denoiser) -> dict[str, Any]:
         "classes": denoise.classes,
         "unlabelled": denoise.unlabelled,
     }
+    if denoise.class_names:
+        description["class_names"] = list(denoise.class_names)
     if denoise.time_shift != 0.0 or denoise.time_scale is not None:  # networks of other libraries
         description |= {"time_shift": denoise.time_shift, "time_scale": denoise.time_scale}
     return description
@@ -160,7 +162,9 @@ def build_denoiser(description: Mapping[str, Any], precision: torch.dtype | None
             if spec["name"] == "custom"
             else schedule(spec["name"], spec["steps"])
         )
-        shape = tuple(description["shape"])
+        shape, names = tuple(description["shape"]), description.get("class_names", [])
+        if not isinstance(names, list) or len(names) not in (0, description["classes"]):
+            raise TypeError("class_names is not a list of one name per class")
         return Denoiser(
             build_network(description["network"]),
             table,
@@ -169,6 +173,7 @@ def build_denoiser(description: Mapping[str, Any], precision: torch.dtype | None
             classes=description["classes"],
             precision=precision,
             unlabelled=description.get("unlabelled", True),
+            class_names=tuple(map(str, names)),
             time_shift=description.get("time_shift", 0.0),
             time_scale=description.get("time_scale"),
         )

@@ -26,6 +26,7 @@ from ..common.progress import progress_bar
 from ..common.streams import Purpose, torch_seed
 from ..common.text import counted, one_line
 from ..data import ImageData, open_data, to_uint8
+from ..data.images import log_bad
 from ..data.loading import NoSuchData
 from ..denoiser import Denoiser
 from ..heads import Head
@@ -37,6 +38,7 @@ from ..schedules import Schedule
 from ..schedules import schedule as named_schedule
 from ..storage.checkpoints import describe_denoiser
 from ..storage.checksums import DamagedFile
+from ..storage.files import write_json
 from ..storage.pictures import contact_sheet, write_png
 from ..storage.runs import checkpoint_name, checkpoints
 from ..storage.training_state import restore, save
@@ -62,6 +64,10 @@ MAY_CHANGE = (
 CORRECTIONS = ("optimizer.learning_rate", "optimizer.clip", "training.precision", "data.source")
 """Further fields that may change on resume, recorded in changes.jsonl: what a divergence calls for, and the place of
 the images, whose fingerprint must be the same."""
+
+
+SKIPPED = "skipped.json"
+"""Name and reason of every image that `data.skip_bad` left out, in the run folder."""
 
 
 class Diverged(InputError):
@@ -228,6 +234,10 @@ class Trainer:
         settings, warmup = self.recipe.training, self.recipe.optimizer.warmup
         weights = sum(weight.numel() for weight in self.network.parameters())
         logger.info("%s; %s on %s", self.data.description, counted(weights, "parameter"), self.accelerator.device)
+        for note in self.data.notes:
+            logger.info("%s", note)
+        log_bad(self.data)
+        self._write_skipped()
         logger.info("training in %s from step %d to %d", self.run, self.step, settings.steps)
         if warmup != "auto" and warmup > settings.steps:
             logger.warning(
@@ -246,14 +256,16 @@ class Trainer:
 
     def _build(self, table: Schedule, head: Head) -> tuple[nn.Module, Denoiser]:
         recipe, data = self.recipe, self.data
-        classes = data.classes if recipe.data.labels else None
+        classes, names = (data.classes, tuple(data.class_names)) if recipe.data.labels else (None, ())
         torch.manual_seed(torch_seed(recipe.training.seed, Purpose.WEIGHTS))
         network = recipe_network(recipe, data.channels, head.channels(data.channels), classes)
         network = network.to(self.accelerator.device)
         precision = torch.bfloat16 if recipe.training.precision == "bf16" else None
         shape = (data.channels, data.height, data.width)
         unlabelled = recipe.training.drop_labels > 0
-        return network, Denoiser(network, table, head, shape, classes, precision, unlabelled=unlabelled)
+        return network, Denoiser(
+            network, table, head, shape, classes, precision, unlabelled=unlabelled, class_names=names
+        )
 
     def _resume(self) -> None:
         complete = checkpoints(self.run)
@@ -303,9 +315,14 @@ class Trainer:
             "recipe": self.recipe.model_dump(mode="json"),
         }
         if self.accelerator.is_main_process:
+            self._write_skipped()
             save(self.run, config, self.network, self.average, self.optimizer, self.recipe.training.keep)
         self.accelerator.wait_for_everyone()
         return self.run / "checkpoints" / checkpoint_name(self.step)
+
+    def _write_skipped(self) -> None:
+        if self.data.skipped:  # in a stream more and more
+            write_json(self.run / SKIPPED, dict(self.data.bad))
 
     def _preview(self) -> None:
         """Write a contact sheet of images from fixed seeds."""
