@@ -694,7 +694,7 @@ def npz_bomb(name: str) -> bytes:
         "encrypted": (Entry("arr_0.npy", image, flags=1),),
         "unknown compression": (Entry("arr_0.npy", image, 99),),
         "path": (Entry("../../arr_0.npy", image), Entry("arr_0.npy", image)),
-        "many entries": tuple(Entry(f"{number}.npy", b"") for number in range(60_000)),
+        "many entries": tuple(Entry(f"{number}.npy", b"") for number in range(5_000)),
         "twice": (Entry("arr_0.npy", image),) * 2,
         "zeros": (zeros(npy_header((2**18, 64, 64, 1))),),
         "zeros as statistics": (
@@ -713,7 +713,7 @@ def npz_bomb(name: str) -> bytes:
         np.savez_compressed(file, mu=np.zeros(2), sigma=np.eye(2), about=np.array("x" * 30_000_000))
     else:  # bzip2, whose ratio is far above that of deflate
         with zipfile.ZipFile(file, "w", zipfile.ZIP_BZIP2) as archive:
-            archive.writestr("arr_0.npy", npy_header((2**14, 64, 64, 3)) + bytes(2**26 * 3))
+            archive.writestr("arr_0.npy", npy_header((2**12, 64, 64, 3)) + bytes(2**24 * 3))
     return file.getvalue()
 
 
@@ -731,18 +731,18 @@ def recipe_bombs() -> dict[str, bytes]:
     return {
         "aliases": aliases.encode(),
         "merge keys": b"data: &a {source: digits}\ntraining: {<<: *a}\n",
-        "deep lists": b"data: " + b"[" * 200_000,
-        "deep mappings": b"data: " + b"{a: " * 200_000,
-        "deep blocks": b"\n".join(b" " * depth + b"a:" for depth in range(2_000)),
+        "deep lists": b"data: " + b"[" * 60_000,
+        "deep mappings": b"data: " + b"{a: " * 15_000,
+        "deep blocks": b"\n".join(b" " * depth + b"a:" for depth in range(350)),
         "python": b"data: !!python/object/apply:os.system ['touch hacked']\n",
         "python name": b"name: !!python/name:os.system\n",
         "long text": b"name: " + b"x" * 20_000_000,
-        "long key": b"x" * 2_000_000 + b": 1\n",
-        "long number": b"training: {steps: " + b"9" * 1_000_000 + b"}\n",
-        "sexagesimal": b"training: {steps: " + b"1" + b":59" * 100_000 + b"}\n",
-        "many keys": b"".join(b"k%d: 1\n" % number for number in range(30_000)),
+        "long key": b"x" * 60_000 + b": 1\n",
+        "long number": b"training: {steps: " + b"9" * 60_000 + b"}\n",
+        "sexagesimal": b"training: {steps: " + b"1" + b":59" * 20_000 + b"}\n",
+        "many keys": b"".join(b"k%d: 1\n" % number for number in range(3_000)),
         "control characters": b'"\\x1b]0;title\\x07\\x1b[2J": 1\ndata: "\\x1b[31mred\\r"\n',
-        "binary": b"training: {steps: !!binary " + b"QUFB" * 500_000 + b"}\n",
+        "binary": b"training: {steps: !!binary " + b"QUFB" * 15_000 + b"}\n",
         "nul": b"data: digits\0\n",
         "utf-16": "data: digits\n".encode("utf-16"),
         "latin-1": b"data: \xe9t\xe9\n",

@@ -17,6 +17,7 @@ from importlib import import_module
 from .. import __version__
 from ..common.errors import InputError
 from ..common.signals import end_with, signal_of, stopping_in_order
+from ..common.text import printable
 from .parser import Parser
 from .process import drop, finish_output, open_closed_streams, print_line
 
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     parsed = _parse(parser, words)
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("quarterarc: %(message)s"))
+    handler.setFormatter(_Formatter("quarterarc: %(message)s"))
     logger = logging.getLogger("quarterarc")
     level = logger.level
     logger.addHandler(handler)
@@ -160,6 +161,13 @@ def _end_with_launcher() -> None:
     """Stop this process when `torchrun` or `accelerate launch` is killed: it would hold locks and devices."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         end_with(os.getppid())
+
+
+class _Formatter(logging.Formatter):
+    """One line per record, without control characters: names of files and classes may come from a stranger."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def _print_error(message: str) -> int:

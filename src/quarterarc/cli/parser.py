@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Callable
 from typing import NoReturn
 
+from ..common.text import printable
+
 __all__ = ["Parser"]
 
 
@@ -19,7 +21,7 @@ class Parser(argparse.ArgumentParser):
     listing: Callable[[], str] | None = None
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (see `{self.prog} --help`)\n")
+        self.exit(2, f"{self.prog}: error: {printable(message)} (see `{self.prog} --help`)\n")
 
     def format_help(self) -> str:
         text = super().format_help()

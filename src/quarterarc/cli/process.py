@@ -7,6 +7,8 @@ import sys
 from contextlib import suppress
 from typing import TextIO
 
+from ..common.text import printable
+
 __all__ = ["drop", "finish_output", "open_closed_streams", "print_line"]
 
 
@@ -43,7 +45,7 @@ def print_line(text: str) -> None:
     if os.environ.get("WORLD_SIZE", "1") != "1" and not _is_first():
         return
     try:
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
     except OSError:
         drop(sys.stderr)
 

@@ -7,8 +7,10 @@ from typing import Any
 
 import yaml
 
-__all__ = ["PlainDumper", "PlainLoader", "load_yaml"]
+__all__ = ["LARGEST", "PlainDumper", "PlainLoader", "load_yaml"]
 
+LARGEST = 2**16
+"""Bytes of the largest recipe: PyYAML reads about 20 kB per second, and recipes have one or two."""
 _DEEPEST = 50
 
 

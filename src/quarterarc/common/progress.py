@@ -7,6 +7,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from .text import printable
+
 __all__ = ["progress_bar", "shown"]
 
 
@@ -20,7 +22,14 @@ def progress_bar(total: int | None, unit: str, description: str, show: bool = Tr
         show: whether to show the bar on a terminal; it is never shown in a pipe or a log file.
         options: further options of `tqdm`.
     """
-    return tqdm(total=total, unit=unit, desc=description, disable=None if show else True, dynamic_ncols=True, **options)
+    return tqdm(
+        total=total,
+        unit=unit,
+        desc=printable(description),
+        disable=None if show else True,
+        dynamic_ncols=True,
+        **options,
+    )
 
 
 def shown(show: bool) -> bool:

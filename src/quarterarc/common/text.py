@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-__all__ = ["counted", "duration", "one_line", "ranges"]
+__all__ = ["counted", "duration", "one_line", "printable", "ranges", "shortened"]
 
 
 def counted(count: int, noun: str, plural: str | None = None) -> str:
@@ -48,3 +48,23 @@ def ranges(numbers: Iterable[int]) -> str:
 def one_line(error: BaseException) -> str:
     """The message of an error without line breaks; the name of its class for an empty message."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def shortened(text: str, most: int) -> str:
+    """A text of at most `most` characters: in place of the middle of a longer one the number of characters left out."""
+    if len(text) <= most:
+        return text
+    head = 2 * most // 3 - 20
+    tail = most - head - 40
+    return f"{text[:head]} ... ({len(text) - head - tail:,} characters) ... {text[len(text) - tail :]}"
+
+
+def printable(text: str) -> str:
+    """A text that may be shown on a terminal: line breaks become spaces, and control characters become escapes.
+
+    So do surrogates and marks that change the direction of writing.
+    """
+    if text.isprintable():
+        return text
+    text = " ".join(line.strip() for line in text.splitlines() if line.strip())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
-import zipfile
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from ..common.errors import InputError
-from ..common.plain_yaml import load_yaml
+from ..common.plain_yaml import LARGEST, load_yaml
 from ..data.decode import DECODING, BadImage, Encoded, read_pixels, shape_of
 from ..data.image_set import ImageSet, Shape, Wanted
 from ..data.images import ImageData, MappedImages, log_bad
@@ -27,7 +26,8 @@ from ..data.sources import Labels, Source, digest
 from ..data.spec import DataSpec
 from ..data.survey import survey
 from ..sampling.folders import LABELS, NAMES, is_sample
-from ..storage.files import read_json
+from ..storage.files import read_json, read_text
+from ..storage.npz import Npz
 from .sets import batch_rows
 
 __all__ = ["FileSet", "NpzSet", "open_pictures", "open_set", "training_images"]
@@ -35,6 +35,7 @@ __all__ = ["FileSet", "NpzSet", "open_pictures", "open_set", "training_images"]
 logger = logging.getLogger("quarterarc")
 
 _AHEAD = 2  # batches that are decoded in advance
+_MOST_PIXELS = 2**26  # of an image in an npz, the default of data.max_pixels
 
 
 class NpzSet:
@@ -51,70 +52,38 @@ class NpzSet:
     sampling: dict[str, Any] | None = None
 
     def __init__(self, path: Path, limit: int | None = None) -> None:
-        self.what, self._path = f"{path}", path
-        with _open_npz(path) as archive:
-            name = "arr_0.npy"
-            if name not in archive.namelist():
-                raise InputError(f"{path} holds no images: save them as arr_0, uint8 (N, H, W, C)")
-            entry = archive.getinfo(name)
-            with archive.open(name) as file:
-                self._shape = _read_header(file, path, _stored(entry, path))
-        count = self._shape[0]
+        self.what, self._npz = f"{path}", Npz(path)
+        if "arr_0" not in self._npz.names:
+            raise InputError(f"{path} holds no images: save them as arr_0, uint8 (N, H, W, C)")
+        with self._npz.opened("arr_0") as (header, _):
+            self._shape = header.shape
+        if header.dtype != np.uint8 or len(header.shape) != 4 or header.fortran:
+            order = " in Fortran order" if header.fortran else ""
+            raise InputError(
+                f"{path}: images must be uint8 (N, H, W, C) as arr_0, got {header.dtype} {header.shape}{order}"
+            )
+        count, height, width, channels = self._shape
         if count == 0:
             raise InputError(f"{path} holds no images: arr_0 has shape {self._shape}")
+        if height * width > _MOST_PIXELS:
+            raise InputError(f"{path}: its images of {height}x{width} have more than {_MOST_PIXELS:,} pixels")
         self.count = count if limit is None else min(limit, count)
-        self.shape: Shape = (self._shape[3], self._shape[1], self._shape[2])
+        self.shape: Shape = (channels, height, width)
+        entry = self._npz.entry("arr_0")
         self.fingerprint = digest(entry.CRC, entry.file_size, self.count)
         self.identity = digest(self.fingerprint, str(path.resolve()), path.stat().st_mtime_ns)
 
     def batches(self, size: int, wanted: Wanted) -> Iterator[tuple[int, Tensor]]:
         bytes_per_image = math.prod(self._shape[1:])
         last = max((number for number, _ in batch_rows(self.count, size, wanted)), default=-1)
-        with _open_npz(self._path) as archive, archive.open("arr_0.npy") as file:
-            _read_header(file, self._path, _stored(archive.getinfo("arr_0.npy"), self._path))
+        with self._npz.opened("arr_0") as (_, file):
             for number, rows in batch_rows(self.count, size, lambda number: number <= last):
-                try:
-                    data = file.read(bytes_per_image * len(rows))
-                except (OSError, zipfile.BadZipFile, EOFError, ValueError) as error:
-                    raise InputError(f"{self._path} is damaged ({error}): copy it again") from None
+                data = file.read(bytes_per_image * len(rows))
                 if len(data) < bytes_per_image * len(rows):
-                    raise InputError(f"{self._path} is truncated: it ends before image {rows.stop - 1}; copy it again")
+                    raise InputError(f"{self.what} is truncated: it ends before image {rows.stop - 1}; copy it again")
                 if wanted(number):
                     pixels = np.frombuffer(data, np.uint8).reshape(len(rows), *self._shape[1:])
                     yield number, torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2).contiguous()
-
-
-def _open_npz(path: Path) -> zipfile.ZipFile:
-    try:
-        return zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} is not an npz file ({error}); a pickle is never loaded") from None
-
-
-def _stored(entry: zipfile.ZipInfo, path: Path) -> int:
-    """The largest possible size of an entry, which its header may exceed: deflate compresses at most 1,032 times."""
-    return min(entry.file_size, 1032 * path.stat().st_size)
-
-
-def _read_header(file: IO[bytes], path: Path, stored: int) -> tuple[int, ...]:
-    """The shape of the array in a .npy file, which must be uint8 (N, H, W, C) in C order and fit its `stored` bytes."""
-    try:
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(file)
-    except (ValueError, OSError, EOFError) as error:
-        raise InputError(f"{path} is damaged: its arr_0 is not an array ({error})") from None
-    if dtype.hasobject:
-        raise InputError(f"{path} holds a pickle as arr_0, which is never loaded: save images as uint8 (N, H, W, C)")
-    if dtype != np.uint8 or len(shape) != 4 or fortran:
-        order = " in Fortran order" if fortran else ""
-        raise InputError(f"{path}: images must be uint8 (N, H, W, C) as arr_0, got {dtype} {shape}{order}")
-    size = math.prod(shape)
-    if min(shape) < 0 or size > stored:
-        raise InputError(
-            f"{path} is damaged: its arr_0 of shape {shape} takes {size:,} bytes, of which it has {stored:,}"
-        )
-    return shape
 
 
 class FileSet:
@@ -266,7 +235,7 @@ def training_images(run: Path, limit: int | None = None) -> ImageSet:
         InputError: if recipe.yaml does not describe the data, or the images cannot be read.
     """
     try:
-        fields = load_yaml((run / "recipe.yaml").read_text(encoding="utf-8"))["data"]
+        fields = load_yaml(read_text(run / "recipe.yaml", LARGEST))["data"]
         spec = DataSpec.model_validate({**fields, "labels": False, "limit": limit or fields.get("limit")})
     except (OSError, yaml.YAMLError, ValidationError, InputError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,8 +20,10 @@ import torch
 from torch import Tensor
 
 from ..common.errors import InputError
+from ..common.text import shortened
 from ..data.image_set import ImageSet, Shape
 from ..storage.files import replace_file
+from ..storage.npz import Npz
 from ..storage.weights import save_tensors
 from .features import ImageFeatures
 from .image_files import NpzSet, open_set, training_images
@@ -131,7 +132,7 @@ def read_statistics(path: Path) -> Reference:
             vectors[kind] = arrays[rows].float()
     images = NpzSet(path) if "arr_0" in arrays else None
     if not statistics and not vectors and images is None:
-        names = ", ".join(sorted(arrays)) or "nothing"
+        names = shortened(", ".join(sorted(arrays)) or "nothing", 200)
         raise InputError(f"{path} holds neither statistics (mu, sigma) nor images (arr_0), only {names}")
     shape = about.get("shape")
     saved = ImageFeatures(about.get("count"), (shape[0], shape[1], shape[2]) if shape else None, statistics, vectors)
@@ -163,45 +164,42 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, "pt") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a mapping
             return arrays, _about(path, (file.metadata() or {}).get("about", "{}"))
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, MemoryError, SafetensorError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{path} is not readable as safetensors ({error}); a pickle is never loaded") from None
 
 
 def _read_npz(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The arrays of an npz; images and arrays of other names are empty tensors, since they may be large."""
-    arrays: dict[str, Tensor] = {}
+    stored = Npz(path)
+    arrays = dict.fromkeys(stored.names, torch.empty(0))
     about: dict[str, Any] = {}
-    try:
-        if not zipfile.is_zipfile(path):
-            raise ValueError("it is not an npz file")
-        with np.load(path, allow_pickle=False) as stored:
-            for name in stored.files:
-                if name == "arr_0":
-                    arrays[name] = torch.empty(0)
-                elif name == "about":
-                    about = _about(path, str(stored[name]))
-                elif any(name in names for names in _NAMES.values()):
-                    arrays[name] = torch.from_numpy(np.ascontiguousarray(stored[name]))
-                else:
-                    arrays[name] = torch.empty(0)
-    except (OSError, ValueError, TypeError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        if isinstance(error, InputError):
-            raise
-        reason = "it holds a pickle" if "pickle" in str(error) else " ".join(str(error).split())
-        raise InputError(
-            f"{path} cannot be read as an npz of arrays ({reason}); a pickle is never loaded: save arrays of numbers"
-        ) from None
+    if arrays.pop("about", None) is not None:
+        text = stored.read("about", 2**22)
+        about = _about(path, str(text) if text.dtype.kind == "U" else "")
+    for name in stored.names:
+        if any(name in names for names in _NAMES.values()):
+            array = np.array(stored.read(name))
+            if array.dtype.kind not in "fiu":
+                raise InputError(f"{path}: its {name} must be real numbers, got {array.dtype}: save arrays of numbers")
+            arrays[name] = torch.from_numpy(array)
     return arrays, about
 
 
 def _about(path: Path, text: str) -> dict[str, Any]:
+    """The description of saved statistics, with values of the right types."""
     try:
         about = json.loads(text)
-    except ValueError:
-        about = None
-    if not isinstance(about, dict):
-        raise InputError(f"{path}: its entry 'about' is not JSON: write the reference again")
-    return about
+        count, shape = about.get("count"), about.get("shape")
+        fine = [count is None or (type(count) is int and count > 0), isinstance(about.get("extractor") or {}, dict)]
+        fine += [shape is None or (len(shape) == 3 and all(type(size) is int for size in shape))]
+        fine += [isinstance(about.get("fingerprint") or "", str)]
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        fine = [False]
+    if not all(fine):
+        raise InputError(f"{path}: its entry 'about' does not describe statistics: write the reference again")
+    return dict(about)
 
 
 def save_statistics(

@@ -23,6 +23,7 @@ __all__ = [
     "make_folder",
     "read_json",
     "read_regular",
+    "read_text",
     "replace_file",
     "replace_folder",
     "write_json",
@@ -154,18 +155,34 @@ def write_json(path: Path, value: Any) -> None:
         beside.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def read_json(path: Path) -> Any:
-    """The value of a JSON file.
+def read_json(path: Path, most: int = 2**26) -> Any:
+    """The value of a JSON file of at most `most` bytes.
 
     Raises:
-        InputError: if the file is missing or is not JSON.
+        InputError: if the file is missing, too large or not JSON.
     """
     try:
-        return json.loads(read_regular(path).decode("utf-8"))
+        return json.loads(read_text(path, most))
+    except RecursionError:
+        raise InputError(f"{path} is not JSON that can be read: it is nested too deeply") from None
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is not JSON: {error}") from None
+
+
+def read_text(path: Path, most: int) -> str:
+    """The content of a regular file of UTF-8 text of at most `most` bytes.
+
+    Raises:
+        InputError: if the file is missing, too large, a FIFO, a device or a socket, or not text.
+    """
+    try:
+        return read_regular(path, most).decode("utf-8")
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from None
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not text in UTF-8: {error.reason} at byte {error.start:,}") from None
 
 
 def flush(path: Path) -> None:

@@ -14,8 +14,9 @@ from typing import Any, get_args
 import yaml
 
 from ..common.errors import InputError, unknown_name
-from ..common.plain_yaml import PlainLoader, load_yaml
+from ..common.plain_yaml import LARGEST, PlainLoader, load_yaml
 from ..common.sections import Section
+from ..storage.files import read_text
 from .recipe import NetworkSpec, Recipe, expand
 
 __all__ = ["read_recipe", "recipe_fields", "recipe_names"]
@@ -48,12 +49,17 @@ def read_recipe(
     values = recipe_fields(source)
     changes = {**dict(_parse(override) for override in overrides), **(fields or {})}
     network = values.get("network") or {}
-    before = network.name if isinstance(network, NetworkSpec) else dict(network).get("name", "unet")
+    before = network.name if isinstance(network, NetworkSpec) else _name_of(network)
     if changes.get("network.name", before) != before:
         values["network"] = {}  # the fields and arguments of the recipe's network do not apply to another one
     for name, value in changes.items():
         _set(values, name, value)
     return Recipe.model_validate(values)
+
+
+def _name_of(network: Any) -> Any:
+    """The name in the section `network`; of anything that is no section, which is an error later, that of the U-Net."""
+    return network.get("name", "unet") if isinstance(network, Mapping) else "unet"
 
 
 def recipe_fields(source: str | Path | Mapping[str, Any] | Recipe) -> dict[str, Any]:
@@ -70,12 +76,9 @@ def recipe_fields(source: str | Path | Mapping[str, Any] | Recipe) -> dict[str, 
 def _read_yaml(source: str) -> dict[str, Any]:
     is_path = source.endswith((".yaml", ".yml")) or "/" in source or Path(source).is_file()
     if is_path:
-        if not Path(source).is_file():
+        if not Path(source).exists():
             raise InputError(f"no recipe file at {source} (recipes of the package: {', '.join(recipe_names())})")
-        try:
-            text = Path(source).read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise InputError(f"{source} is not text in UTF-8 ({error.reason}): give a YAML file") from None
+        text = read_text(Path(source), LARGEST)
     elif source in recipe_names():
         text = (resources.files("quarterarc.training") / "recipes" / f"{source}.yaml").read_text(encoding="utf-8")
     else:
