@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
@@ -245,3 +246,32 @@ def test_output_that_cannot_be_written_is_an_error_of_one_line() -> None:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
     assert done.returncode == 2
     assert re.fullmatch(r"quarterarc: error: [^\n]*No space left on device\n", done.stderr), done.stderr
+
+
+# --- what a system may not allow -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("sample", "RUN", "--out", "made", "--seeds", "0-1"),
+        ("train", "digits", "--out", "new", "training.steps=2"),
+        ("evaluate", "RUN", "--reference", "digits", "--features", "pixels", "--count", "8"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_without_further_threads_a_command_ends_in_one_line_or_succeeds(
+    tiny_run: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    def start(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    done = cli(*(tiny_run if word == "RUN" else word for word in command))
+    errors = [line for line in done.stderr.splitlines() if "error" in line]
+    if done.returncode:
+        assert done.returncode == 2
+        assert errors == ["quarterarc: error: the system allows no further thread: raise the limit (ulimit -u), or end "
+                          "processes"]  # fmt: skip
+    else:
+        assert errors == []

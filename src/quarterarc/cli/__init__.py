@@ -88,6 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from ..common.devices import is_lost_connection
         from ..common.memory import is_out_of_memory
 
+        if str(error) == "can't start new thread":
+            return _print_error("the system allows no further thread: raise the limit (ulimit -u), or end processes")
         if is_lost_connection(error):
             return _print_error(f"another process of this run has ended or does not answer: {_again(command)}")
         if not is_out_of_memory(error):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from typing import Any
 
-from tqdm import tqdm
+from tqdm import TqdmMonitorWarning, tqdm
 
 from .text import printable
 
 __all__ = ["progress_bar", "shown"]
+
+warnings.simplefilter("ignore", TqdmMonitorWarning)  # where the system allows no further thread, bars need none
 
 
 def progress_bar(total: int | None, unit: str, description: str, show: bool = True, **options: Any) -> tqdm[Any]:

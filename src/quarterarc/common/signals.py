@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 __all__ = ["GRACE", "Terminated", "end_with", "sigint_blocked", "signal_of", "stopping_in_order"]
@@ -93,4 +93,5 @@ def end_with(parent: int) -> None:
         time.sleep(GRACE)
         os._exit(128 + signal.SIGTERM)
 
-    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
+    with suppress(RuntimeError):  # the system allows no further thread
+        threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
