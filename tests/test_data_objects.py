@@ -182,6 +182,8 @@ def test_the_call_in_the_error_converts_the_images(call: str) -> None:
 def test_values_beyond_every_range_are_named() -> None:
     assert "the values lie in -3..0" in message(FLOATS * 1.5 - 1.5)
     assert "the values lie in 0..65535" in message(np.array([0, 65535], np.uint16).reshape(1, 1, 1, 2))
+    for value in (np.nan, np.inf):
+        assert "some values are NaN or infinite" in message(FLOATS * 0 + value)
     assert "no images were given" in message(stack()[:0])
     assert "move the channels to the second axis" in message(stack().permute(2, 0, 3, 1)[:, :, :, :, None])
 

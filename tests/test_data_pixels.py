@@ -6,12 +6,15 @@ import subprocess
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from quarterarc.common.errors import InputError
 from quarterarc.data.pixels import apply_flips, to_float, to_uint8
+from quarterarc.sampling.trajectories import Result
 
+GRID = np.zeros(2)
 LEVELS = torch.arange(256, dtype=torch.uint8)
 
 
@@ -27,14 +30,16 @@ def test_to_uint8_inverts_to_float_on_all_levels(dtype: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_nan_has_no_level_and_is_an_error(dtype: Any) -> None:
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_nan_and_infinity_have_no_level_and_are_an_error(dtype: Any, value: float) -> None:
     images = torch.zeros(3, 1, 2, 2, dtype=dtype)
-    images[1, 0, 1, 1] = torch.nan
-    with pytest.raises(InputError, match=r"image 1 of 3 has pixels that are NaN \(1 of 12\)"):
+    images[1, 0, 1, 1] = value
+    with pytest.raises(InputError, match=r"image 1 of 3 has pixels that are NaN or infinite \(1 of 12\)"):
         to_uint8(images)
     with pytest.raises(InputError, match="NaN"):
         to_uint8(images[1, 0])
-    assert to_uint8(torch.tensor([-torch.inf, torch.inf])).tolist() == [0, 255]  # clamped, as every value
+    with pytest.raises(InputError, match="NaN or infinite"):
+        Result(images, 1.0, GRID).pil()
 
 
 def test_half_precision_is_converted_to_float32_before_scaling() -> None:

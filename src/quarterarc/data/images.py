@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from ..common.text import counted
+from .content import content_of
 from .decode import BadImage, Pixels, read_pixels
 from .sources import Labels, Source
 from .spec import DataSpec
@@ -53,10 +54,16 @@ class ImageData(Protocol):
     """The names of the classes by label; empty where they have none."""
     fingerprint: str
     """Identifies the content of the source independent of its location: 12 hexadecimal digits."""
+    identity: str
+    """Identifies the content at its place, with sizes and modification times."""
     description: str
     """One line for the log: the source, the number of images, the fingerprint."""
     notes: Sequence[str]
     """Further lines for the log, such as the files of a folder that are not used."""
+
+    def content(self) -> str:
+        """A hash of the content, which reads the files of the source, see `content`; independent of their location."""
+        ...
 
     @property
     def count(self) -> int | None:
@@ -187,7 +194,7 @@ class _Images:
         self.channels: int = spec.channels
         self.height, self.width = spec.height, spec.width
         self.skipped: int = len(dropped)
-        self.fingerprint = source.fingerprint
+        self.fingerprint, self.identity = source.fingerprint, source.identity
         self.description = (
             f"{source.what}: {counted(self.count, 'image')}"
             + (f" ({self.skipped:,} skipped)" if self.skipped else "")
@@ -204,6 +211,10 @@ class _Images:
     def bad(self) -> Mapping[str, str]:
         """Name and reason of the images left out by `skip_bad`."""
         return {self._source.name(number): reason for number, reason in sorted(self._bad.items())}
+
+    def content(self) -> str:
+        """A hash of the content; see `ImageData`."""
+        return content_of(self._source.files)
 
     def name(self, number: int) -> str:
         """The name of an image in messages: a file, or a row of a table."""

@@ -11,6 +11,7 @@ import math
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -143,6 +144,7 @@ class TensorSource:
     """
 
     notes: Sequence[str] = ()
+    files: Sequence[Path] = ()
 
     def __init__(self, images: Tensor | NDArray[Any], labels: Any, spec: DataSpec) -> None:
         pixels = as_pixels(images)
@@ -174,6 +176,7 @@ class PictureSource:
         spec: `limit` and `labels` are used.
     """
 
+    files: Sequence[Path] = ()
     what = "a list of images"
     notes: Sequence[str] = ()
 
@@ -253,6 +256,8 @@ def _values(images: Tensor | NDArray[Any], call: str, tensor: bool) -> str:
         return f"call {call}"
     values = images.double() if isinstance(images, Tensor) else images
     low, high = float(values.min()), float(values.max())
+    if not math.isfinite(high - low):
+        return "some values are NaN or infinite, which no pixel can be: check where they come from"
     if kind == "f" and low < 0 and low >= -1 and high <= 1:
         return f"call quarterarc.to_uint8({call if tensor else f'torch.from_numpy({call})'})"
     if kind == "f" and low >= 0 and high <= 1:

@@ -56,7 +56,7 @@ class ParquetSource(TableSource):
         times = [(str(file.resolve()), file.stat().st_mtime_ns) for file in files]
         identity = digest(fingerprint, times, count)
         dataset = _convert(files, schemas[0], columns, count, identity, what, cache_dir, progress)
-        super().__init__(dataset, columns, what, fingerprint, identity)
+        super().__init__(dataset, columns, what, fingerprint, identity, tables=files)
 
     def name(self, number: int) -> str:
         """The file, and the row in it."""

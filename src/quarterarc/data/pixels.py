@@ -24,14 +24,14 @@ def to_uint8(images: Tensor) -> Tensor:
     even one (128). Half precision is converted to float32 first, because bfloat16 has no 256 distinct levels.
 
     Raises:
-        InputError: for NaN, which has no level; the image is named by its place on the first axis.
+        InputError: for NaN and infinity, which have no level; the image is named by its place on the first axis.
     """
-    missing = images.isnan()
+    missing = ~images.isfinite()
     if missing.any():
         where = f"image {int(missing.flatten(1).any(1).nonzero()[0])} of {len(images)}" if images.dim() > 3 else "it"
         raise InputError(
-            f"{where} has pixels that are NaN ({int(missing.sum()):,} of {images.numel():,}): check the network's "
-            "weights and the sampler's options"
+            f"{where} has pixels that are NaN or infinite ({int(missing.sum()):,} of {images.numel():,}): check "
+            "the network's weights and the sampler's options"
         )
     if images.dtype.itemsize < 4:
         images = images.float()

@@ -50,6 +50,11 @@ class Source(Protocol):
     notes: Sequence[str]
     """Lines for the log, such as the files of a folder that are not used."""
 
+    @property
+    def files(self) -> Sequence[Path]:
+        """The files whose content is that of the source; empty if the fingerprint is a hash of the content."""
+        ...
+
     def name(self, number: int) -> str:
         """The name of an image in messages: a path, or a row of a table."""
         ...
@@ -84,6 +89,7 @@ class DigitSource:
 
     what = "digits"
     notes: Sequence[str] = ()
+    files: Sequence[Path] = ()
 
     def __init__(self, spec: DataSpec) -> None:
         check_no_split(spec, "digits")
@@ -127,6 +133,10 @@ class FolderSource:
         sizes, times = zip(*(size_and_time(folder / file) for file in self._files), strict=True)
         self.fingerprint = digest(list(zip(self._files, sizes, strict=True)))
         self.identity = digest(str(folder.resolve()), self.fingerprint, times)
+
+    @property
+    def files(self) -> Sequence[Path]:
+        return [self._folder / file for file in self._files]
 
     def name(self, number: int) -> str:
         return str(self._folder / self._files[number])
@@ -219,6 +229,7 @@ class LmdbSource:
         if spec.labels:
             raise InputError(f"{self.what} has no labels; train without labels")
         self.labels: Labels | None = None
+        self.files: Sequence[Path] = (folder / "data.mdb",)
         self._most = spec.max_bytes
         starts, sizes = array("q"), array("q")
         try:

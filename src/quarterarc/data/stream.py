@@ -84,8 +84,12 @@ class StreamedImages:
         self.classes = columns.classes if spec.labels else None
         self.class_names: Sequence[str] = columns.names if spec.labels else ()
         self.notes: Sequence[str] = ()
-        self.fingerprint = digest(what, columns, spec.limit)
+        self.fingerprint = self.identity = digest(what, columns, spec.limit)
         self.description = f"{what}: a stream of images, fingerprint {self.fingerprint}"
+
+    def content(self) -> str:
+        """Empty, since a stream is not read before it is used; see `ImageData`."""
+        return ""
 
     @property
     def skipped(self) -> int:

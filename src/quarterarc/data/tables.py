@@ -233,6 +233,7 @@ class TableSource:
         folder: the folder of the table, below which paths in image cells may name files; None if it has none.
         limit: only the first rows.
         downloads: see `cell_files.download_folders`.
+        tables: the files of the table.
     """
 
     notes: Sequence[str] = ()
@@ -247,13 +248,14 @@ class TableSource:
         folder: Path | None = None,
         limit: int | None = None,
         downloads: Sequence[Path] = (),
+        tables: Sequence[Path] = (),
     ) -> None:
         if limit is not None and limit < len(dataset):
             dataset = dataset.select(range(limit))
         if len(dataset) == 0:
             raise InputError(f"{what} has no rows")
         self.what, self.count, self._folder = what, len(dataset), folder
-        self.downloads = downloads
+        self.downloads, self._tables = downloads, tables
         dataset = dataset.with_format("arrow")  # in which features decode nothing and transforms do not apply
         self.labels: Labels | None = None
         if columns.label:
@@ -262,6 +264,26 @@ class TableSource:
         # Row by row where rows are shuffled or selected, because slicing would copy all images into memory.
         self._images = images[:].column(0) if images._indices is None else _Rows(images)
         self.fingerprint, self.identity = fingerprint, identity
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """The files of the table, and those that its cells name."""
+        return [*self._tables, *self._files_of_cells()]
+
+    def _files_of_cells(self) -> Iterator[Path]:
+        import pyarrow as arrow
+
+        chunks = self._images.chunks if isinstance(self._images, arrow.ChunkedArray) else []
+        first = 0
+        for chunk in chunks:
+            if arrow.types.is_struct(chunk.type) and chunk.field("bytes").null_count:
+                for row, (path, data) in enumerate(zip(chunk.field("path"), chunk.field("bytes"), strict=True)):
+                    with suppress(BadImage):  # raised when the image is read
+                        if not data.is_valid:
+                            number = first + row
+                            folder, name = self.folder_of(number), self.name(number)
+                            yield file_of_cell(path.as_py(), folder, name, self.downloads)
+            first += len(chunk)
 
     def name(self, number: int) -> str:
         """The source and the row."""
@@ -333,8 +355,8 @@ def saved_source(spec: DataSpec, folder: Path) -> TableSource:
         raise InputError(f"cannot read {what}: {one_line(error)[:300]}; save it again") from error
     what = f"{what} {spec.split}"
     columns = schema_columns(spec, dataset.features.arrow_schema, what)
-    identity = digest(str(folder.resolve()), *listing)
-    return TableSource(dataset, columns, what, digest(*listing), identity, folder, spec.limit)
+    identity = digest(str(folder.resolve()), *listing, [size_and_time(file) for file in files])
+    return TableSource(dataset, columns, what, digest(*listing), identity, folder, spec.limit, tables=files)
 
 
 def _check_saved(folder: Path) -> None:

@@ -143,6 +143,10 @@ class _OneSize:
         self.what, self.count = source.what, len(numbers)
         self.fingerprint, self.identity = source.fingerprint, source.identity
 
+    @property
+    def files(self) -> Sequence[Path]:
+        return self._source.files
+
     def name(self, number: int) -> str:
         return self._source.name(self._numbers[number])
 

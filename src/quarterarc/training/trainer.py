@@ -49,6 +49,7 @@ from .log import LOGGED, Log, Pending
 from .memory import check_memory, what_to_lower
 from .network import recipe_network
 from .recipe import Recipe
+from .same_data import SameData
 from .soundness import unsound
 from .stopping import Interrupted, Stop
 
@@ -120,7 +121,9 @@ class Trainer:
         self.step = 0
         self.damaged: list[Path] = []
         self.pending = Pending()
+        self.same_data = SameData(self.data, accelerator.is_main_process)
         self._resume()
+        self.same_data.start()
         if settings.compile:
             network.compile()
         self.parallel: Any = accelerator.prepare_model(network)
@@ -272,11 +275,7 @@ class Trainer:
         if not complete:
             return
         config = self._restore(complete)
-        if config["data"] != self.data.fingerprint:
-            raise InputError(
-                f"{self.run} was trained on other data (fingerprint {config['data']}), not on {self.data.description}: "
-                "resume with the same images, or choose another folder (--out)"
-            )
+        self.same_data.check(self.run, config)
         self.step = config["step"]
         pending = config["pending"]
         self.pending = Pending(torch.tensor(pending["means"]).to(self.accelerator.device), pending["steps"])
@@ -309,7 +308,7 @@ class Trainer:
         pending = {"means": self._pending_means(), "steps": self.pending.steps}
         config = {
             "step": self.step,
-            "data": self.data.fingerprint,
+            **self.same_data.describe(wait=not self.stop.signal),
             "pending": pending,
             "denoiser": self.description,
             "recipe": self.recipe.model_dump(mode="json"),
