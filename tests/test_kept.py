@@ -6,7 +6,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ import yaml
 
 from quarterarc.common.errors import InputError
 from quarterarc.evaluation.image_files import open_set
+from quarterarc.evaluation.sets import SampledSet
+from quarterarc.evaluation.sources import open_model
 from quarterarc.sampling.folders import write_samples
 from quarterarc.sampling.plans import Sampling
 from quarterarc.sampling.tuned_grids import TunedGrid, read_tuned, write_tuned
@@ -247,6 +250,19 @@ def test_images_are_on_the_disk_before_samples_json_calls_them_complete(
     monkeypatch.setattr("quarterarc.sampling.folders.flush", flush)
     write_samples(load(tiny_run), tmp_path, range(3), Sampling("euler", 2))
     assert flushed == {"000000.png", "000001.png", "000002.png", "contact-sheet.png", tmp_path.name}
+
+
+def test_a_run_is_the_same_by_every_path(
+    copied: Path, tmp_path: Path, cli: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    (tmp_path / "link").symlink_to(copied)
+    identities = set()
+    for path in ("copied", "./copied", "copied/", "link", str(copied)):
+        done = cli("sample", path, "--out", "made", "--seeds", "0-1", "--steps", "2")
+        assert done.returncode == 0, done.stderr
+        model = open_model(path, "cpu")
+        identities.add(SampledSet(model.denoise, range(2), about=model.about).identity)
+    assert len(identities) == 1
 
 
 # --- permissions -------------------------------------------------------------------------------------------------

@@ -162,7 +162,8 @@ class SampledSet:
         identified = self._plan.exact and bool(about and (about.get("checkpoint_sha256") or about.get("recipe_hash")))
         images = list(seeds) if self._labels is None else list(zip(seeds, self._labels, strict=True))
         altered = traits(denoise).altered  # a wrapper that was given with the denoiser, in neither `about` nor request
-        parts = (self.sampling, images) if altered is None else (self.sampling, images, altered)
+        decisive = {key: value for key, value in self.sampling.items() if key != "model"}  # one run has many paths
+        parts = (decisive, images) if altered is None else (decisive, images, altered)
         self.fingerprint = self.identity = digest(*parts) if identified else None
 
     def batches(self, size: int, wanted: Wanted) -> Iterator[tuple[int, Tensor]]:

@@ -190,7 +190,10 @@ def _check_same(out: Path, settings: Mapping[str, Any]) -> tuple[float | None, d
         earlier = _current({key: value for key, value in before.items() if key not in RESULTS})
         if "tuned_weights" not in earlier:  # until version 0.2 only the tuned angles were recorded
             settings = {key: value for key, value in settings.items() if key != "tuned_weights"}
-        changed = sorted(key for key in earlier.keys() | settings.keys() if earlier.get(key) != settings.get(key))
+        names = earlier.keys() | settings.keys()
+        if settings.get("checkpoint_sha256"):
+            names -= {"model"}  # one run has many paths, and may have been moved
+        changed = sorted(key for key in names if earlier.get(key) != settings.get(key))
         if changed:
             raise InputError(f"{out} holds samples with other settings ({', '.join(changed)}): give another --out")
         return before.get("nfe"), _recorded_labels(out, before)
