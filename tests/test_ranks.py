@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from conftest import Distributed
+from quarterarc.storage.runs import checkpoints
+from quarterarc.training.api import train
+from quarterarc.training.log import read_log
+from quarterarc.training.recipe_text import read_recipe
 
 
 def lines_of(errors: str) -> list[str]:
@@ -47,3 +57,31 @@ def test_a_checkpoint_that_the_first_process_cannot_write_ends_all(
     done = distributed("train", "digits", "--out", "run", *tiny, fails=True)
     assert len(lines_of(done.stderr)) == 1
     assert "checkpoints" in lines_of(done.stderr)[0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_killed_process_of_two_ends_both_and_the_run_continues(
+    tmp_path: Path, tiny: tuple[str, ...], distributed: Distributed
+) -> None:
+    """The other process does not wait for it, and the resumed run has the losses of an uninterrupted one."""
+    run = tmp_path / "run"
+    fields = [*tiny, "training.steps=60", "training.log_every=10"]
+    words = ["train", "digits", "--out", str(run), *fields]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "quarterarc"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    process = subprocess.Popen([*launch, *words], env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not checkpoints(run):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.02)
+    ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(ranks) == 2
+    os.kill(int(ranks[1]), signal.SIGKILL)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert len(lines_of(errors)) == 1
+    distributed(*words, "--resume")
+    train(read_recipe("digits", fields), tmp_path / "alone", progress=False)
+    for resumed, alone in zip(read_log(run), read_log(tmp_path / "alone"), strict=True):
+        assert resumed["loss"] == pytest.approx(alone["loss"], rel=1e-4)  # sums in another order, over 60 steps

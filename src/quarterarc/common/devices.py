@@ -98,8 +98,9 @@ def first_to_report() -> bool:
     try:
         store.set_timeout(timedelta(seconds=5))
         return bool(store.add("quarterarc/reports", 1) == 1)
-    except RuntimeError:  # the process that holds the store has ended, and may not have reported anything
-        return True
+    except RuntimeError:  # the launcher has ended, or the first process, which may not have reported anything
+        launched = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        return not launched or torch.distributed.get_rank() == 0
 
 
 def is_lost_connection(error: BaseException) -> bool:
