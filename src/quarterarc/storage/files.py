@@ -21,6 +21,7 @@ __all__ = [
     "check_writable",
     "flush",
     "make_folder",
+    "parse_json",
     "read_json",
     "read_regular",
     "read_text",
@@ -162,9 +163,7 @@ def read_json(path: Path, most: int = 2**26) -> Any:
         InputError: if the file is missing, too large or not JSON.
     """
     try:
-        return json.loads(read_text(path, most))
-    except RecursionError:
-        raise InputError(f"{path} is not JSON that can be read: it is nested too deeply") from None
+        return parse_json(read_text(path, most))
     except ValueError as error:
         if isinstance(error, InputError):
             raise
@@ -183,6 +182,24 @@ def read_text(path: Path, most: int) -> str:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not text in UTF-8: {error.reason} at byte {error.start:,}") from None
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: if it is not JSON, is nested too deep, or has a whole number of more than 64 bits.
+    """
+    try:
+        return json.loads(text, parse_int=_whole_number)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > 20 or abs(int(digits)) > 2**63:  # neither an array nor a float may be able to hold it
+        raise ValueError(f"the number {digits[:20]}... is too large")
+    return int(digits)
 
 
 def flush(path: Path) -> None:

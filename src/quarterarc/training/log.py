@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ..common.errors import InputError
-from ..storage.files import replace_file
+from ..storage.files import parse_json, read_regular, replace_file
 from ..storage.runs import CONFIG, WEIGHTS, checkpoints
 from .recipe_text import read_recipe
 
@@ -52,7 +52,11 @@ class Log:
     def __init__(self, run: Path, step: int) -> None:
         path = run / "metrics.jsonl"
         if path.exists():
-            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+            kept = [
+                line
+                for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
+                if _step_of(line) <= step
+            ]
             with replace_file(path) as beside:
                 beside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
         self.file = path.open("a", encoding="utf-8")
@@ -91,8 +95,17 @@ class Log:
 
 def read_log(run: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl; the column `gradient` of older runs is named `velocity`."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [{"velocity" if name == "gradient" else name: value for name, value in line.items()} for line in lines]
+    path = run / "metrics.jsonl"
+    lines = []
+    for number, text in enumerate(read_regular(path).decode("utf-8", errors="replace").splitlines(), 1):
+        try:
+            line = parse_json(text)
+        except ValueError:
+            line = None
+        if not isinstance(line, dict) or not all(isinstance(value, int | float) for value in line.values()):
+            raise InputError(f"{path} is damaged: line {number} is not a line of the log: restore it from a copy")
+        lines.append({"velocity" if name == "gradient" else name: value for name, value in line.items()})
+    return lines
 
 
 def check_not_lost(run: Path) -> None:
@@ -130,6 +143,6 @@ def _checkpoint_every(run: Path) -> int:
 
 def _step_of(line: str) -> float:
     try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
+        return float(parse_json(line)["step"])
+    except (ValueError, KeyError, TypeError, OverflowError):
         return math.inf  # a line cut short by a kill, which will be written again
