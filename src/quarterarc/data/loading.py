@@ -15,7 +15,7 @@ import torch
 from ..common.errors import InputError
 from ..common.progress import progress_bar
 from ..common.text import counted
-from ..storage.files import read_json, write_json
+from ..storage.checksums import read_sealed, write_sealed
 from ..storage.locks import waiting_lock
 from .containers import how_to_use
 from .decode import DECODING
@@ -251,7 +251,9 @@ def _find_bad(source: Source, spec: DataSpec, cache: Path, progress: bool) -> di
                 return known
             with progress_bar(source.count, "image", f"checking {source.what}", progress) as bar:
                 bad = decode_all(source, spec, None, bar.update)
-            write_json(note, {"source": source.what, "images": source.count, "limits": limits, "bad": bad})
+            unusable = {str(number): reason for number, reason in bad.items()}
+            about = {"source": source.what, "images": source.count, "limits": limits}
+            write_sealed(note, {**about, "bad": unusable})
             return bad
     except OSError as error:
         raise InputError(f"cannot write {note}: {error.strerror}; choose another cache folder") from error
@@ -260,7 +262,7 @@ def _find_bad(source: Source, spec: DataSpec, cache: Path, progress: bool) -> di
 def _read_bad(note: Path) -> dict[int, str] | None:
     """The unusable images from the cache; None if there is no such file or it is damaged."""
     try:
-        return {int(number): str(reason) for number, reason in read_json(note)["bad"].items()}
+        return {int(number): str(reason) for number, reason in read_sealed(note)["bad"].items()}
     except (InputError, KeyError, TypeError, ValueError, AttributeError):
         return None
 

@@ -10,7 +10,6 @@ The library `datasets` gives all of them as memory-mapped Arrow tables. Two thin
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +25,7 @@ from ..common.errors import InputError
 from ..common.optional import need
 from ..common.progress import shown
 from ..common.text import counted, one_line
-from ..storage.files import check_regular, read_json
+from ..storage.files import check_regular, parse_json, read_json
 from .cell_files import download_folders, file_of_cell, read_cell_file
 from .decode import BadImage, Encoded
 from .sources import Labels, check_no_split, digest, size_and_time
@@ -123,7 +122,8 @@ def schema_columns(spec: DataSpec, schema: Any, what: str) -> Columns:
     """`choose_columns` for an Arrow schema, with the features that its Hugging Face metadata declares."""
     features: dict[str, Any] = {}
     with suppress(KeyError, TypeError, ValueError):
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        declared = parse_json((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        features = declared if isinstance(declared, dict) else {}
     kinds = {field.name: _kind(field.type, features.get(field.name)) for field in schema}
     classes = {
         name: tuple(map(str, feature["names"]))

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..common.errors import InputError
 from ..common.text import shortened
 from ..data.image_set import ImageSet, Shape
-from ..storage.files import replace_file
+from ..storage.files import parse_json, replace_file
 from ..storage.npz import Npz
 from ..storage.weights import save_tensors
 from .features import ImageFeatures
@@ -190,12 +190,12 @@ def _read_npz(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _about(path: Path, text: str) -> dict[str, Any]:
     """The description of saved statistics, with values of the right types."""
     try:
-        about = json.loads(text)
+        about = parse_json(text)
         count, shape = about.get("count"), about.get("shape")
         fine = [count is None or (type(count) is int and count > 0), isinstance(about.get("extractor") or {}, dict)]
         fine += [shape is None or (len(shape) == 3 and all(type(size) is int for size in shape))]
         fine += [isinstance(about.get("fingerprint") or "", str)]
-    except (ValueError, TypeError, AttributeError, RecursionError):
+    except (ValueError, TypeError, AttributeError):
         fine = [False]
     if not all(fine):
         raise InputError(f"{path}: its entry 'about' does not describe statistics: write the reference again")

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..common.devices import processes
-from ..storage.files import make_folder, read_json, replace_folder, write_json
+from ..common.errors import InputError
+from ..storage.checksums import read_sealed, write_sealed
+from ..storage.files import make_folder, replace_folder
 from ..storage.temporary import remove_folder
 from .cells import Cell
 from .lab import Lab, exclusive, only_warnings
@@ -23,8 +25,19 @@ def cell_folder(lab: Lab, cell: Cell) -> Path:
 
 
 def is_measured(lab: Lab, cell: Cell) -> bool:
-    """Whether the values of a cell are in the cache."""
-    return (cell_folder(lab, cell) / "cell.json").is_file()
+    """Whether the values of a cell are in the cache; damaged ones are not."""
+    return _values(cell_folder(lab, cell)) is not None
+
+
+def _values(folder: Path) -> dict[str, Any] | None:
+    """The values of a cell's folder; None if there are none, or cell.json is damaged."""
+    if not (folder / "cell.json").exists():
+        return None
+    try:
+        values = read_sealed(folder / "cell.json")["values"]
+    except (InputError, KeyError, TypeError):
+        return None
+    return values if isinstance(values, dict) else None
 
 
 def measure(lab: Lab, cell: Cell) -> dict[str, Any]:
@@ -40,8 +53,9 @@ def measure(lab: Lab, cell: Cell) -> dict[str, Any]:
         with exclusive(folder):  # another experiment may be measuring the same cell, with the same partial results
             if processes().from_first(not is_measured(lab, cell)):
                 _measure(lab, cell, folder)
-    values = read_json(folder / "cell.json")["values"]
-    assert isinstance(values, dict)
+    values = _values(folder)
+    if values is None:
+        raise InputError(f"{folder / 'cell.json'} is damaged: delete its folder to measure it again")
     return values
 
 
@@ -58,7 +72,7 @@ def _measure(lab: Lab, cell: Cell, folder: Path) -> None:
                 values = MEASURES[cell.measure].compute(lab, wrapped, cell, beside)
         if not processes().rank:
             about = {"arm": cell.arm.name, "seed": cell.seed, "measure": cell.measure}
-            write_json(beside / "cell.json", {**about, "settings": dict(cell.settings), "values": values})
+            write_sealed(beside / "cell.json", {**about, "settings": dict(cell.settings), "values": values})
     processes().wait()
 
 
@@ -69,8 +83,8 @@ def _new_folder(folder: Path) -> Iterator[Path]:
         yield folder
         return
     make_folder(folder.parent)
-    if folder.exists() and not (folder / "cell.json").is_file():
-        remove_folder(folder)  # it was deleted in part
+    if folder.exists() and _values(folder) is None:
+        remove_folder(folder)  # it was deleted in part, or is damaged
     try:
         with replace_folder(folder) as beside:
             yield beside

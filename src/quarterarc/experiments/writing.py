@@ -11,6 +11,8 @@ from typing import Any
 
 from markupsafe import Markup
 
+from ..common.errors import InputError
+from ..common.text import one_line
 from ..report import data_url, write_page
 from ..storage.files import make_folder, read_json, replace_file, write_json
 from .claims import RULE
@@ -69,16 +71,19 @@ def write_index(out: Path) -> Path | None:
     Returns:
         The file; None if the folder has no results.
     """
-    results = [read_json(path) for path in sorted(out.glob("*/results.json"))]
+    files = sorted(out.glob("*/results.json"))
+    results = [read_json(path) for path in files]
     if not results:
         return None
     verdicts = ("held", "not held", "undecided")
     rows = []
-    for result in results:
-        given = [claim["verdict"] for claim in result["claims"]]
-        counts = [str(given.count(verdict)) if given else "" for verdict in verdicts]
-        link = f"[{result['experiment']}]({result['experiment']}/results.md)"
-        rows.append([link, result["title"], result["source"], ", ".join(map(str, result["seeds"])), *counts])
+    for path, result in zip(files, results, strict=True):
+        try:
+            rows.append(_index_row(result, verdicts))
+        except (KeyError, TypeError) as error:
+            raise InputError(
+                f"{path} does not hold the results of an experiment ({one_line(error)}): run the experiment again"
+            ) from None
     header = ["experiment", "question", "source", "seeds", *verdicts]
     lines = [
         f"# Experiments at the scale `{results[0]['scale']}`\n",
@@ -88,6 +93,16 @@ def write_index(out: Path) -> Path | None:
     ]
     _write_text(out / "README.md", "\n".join(lines) + "\n")
     return out / "README.md"
+
+
+def _index_row(result: Mapping[str, Any], verdicts: Sequence[str]) -> list[str]:
+    given = [claim["verdict"] for claim in result["claims"]]
+    counts = [str(given.count(verdict)) if given else "" for verdict in verdicts]
+    texts = [result[name] for name in ("experiment", "title", "source", "scale", "setting")]
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("a text is missing")
+    link = f"[{texts[0]}]({texts[0]}/results.md)"
+    return [link, texts[1], texts[2], ", ".join(map(str, result["seeds"])), *counts]
 
 
 def _write_text(path: Path, text: str) -> None:

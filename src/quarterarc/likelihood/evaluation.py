@@ -10,6 +10,7 @@ import operator
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
 from functools import reduce
 from pathlib import Path
@@ -27,7 +28,8 @@ from ..common.progress import progress_bar
 from ..data.image_set import ImageSet
 from ..data.sources import digest
 from ..denoiser import Denoise, traits
-from ..storage.files import make_folder, read_json, write_json
+from ..storage.checksums import read_sealed, write_sealed
+from ..storage.files import make_folder
 from .flow import FlowLikelihood, flow_bits_per_dim
 from .variational import Bound, bits_per_dim, chain_of
 
@@ -204,8 +206,9 @@ class _PartialSum:
     def __init__(self, kind: type, path: Path | None) -> None:
         self.path, self.batches, self.value, self.saved = path, 0, None, time.monotonic()
         if path is not None and path.is_file():
-            stored = read_json(path)
-            self.batches, self.value = stored["batches"], _from_json(kind, stored["value"])
+            with suppress(InputError, KeyError, TypeError, ValueError, AttributeError):  # damaged: computed again
+                stored = read_sealed(path)
+                self.batches, self.value = _from_json(int, stored["batches"]), _from_json(kind, stored["value"])
 
     def __enter__(self) -> _PartialSum:
         return self
@@ -222,7 +225,7 @@ class _PartialSum:
     def save(self) -> None:
         if self.path is not None and self.value is not None:
             make_folder(self.path.parent)
-            write_json(self.path, {"batches": self.batches, "value": _to_json(self.value)})
+            write_sealed(self.path, {"batches": self.batches, "value": _to_json(self.value)})
         self.saved = time.monotonic()
 
 

@@ -8,6 +8,7 @@ sampled again.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
@@ -196,7 +197,10 @@ def _check_same(out: Path, settings: Mapping[str, Any]) -> tuple[float | None, d
         changed = sorted(key for key in names if earlier.get(key) != settings.get(key))
         if changed:
             raise InputError(f"{out} holds samples with other settings ({', '.join(changed)}): give another --out")
-        return before.get("nfe"), _recorded_labels(out, before)
+        nfe = before.get("nfe", 0)
+        if isinstance(nfe, bool) or not isinstance(nfe, int | float) or not 0 <= nfe < math.inf:
+            raise InputError(f'{out / ABOUT} is damaged: its "nfe" is {nfe!r}: give another --out')
+        return nfe, _recorded_labels(out, before)
     if _seeds_in(out):
         raise InputError(f"{out} holds images but no {ABOUT}: give an empty folder as --out")
     return None, {}
@@ -212,7 +216,7 @@ def _recorded_labels(out: Path, about: Mapping[str, Any]) -> dict[int, int]:
         if recorded is None:  # until version 0.2 the label of a seed was labels[seed % len(labels)]
             return {seed: labels[seed % len(labels)] for seed in seeds}
         return {seed: int(recorded[str(seed)]) for seed in seeds}
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise InputError(f"{out / ABOUT} does not hold the labels of its images: give another --out") from None
 
 

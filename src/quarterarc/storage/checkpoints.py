@@ -16,6 +16,7 @@ from torch import nn
 from .. import __version__
 from ..common.devices import pick_device
 from ..common.errors import InputError
+from ..common.limits import LARGEST_SIDE
 from ..common.text import one_line
 from ..denoiser import DEFAULT_PROJECTION, Denoiser
 from ..heads import Head, LearnedVariance, head
@@ -60,7 +61,10 @@ def _load(folder: Path, device: torch.device, precision: torch.dtype | None, pro
     config = read_sealed(folder / CONFIG)
     if not isinstance(config, dict) or config.get("format") != FORMAT or "denoiser" not in config:
         raise InputError(f"{folder / CONFIG} is not the configuration of a checkpoint of format {FORMAT}")
-    denoise = build_denoiser(config["denoiser"], precision)
+    try:
+        denoise = build_denoiser(config["denoiser"], precision)
+    except InputError as error:
+        raise InputError(f"{folder / CONFIG}: {error}") from error
     assert isinstance(denoise.network, nn.Module)
     verify(folder / WEIGHTS, config)
     load_weights(denoise.network, folder / WEIGHTS)
@@ -165,20 +169,25 @@ def build_denoiser(description: Mapping[str, Any], precision: torch.dtype | None
         shape, names = tuple(description["shape"]), description.get("class_names", [])
         if not isinstance(names, list) or len(names) not in (0, description["classes"]):
             raise TypeError("class_names is not a list of one name per class")
+        classes = description["classes"]
+        if not (classes is None or isinstance(classes, int)) or not all(1 <= n <= LARGEST_SIDE for n in shape):
+            raise ValueError(f"its images have the shape {shape} and {classes} classes")
         return Denoiser(
             build_network(description["network"]),
             table,
             head(description["head"], table),
             shape=shape if len(shape) == 3 else None,
-            classes=description["classes"],
+            classes=classes,
             precision=precision,
             unlabelled=description.get("unlabelled", True),
             class_names=tuple(map(str, names)),
             time_shift=description.get("time_shift", 0.0),
             time_scale=description.get("time_scale"),
         )
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{CONFIG} is not the description of a denoiser: {one_line(error)}") from None
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise InputError(f"it is not the description of a denoiser: {one_line(error)}") from None
 
 
 def hash_of(checkpoint: Path) -> str:

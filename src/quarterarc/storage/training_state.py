@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from .. import __version__
 from ..common.errors import InputError
 from .checkpoints import FORMAT
-from .checksums import checksums_of, read_sealed, verify, write_sealed
+from .checksums import DamagedFile, checksums_of, read_sealed, verify, write_sealed
 from .files import replace_folder
 from .runs import CONFIG, WEIGHTS, checkpoint_name, checkpoints, half_deleted_checkpoints
 from .temporary import remove_folder, sweep
@@ -97,6 +97,8 @@ def restore(folder: Path, network: nn.Module, average: nn.Module, optimizer: tor
         InputError: if it belongs to another network.
     """
     config = read_sealed(folder / CONFIG)
+    if not isinstance(config, dict):
+        raise DamagedFile(f"{folder / CONFIG} is not the configuration of a checkpoint")
     for name in (WEIGHTS, RAW, OPTIMIZER):
         verify(folder / name, config)
     load_weights(average, folder / WEIGHTS)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..common.errors import InputError
@@ -32,6 +34,18 @@ class Pending:
 
     means: Tensor | float = 0.0
     steps: int = 0
+
+    @classmethod
+    def of(cls, saved: Mapping[str, Any], device: torch.device) -> Pending:
+        """The pending losses of a checkpoint.
+
+        Raises:
+            KeyError, TypeError, ValueError: for values that do not describe them.
+        """
+        means, steps = [float(mean) for mean in saved["means"]], saved["steps"]
+        if len(means) != len(LOGGED) or not isinstance(steps, int) or steps < 0:
+            raise ValueError(f"{len(means)} mean losses of {steps!r} steps")
+        return cls(torch.tensor(means, device=device), steps)
 
     def add(self, losses: Tensor) -> None:
         """Include the losses of another step."""

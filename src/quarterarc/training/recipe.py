@@ -182,7 +182,7 @@ class TrainingSpec(Section):
     """Images per optimiser step, over all processes and accumulated parts."""
     accumulate: Positive = 1
     """Parts that a process divides its share of the batch into, to save memory."""
-    seed: Count = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the initial weights, the order of the images, and all training noise."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """`bf16`: autocast of the network to bfloat16; weights and optimiser stay float32."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from copy import deepcopy
@@ -40,7 +40,7 @@ from ..storage.checkpoints import describe_denoiser
 from ..storage.checksums import DamagedFile
 from ..storage.files import write_json
 from ..storage.pictures import contact_sheet, write_png
-from ..storage.runs import checkpoint_name, checkpoints
+from ..storage.runs import CONFIG, checkpoint_name, checkpoints
 from ..storage.training_state import restore, save
 from . import ema
 from .batches import Batch, Batches, part_size
@@ -277,8 +277,7 @@ class Trainer:
         config = self._restore(complete)
         self.same_data.check(self.run, config)
         self.step = config["step"]
-        pending = config["pending"]
-        self.pending = Pending(torch.tensor(pending["means"]).to(self.accelerator.device), pending["steps"])
+        self.pending = Pending.of(config["pending"], self.accelerator.device)
 
     def _restore(self, complete: Sequence[Path]) -> dict[str, Any]:
         """Continue from the newest of these checkpoints that can be read: its config.json."""
@@ -286,6 +285,7 @@ class Trainer:
         for folder in reversed(complete):
             try:
                 config = restore(folder, self.network, self.average, self.optimizer)
+                _check_progress(folder, config)
             except DamagedFile as error:
                 errors.append(str(error))
                 self.damaged.append(folder)
@@ -352,6 +352,17 @@ class Trainer:
     def _size(self) -> str:
         """The batch and the image size, for messages about memory."""
         return what_to_lower(self.recipe, self.part, self.accelerator.device)
+
+
+def _check_progress(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raise a DamagedFile unless config.json has the step and the other values that resuming needs."""
+    try:
+        step = config["step"]
+        if isinstance(step, bool) or checkpoint_name(step) != folder.name or not isinstance(config["data"], str):
+            raise ValueError(f"its step is {step!r}")
+        Pending.of(config["pending"], torch.device("cpu"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise DamagedFile(f"{folder / CONFIG} does not describe the progress of a run: {one_line(error)}") from None
 
 
 def is_open(images: object) -> TypeGuard[ImageData]:
