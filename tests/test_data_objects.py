@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from PIL import Image
@@ -185,7 +186,7 @@ def test_values_beyond_every_range_are_named() -> None:
     for value in (np.nan, np.inf):
         assert "some values are NaN or infinite" in message(FLOATS * 0 + value)
     assert "no images were given" in message(stack()[:0])
-    assert "move the channels to the second axis" in message(stack().permute(2, 0, 3, 1)[:, :, :, :, None])
+    assert "with the channels on the second axis" in message(stack().permute(2, 0, 3, 1)[:, :, :, :, None])
 
 
 def test_other_objects_are_named_with_what_is_expected() -> None:
@@ -202,10 +203,34 @@ def test_other_objects_are_named_with_what_is_expected() -> None:
 
 def test_labels_that_do_not_fit_the_images_are_named() -> None:
     assert "the labels have the shape (2,); expected (6,)" in message((stack(), [0, 1]))
-    assert "of type float64; expected whole numbers" in message((stack(), [0.0] * 6))
+    assert "of type float64; expected whole numbers from 0, or text" in message((stack(), [0.5] * 6))
+    assert "of one-hot rows call labels.argmax(1)" in message((stack(), np.eye(6)))
     assert "lie in -1..0; classes are numbered from 0" in message((stack(), [-1] + [0] * 5))
     assert "the images have no labels: give a pair" in message(stack(), labels=True)
     assert "a dataset contains its labels" in message((dataset(), [0] * 6))
+
+
+@pytest.mark.parametrize("labels", [["b", "a", "c"] * 2, np.array(["b", "a", "c"] * 2), [1.0, 0.0, 2.0] * 2])
+def test_labels_may_be_text_or_whole_floats(labels: Any) -> None:
+    data = from_memory((stack(), labels))
+    given = data.batch(range(3)).labels
+    assert given is not None
+    assert given.tolist() == [1, 0, 2]
+    assert list(data.class_names) == ([] if isinstance(labels[0], float) else ["a", "b", "c"])
+
+
+@pytest.mark.parametrize("form", [np.asarray, torch.from_numpy])
+@pytest.mark.parametrize("shape", [(32, 32, 3), (3, 32, 32), (32, 32)])
+def test_the_call_in_the_error_makes_one_array_of_a_list(form: Any, shape: tuple[int, ...]) -> None:
+    images = [form(np.full(shape, number, np.uint8)) for number in range(6)]
+    call = message(images).partition("call ")[2]
+    assert from_memory(eval(call, {"numpy": np, "torch": torch, "images": images})).count == 6
+
+
+def test_the_call_in_the_error_keeps_the_sizes_of_arrays_in_a_list() -> None:
+    images = [patch(0), patch(1, 20, 30), patch(2)[..., 0]]
+    call = message(images).partition("call ")[2]
+    assert from_memory(eval(call, {"PIL": PIL, "images": images})).count == 3
 
 
 def test_a_spec_of_images_in_memory_needs_the_images() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
+from shlex import quote
 from typing import IO, Any
 
 import numpy as np
@@ -38,7 +39,8 @@ def how_to_use(path: Path) -> str | None:
         ending = next((ending for ending in endings if name.endswith(ending)), None)
         if ending is not None:
             folder = path.with_name(path.name[: -len(ending)] or "images")
-            return f"unpack it first ({command.format(path=path, folder=folder)}) and give that folder"
+            command = command.format(path=quote(str(path)), folder=quote(str(folder)))
+            return f"unpack it first ({command}) and give that folder"
     if name.endswith(_ARRAYS):
         return _call(path)
     return next((advice for endings, advice in _OTHERS.items() if name.endswith(endings)), None)

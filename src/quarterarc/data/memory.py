@@ -23,7 +23,7 @@ from torch import Tensor
 from ..common.errors import InputError
 from .decode import Encoded, Pixels, shape_of
 from .pixels import axes_call
-from .sources import Labels, Source, digest
+from .sources import Labels, Source, classes_of, digest
 from .spec import DataSpec
 
 __all__ = ["MEMORY", "PictureSource", "TensorSource", "as_labels", "as_pixels", "memory_source", "memory_spec"]
@@ -115,7 +115,7 @@ def as_labels(labels: Any, count: int) -> Labels:
     """Class labels of `count` images; the largest one determines the number of classes.
 
     Args:
-        labels: integers (N,) from 0, as a tensor, an array or a sequence.
+        labels: integers (N,) from 0, or text, as a tensor, an array or a sequence.
         count: the number of images.
 
     Raises:
@@ -124,10 +124,19 @@ def as_labels(labels: Any, count: int) -> Labels:
     numbers = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
     if numbers.shape == (count, 1):  # as MedMNIST stores them
         numbers = numbers[:, 0]
+    if numbers.ndim == 2 and len(numbers) == count:
+        raise InputError(
+            f"the labels have the shape {numbers.shape}; expected ({count},), one label per image: of one-hot rows "
+            "call labels.argmax(1)"
+        )
     if numbers.shape != (count,):
         raise InputError(f"the labels have the shape {numbers.shape}; expected ({count},), one label per image")
+    if numbers.dtype.kind in "UT" or (numbers.dtype.kind == "O" and all(isinstance(text, str) for text in numbers)):
+        return classes_of([str(text) for text in numbers])
+    if numbers.dtype.kind == "f" and (numbers == numbers.round()).all():
+        numbers = numbers.astype(np.int64)
     if numbers.dtype.kind not in "iub":
-        raise InputError(f"the labels are of type {numbers.dtype}; expected whole numbers, classes numbered from 0")
+        raise InputError(f"the labels are of type {numbers.dtype}; expected whole numbers from 0, or text")
     numbers = numbers.astype(np.int64)
     if numbers.min() < 0:
         raise InputError(f"the labels lie in {numbers.min()}..{numbers.max()}; classes are numbered from 0")
@@ -185,10 +194,9 @@ class PictureSource:
             raise InputError("the list of images is empty")
         for number, image in enumerate(images):
             if not isinstance(image, Image.Image):
-                stack = "torch.stack(images)" if isinstance(image, Tensor) else "numpy.stack(images)"
-                hint = f": call {stack}" if isinstance(image, Tensor | np.ndarray) else ""
                 raise InputError(
-                    f"element {number} of the list of images is {_a(type(image).__name__)}; expected PIL images{hint}"
+                    f"element {number} of the list of images is {_a(type(image).__name__)}; expected PIL images"
+                    + _of_arrays(images)
                 )
         classes = _labels_of(labels, len(images), spec)
         self._images = images[: spec.limit]
@@ -206,6 +214,23 @@ class PictureSource:
 
     def read(self, number: int) -> Encoded:
         return self._images[number]
+
+
+def _of_arrays(images: Sequence[Any]) -> str:
+    """What to do about a list of arrays or tensors: the call that makes one of them; empty for other lists."""
+    for kind, stack, call in (
+        (Tensor, torch.stack, "torch.stack(images)"),
+        (np.ndarray, np.stack, "numpy.stack(images)"),
+    ):
+        if not all(isinstance(image, kind) for image in images):
+            continue
+        if len({(tuple(image.shape), str(image.dtype)) for image in images}) > 1:
+            return ", or arrays of one shape and type: call [PIL.Image.fromarray(image) for image in images]"
+        stacked = stack(list(images[:64]))
+        usable = str(stacked.dtype).endswith("uint8") and stacked.ndim == 4 and 0 < stacked.shape[1] <= 4
+        advice = "call images" if usable else _conversion(stacked)
+        return f": {advice.replace('images', call)}"
+    return ""
 
 
 def _is(images: Any, *names: str) -> bool:
@@ -241,7 +266,9 @@ def _conversion(images: Tensor | NDArray[Any]) -> str:
     if 0 in shape or not shape:
         return "no images were given"
     call = axes_call(shape, "permute" if tensor else "transpose")
-    return "move the channels to the second axis" if call is None else _values(images, call, tensor)
+    if call is None:
+        return "give images of 1 to 4 channels, with the channels on the second axis"
+    return _values(images, call, tensor)
 
 
 def _values(images: Tensor | NDArray[Any], call: str, tensor: bool) -> str:

@@ -25,7 +25,7 @@ from .formats import ENDINGS, passed_over
 from .lmdb_file import DamagedLmdb, LmdbFile
 from .spec import DataSpec
 
-__all__ = ["DigitSource", "FolderSource", "Labels", "LmdbSource", "Source", "check_no_split", "digest"]
+__all__ = ["DigitSource", "FolderSource", "Labels", "LmdbSource", "Source", "check_no_split", "classes_of", "digest"]
 
 
 class Labels(NamedTuple):
@@ -34,6 +34,15 @@ class Labels(NamedTuple):
     numbers: NDArray[np.int64]
     classes: int
     names: tuple[str, ...] = ()
+
+
+def classes_of(texts: Sequence[str]) -> Labels:
+    """Labels from text: the classes are the distinct texts in sorted order, by number if all are numbers."""
+    names = sorted(set(texts))
+    if all(name.isdecimal() for name in names):
+        names.sort(key=int)
+    number_of = {name: number for number, name in enumerate(names)}
+    return Labels(np.array([number_of[text] for text in texts], dtype=np.int64), len(names), tuple(names))
 
 
 class Source(Protocol):

@@ -28,7 +28,7 @@ from ..common.text import counted, one_line
 from ..storage.files import check_regular, parse_json, read_json
 from .cell_files import download_folders, file_of_cell, read_cell_file
 from .decode import BadImage, Encoded
-from .sources import Labels, check_no_split, digest, size_and_time
+from .sources import Labels, check_no_split, classes_of, digest, size_and_time
 from .spec import DataSpec
 
 __all__ = [
@@ -191,12 +191,7 @@ def _read_labels(cells: Any, columns: Columns, what: str) -> Labels:
     if types.is_dictionary(cells.type):
         cells = cells.cast(cells.type.value_type)
     if _kind(cells.type, None) == "text":
-        texts = cells.to_pylist()
-        names = sorted(set(texts))
-        if all(name.isdecimal() for name in names):
-            names.sort(key=int)
-        number_of = {name: number for number, name in enumerate(names)}
-        return Labels(np.array([number_of[text] for text in texts], dtype=np.int64), len(names), tuple(names))
+        return classes_of(cells.to_pylist())
     values = np.asarray(cells.to_numpy(zero_copy_only=False))
     with np.errstate(invalid="ignore"):  # NaN differs from every number
         numbers = values.astype(np.int64)
