@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import re
@@ -275,3 +276,15 @@ def test_without_further_threads_a_command_ends_in_one_line_or_succeeds(
                           "processes"]  # fmt: skip
     else:
         assert errors == []
+
+
+def test_without_further_open_files_a_command_ends_in_one_line(
+    tiny_run: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_file(*arguments: object, **options: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("quarterarc.storage.pictures.replace_file", no_file)
+    done = cli("sample", tiny_run, "--out", "made", "--seeds", "0-1")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "quarterarc: error: the system allows no further open file: raise the limit (ulimit -n)\n"

@@ -6,6 +6,7 @@ Only the module of the chosen command is imported, and it imports torch only whe
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import signal
@@ -83,6 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         drop(sys.stdout)
         return 0
     except OSError as error:
+        if error.errno == errno.EMFILE:
+            return _print_error("the system allows no further open file: raise the limit (ulimit -n)")
         return _print_error(f"{error.strerror}: {error.filename}" if error.strerror and error.filename else str(error))
     except (MemoryError, RuntimeError) as error:
         from ..common.devices import is_lost_connection

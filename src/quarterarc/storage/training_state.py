@@ -81,7 +81,8 @@ def set_aside(damaged: Iterable[Path]) -> None:
 
 def sweep_run(run: Path) -> None:
     """Delete what killed processes have left in a run; the caller must have locked it."""
-    sweep(run, run / "samples", run / "checkpoints", *(run / "checkpoints").glob("step-*"), locked=True)
+    sweep(run, run / "samples", run / "checkpoints", locked=True)
+    sweep(*(run / "checkpoints").glob("step-*"))  # tuned grids, which are written without the lock
     for path in half_deleted_checkpoints(run):  # as by version 0.1
         shutil.rmtree(path, ignore_errors=True)
 
