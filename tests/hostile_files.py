@@ -631,7 +631,7 @@ def parquet_bomb(name: str) -> bytes:
         table = arrow.table({"\x1b[31m" + "n" * 1_000_000: arrow.array([b"x"]), "image" * 100_000: [1]})
         parquet.write_table(table, file)
     else:  # a footer with far more metadata than data
-        table = arrow.table({"image": [b"x"]}).replace_schema_metadata({"huggingface": "[" * 5_000_000})
+        table = arrow.table({"image": [b"x"]}).replace_schema_metadata({"huggingface": "[" * 500_000})
         parquet.write_table(table, file)
     return file.getvalue()
 

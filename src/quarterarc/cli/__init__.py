@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
@@ -68,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _parse(parser, words)
     handler = logging.StreamHandler()
     handler.setFormatter(_Formatter("quarterarc: %(message)s"))
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # Pillow's, of which damaged metadata causes thousands
     logger = logging.getLogger("quarterarc")
     level = logger.level
     logger.addHandler(handler)

@@ -39,6 +39,7 @@ from .formats import FORMATS, not_an_image
 from .layout import check_layout, count_pages, unknown_tiff
 from .profiles import to_srgb
 from .spec import DataSpec
+from .structure import BadStructure, check_structure, count_scans
 
 __all__ = ["DECODING", "BadImage", "Encoded", "Pixels", "look", "read_file", "read_pixels", "shape_of", "too_large"]
 
@@ -127,7 +128,7 @@ def read_pixels(encoded: Encoded, spec: DataSpec, name: str) -> Pixels:
     try:
         try:
             image = _prepared(encoded, spec)
-        except (UnidentifiedImageError, Image.DecompressionBombError):
+        except (UnidentifiedImageError, Image.DecompressionBombError, BadStructure):
             raise
         except Exception:  # the errors of codecs do not name a failed allocation: decode alone, then check
             with _ALONE:
@@ -197,6 +198,7 @@ def _webp_pixels(data: bytes) -> int:
     return (int.from_bytes(header[10:12], "little") & 0x3FFF) * (int.from_bytes(header[12:14], "little") & 0x3FFF)
 
 
+_SCANNED = 16  # times max_pixels: the pixels of all scans of a JPEG together
 _SMALL, _LARGEST = 2**20, 2**28
 """Pixels; above the second number Pillow's own limit applies, which is independent of the memory."""
 
@@ -224,6 +226,8 @@ def look(encoded: Encoded, spec: DataSpec) -> Look | None:
 def shape_of(encoded: Encoded) -> tuple[int, int, int] | None:
     """(channels, height, width) from the header, upright, with 1 channel for gray; None if it cannot be read."""
     try:
+        if isinstance(encoded, bytes):
+            check_structure(encoded)
         image = Image.open(io.BytesIO(encoded), formats=FORMATS) if isinstance(encoded, bytes) else encoded
         width, height = image.size
         # the EXIF of a PNG may follow its pixels, so reading it would decode them
@@ -282,7 +286,12 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
         raise ValueError("it is empty")
     if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = max_pixels  # Pillow's own limit holds for the whole process
+    if _webp_pixels(data) > max(max_pixels, _SMALL):  # its decoder allocates when it is opened
+        raise Image.DecompressionBombError
+    check_structure(data)
     image = Image.open(io.BytesIO(data), formats=FORMATS)
+    if image.format in ("JPEG", "MPO") and count_scans(data) * image.width * image.height > _SCANNED * max_pixels:
+        raise BadStructure("it is a JPEG of too many scans for its size; save it again without progressive coding")
     # An interrupted download that is padded with zeros decodes to gray without an error: its last scan has no end.
     if image.format in ("JPEG", "MPO") and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
         raise ValueError("image file is truncated (no end marker)")

@@ -66,7 +66,7 @@ def count_pages(image: Image.Image) -> int:
         return int(getattr(image, "n_frames", 1))
     count = frame = 1
     with suppress(EOFError):
-        while count <= _MOST_PAGES:
+        while count <= _MOST_PAGES and frame <= 10 * _MOST_PAGES:
             image.seek(frame)
             tags: Any = getattr(image, "tag_v2", {})
             reduced = tags.get(_SUBFILE, 0) & _REDUCED_OR_MASK or tags.get(_OLD_SUBFILE, 0) == 2

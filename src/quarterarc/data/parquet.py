@@ -29,6 +29,8 @@ __all__ = ["ParquetSource", "parquet_files", "parquet_source"]
 
 _SPLITS = {"train", "test", "valid", "validation", "val", "dev", "eval"}
 _ROWS = 64  # rows per record batch of the conversion, which bound its memory
+_FREE_ROWS = 100_000  # that a file may have beyond one per byte: null rows and repeated ones take no bytes
+_FREE_BYTES, _RATIO, _RATIO_OF_64_ROWS = 2**30, 64, 16  # of decoded cells: images are compressed already
 
 
 class ParquetSource(TableSource):
@@ -56,7 +58,7 @@ class ParquetSource(TableSource):
         times = [(str(file.resolve()), file.stat().st_mtime_ns) for file in files]
         identity = digest(fingerprint, times, count)
         dataset = _convert(files, schemas[0], columns, count, identity, what, cache_dir, progress)
-        super().__init__(dataset, columns, what, fingerprint, identity, tables=files)
+        super().__init__(dataset, columns, what, fingerprint, identity, tables=files, most=spec.max_bytes)
 
     def name(self, number: int) -> str:
         """The file, and the row in it."""
@@ -80,9 +82,18 @@ def parquet_source(
 
 
 def _footer(file: Path) -> tuple[Any, int]:
-    """The Arrow schema and the number of rows of a parquet file."""
+    """The Arrow schema and the number of rows of a parquet file, which its size must make possible."""
     with _opened(file) as parquet:
-        return parquet.schema_arrow, parquet.metadata.num_rows
+        about = parquet.metadata
+        if sum(about.row_group(group).num_rows for group in range(about.num_row_groups)) != about.num_rows:
+            raise InputError(f"{file} is damaged: its row groups have not the {about.num_rows:,} rows of its footer")
+        size = file.stat().st_size
+        if about.num_rows > _FREE_ROWS + size:
+            raise InputError(
+                f"{file} claims {about.num_rows:,} rows in {size:,} bytes, which cannot hold as many images: remove "
+                "its empty and repeated rows"
+            )
+        return parquet.schema_arrow, about.num_rows
 
 
 @contextmanager
@@ -130,13 +141,22 @@ def _convert(
             return [datasets.SplitGenerator("train")]
 
         def _generate_tables(self) -> Iterator[tuple[int, Any]]:
-            first = 0
+            first, decoded = 0, 0
+            most = max(_FREE_BYTES, _RATIO * sum(file.stat().st_size for file in files))
             for file in files:
                 with _opened(file) as parquet:
-                    for batch in parquet.iter_batches(batch_size=_ROWS, columns=names):
-                        table = arrow.Table.from_batches([batch]).slice(0, count - first).select(names)
-                        if table.num_rows:
-                            yield first, table.cast(features.arrow_schema)
+                    for batch in parquet.iter_batches(batch_size=_batch_rows(parquet, names), columns=names):
+                        table = arrow.Table.from_batches([batch]).slice(0, max(count - first, 0)).select(names)
+                        if table.num_rows == 0:
+                            break
+                        table = table.cast(features.arrow_schema)
+                        decoded += table.nbytes
+                        if decoded > most:
+                            raise InputError(
+                                f"{file} is a decompression bomb: its first rows take more than {most:,} bytes, "
+                                f"{_RATIO} times the size of the files; give its images as files"
+                            )
+                        yield first, table
                         first += table.num_rows
 
     target = cache_dir / "tables"
@@ -153,6 +173,19 @@ def _convert(
             f"cannot convert {what} to an Arrow table below {target}: {reason}; make room there, or choose another "
             "cache folder (XDG_CACHE_HOME)"
         ) from error
+
+
+def _batch_rows(parquet: Any, names: Sequence[str]) -> int:
+    """Rows per record batch: one where columns are compressed as no images are, so that cells may be huge."""
+    about = parquet.metadata
+    for group in range(about.num_row_groups):
+        columns = [about.row_group(group).column(number) for number in range(about.num_columns)]
+        for column in columns:
+            if column.path_in_schema.partition(".")[0] in names and (
+                column.total_uncompressed_size > max(2**22, _RATIO_OF_64_ROWS * column.total_compressed_size)
+            ):
+                return 1
+    return _ROWS
 
 
 def _plain(field: Any) -> Any:

@@ -139,7 +139,9 @@ class StreamedImages:
             index = int(block.order[(offset + step) % len(block.rows)])
             row, name = block.rows[index], self._name(block.epoch, block.start + index)
             try:
-                pixels = read_pixels(encoded(row.get(self._columns.image), name), self._spec, name)
+                pixels = read_pixels(
+                    encoded(row.get(self._columns.image), name, most=self._spec.max_bytes), self._spec, name
+                )
             except BadImage as error:
                 if not self._spec.skip_bad:
                     raise

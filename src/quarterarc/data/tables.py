@@ -27,7 +27,7 @@ from ..common.progress import shown
 from ..common.text import counted, one_line
 from ..storage.files import check_regular, parse_json, read_json
 from .cell_files import download_folders, file_of_cell, read_cell_file
-from .decode import BadImage, Encoded
+from .decode import BadImage, Encoded, too_large
 from .sources import Labels, check_no_split, classes_of, digest, size_and_time
 from .spec import DataSpec
 
@@ -151,7 +151,9 @@ def _kind(arrow_type: Any, feature: Any) -> str:
     return "number" if types.is_floating(arrow_type) or types.is_decimal(arrow_type) else str(arrow_type)
 
 
-def encoded(value: Any, name: str, folder: Path | None = None, downloads: Sequence[Path] = ()) -> Encoded:
+def encoded(
+    value: Any, name: str, folder: Path | None = None, downloads: Sequence[Path] = (), most: int = 0
+) -> Encoded:
     """The image in a cell: bytes, a path, a mapping with `bytes` or `path`, or a decoded image.
 
     Args:
@@ -159,6 +161,7 @@ def encoded(value: Any, name: str, folder: Path | None = None, downloads: Sequen
         name: the image, for messages.
         folder: the folder of the table, below which a path may name a file; None if it has none.
         downloads: see `cell_files.download_folders`.
+        most: the largest size of an encoded image in bytes; 0 for no limit.
 
     Raises:
         BadImage: if the cell is empty or holds something else, or its path is not allowed or cannot be read.
@@ -168,13 +171,15 @@ def encoded(value: Any, name: str, folder: Path | None = None, downloads: Sequen
         path, value = value.get("path"), value.get("bytes")
     elif isinstance(value, str):
         path, value = value, None
+    if isinstance(value, bytes) and most and len(value) > most:
+        raise too_large(name, len(value), most)
     if isinstance(value, bytes | Image.Image):
         return value
     if value is not None:
         raise BadImage(name, f"the cell holds {type(value).__name__}, not the bytes of an image")
     if path is None or path == "":
         raise BadImage(name, "the cell is empty")
-    return read_cell_file(path, folder, name, downloads)
+    return read_cell_file(path, folder, name, downloads, most)
 
 
 def _read_labels(cells: Any, columns: Columns, what: str) -> Labels:
@@ -229,6 +234,7 @@ class TableSource:
         limit: only the first rows.
         downloads: see `cell_files.download_folders`.
         tables: the files of the table.
+        most: the largest size of an encoded image in bytes, checked before it is copied; 0 for no limit.
     """
 
     notes: Sequence[str] = ()
@@ -244,13 +250,14 @@ class TableSource:
         limit: int | None = None,
         downloads: Sequence[Path] = (),
         tables: Sequence[Path] = (),
+        most: int = 0,
     ) -> None:
         if limit is not None and limit < len(dataset):
             dataset = dataset.select(range(limit))
         if len(dataset) == 0:
             raise InputError(f"{what} has no rows")
         self.what, self.count, self._folder = what, len(dataset), folder
-        self.downloads, self._tables = downloads, tables
+        self.downloads, self._tables, self._most = downloads, tables, most
         dataset = dataset.with_format("arrow")  # in which features decode nothing and transforms do not apply
         self.labels: Labels | None = None
         if columns.label:
@@ -290,7 +297,21 @@ class TableSource:
 
     def read(self, number: int) -> Encoded:
         """The image of a row, as it is stored."""
-        return encoded(self._images[number].as_py(), self.name(number), self.folder_of(number), self.downloads)
+        cell, name = self._images[number], self.name(number)
+        size = _size_of(cell)
+        if self._most and size > self._most:
+            raise too_large(name, size, self._most)
+        return encoded(cell.as_py(), name, self.folder_of(number), self.downloads, self._most)
+
+
+def _size_of(cell: Any) -> int:
+    """The bytes of the image in an Arrow cell, without a copy; 0 for a path and an empty cell."""
+    import pyarrow.types as types
+
+    if types.is_struct(cell.type) and cell.is_valid:
+        cell = cell["bytes"]
+    binary = types.is_binary(cell.type) or types.is_large_binary(cell.type)
+    return cell.as_buffer().size if binary and cell.is_valid else 0
 
 
 class _Rows:
@@ -305,7 +326,9 @@ def dataset_source(spec: DataSpec, dataset: Any) -> TableSource:
     """A `datasets.Dataset` object, in its current order and selection; its transforms are not applied."""
     what = "the dataset"
     columns = schema_columns(spec, dataset.features.arrow_schema, what)
-    source = TableSource(dataset, columns, what, "", "", limit=spec.limit, downloads=download_folders())
+    source = TableSource(
+        dataset, columns, what, "", "", limit=spec.limit, downloads=download_folders(), most=spec.max_bytes
+    )
     content, place = hashlib.sha256(), hashlib.sha256()
     for number in range(source.count):
         cell = source._images[number].as_py()
@@ -351,15 +374,19 @@ def saved_source(spec: DataSpec, folder: Path) -> TableSource:
     what = f"{what} {spec.split}"
     columns = schema_columns(spec, dataset.features.arrow_schema, what)
     identity = digest(str(folder.resolve()), *listing, [size_and_time(file) for file in files])
-    return TableSource(dataset, columns, what, digest(*listing), identity, folder, spec.limit, tables=files)
+    return TableSource(
+        dataset, columns, what, digest(*listing), identity, folder, spec.limit, tables=files, most=spec.max_bytes
+    )
 
 
 def _check_saved(folder: Path) -> None:
     """Raise an InputError unless the Arrow files of a saved dataset are regular files of its own folder."""
     state = read_json(folder / "state.json")
-    check_regular(folder / "dataset_info.json")
-    for entry in state["_data_files"]:
-        file = entry["filename"]
+    read_json(folder / "dataset_info.json")
+    names = [entry["filename"] for entry in state["_data_files"]]
+    if len(set(names)) < len(names):
+        raise InputError(f"{folder / 'state.json'} names the file {names[0]!r} or another one twice")
+    for file in names:
         real = Path(os.path.realpath(folder / file))
         if Path(file).name != file or real.parent != Path(os.path.realpath(folder)):
             raise InputError(
@@ -376,7 +403,14 @@ def hub_source(spec: DataSpec, hub_id: str, cache_dir: Path | None, progress: bo
     downloads = download_folders(hub_id, cache_dir)
     content = (hub_id, spec.split, dataset.num_rows, sorted(dataset.info.download_checksums or ()))
     return TableSource(
-        dataset, columns, what, digest(*content), digest("None", *content), limit=spec.limit, downloads=downloads
+        dataset,
+        columns,
+        what,
+        digest(*content),
+        digest("None", *content),
+        limit=spec.limit,
+        downloads=downloads,
+        most=spec.max_bytes,
     )
 
 
