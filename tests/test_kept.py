@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,12 +22,14 @@ from quarterarc.evaluation.sources import open_model
 from quarterarc.sampling.folders import write_samples
 from quarterarc.sampling.plans import Sampling
 from quarterarc.sampling.tuned_grids import TunedGrid, read_tuned, write_tuned
+from quarterarc.storage import training_state
 from quarterarc.storage.checkpoints import load
 from quarterarc.storage.checksums import DamagedFile
 from quarterarc.storage.files import replace_file
 from quarterarc.storage.pictures import write_png
 from quarterarc.storage.runs import checkpoints
 from quarterarc.training.api import train
+from quarterarc.training.log import Log, read_log
 from quarterarc.training.recipe_text import read_recipe
 from quarterarc.training.trainer import Diverged
 
@@ -202,6 +205,51 @@ def test_what_the_message_about_a_divergence_advises_is_accepted(field: str, cop
     changes = copied / "changes.jsonl"
     recorded = [json.loads(line) for line in changes.read_text().splitlines()] if changes.exists() else []
     assert [(change["step"], change["field"]) for change in recorded] == ([] if "steps" in field else [(6, name)])
+
+
+@pytest.mark.parametrize("how", ["removed", "renamed"])
+def test_a_run_folder_that_is_gone_is_not_made_again(
+    how: str, tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, write = tmp_path / "run", Log.write
+
+    def goes(self: Log, step: int, *arguments: Any) -> None:
+        write(self, step, *arguments)
+        if step == 4:
+            shutil.rmtree(run) if how == "removed" else run.rename(tmp_path / "elsewhere")
+
+    monkeypatch.setattr(Log, "write", goes)
+    with pytest.raises(InputError, match="run was removed or renamed during training"):
+        train(read_recipe("digits", tiny), run, progress=False)
+    assert not run.exists()
+    monkeypatch.undo()
+    if how == "renamed":
+        assert train(None, tmp_path / "elsewhere", resume=True, progress=False).name == "step-00000006"
+
+
+def test_the_log_is_on_the_disk_before_a_checkpoint(
+    tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced, save = list[int](), training_state.save
+
+    def checked(run: Path, config: dict[str, Any], *arguments: Any) -> Path:
+        assert synced[-1] == config["step"]
+        return save(run, config, *arguments)
+
+    monkeypatch.setattr(Log, "sync", lambda log: synced.append(read_log(tmp_path)[-1]["step"]))
+    monkeypatch.setattr("quarterarc.training.trainer.save", checked)
+    train(read_recipe("digits", tiny), tmp_path, progress=False)
+    assert synced == [2, 4, 6]
+
+
+def test_a_full_disk_while_the_log_is_written_costs_no_line(copied: Path, tiny_run: Path, tiny: Tiny) -> None:
+    """Half a line at the end of the log is repaired on resume."""
+    shutil.rmtree(checkpoints(copied)[-1])
+    log = copied / "metrics.jsonl"
+    os.truncate(log, log.stat().st_size - 40)
+    train(read_recipe("digits", tiny), copied, resume=True, progress=False)
+    speed = "images_per_second"
+    assert [{**line, speed: 0} for line in read_log(copied)] == [{**line, speed: 0} for line in read_log(tiny_run)]
 
 
 # --- sample folders ----------------------------------------------------------------------------------------------

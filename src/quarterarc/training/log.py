@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +100,10 @@ class Log:
             for name, value in line.items():
                 if name not in ("step", "images"):
                     self.board.add_scalar(name, value, step)
+
+    def sync(self) -> None:
+        """Flush metrics.jsonl to the disk."""
+        os.fsync(self.file.fileno())
 
     def close(self) -> None:
         """Close the files."""

@@ -182,6 +182,8 @@ class Trainer:
                 if self.step % settings.sample_every == 0 or done:
                     self._preview()
                 if self.step % settings.checkpoint_every == 0 or done or stop:
+                    if log:
+                        log.sync()  # the lines of the steps before a checkpoint are not written again
                     checkpoint = self._save()
                 if stop and not done:
                     raise Interrupted(stop, checkpoint or self.run)
@@ -314,6 +316,7 @@ class Trainer:
             "recipe": self.recipe.model_dump(mode="json"),
         }
         if self.accelerator.is_main_process:
+            self._check_present()
             self._write_skipped()
             save(self.run, config, self.network, self.average, self.optimizer, self.recipe.training.keep)
         self.accelerator.wait_for_everyone()
@@ -337,9 +340,17 @@ class Trainer:
         except InputError as error:  # of a network whose images are not finite yet, which does not stop training
             logger.warning("no contact sheet at step %d: %s", self.step, error)
             return
+        self._check_present()
         folder = self.run / "samples"
         folder.mkdir(exist_ok=True)
         write_png(folder / f"step-{self.step:08d}.png", contact_sheet(to_uint8(images)))
+
+    def _check_present(self) -> None:
+        """Raise an InputError if the run folder is gone; a new one would have neither recipe nor log."""
+        if not (self.run / "recipe.yaml").is_file():
+            raise InputError(
+                f"{self.run} was removed or renamed during training: rename it back and resume, or start anew"
+            )
 
     def _diverged(self, what: str) -> NoReturn:
         complete = checkpoints(self.run)
