@@ -77,6 +77,12 @@ def test_kinds_of_files_are_counted_up_to_six() -> None:
     ("content", "kind"),
     [
         (b"\0\0\0\x18ftypheic\0\0\0\0", "a HEIC image, which is not read; convert it to JPEG or PNG"),
+        (b"\0\0\0\x18ftypavif\0\0\0\0", "a damaged AVIF image"),
+        (b"\xff\xd8\xff\0", "a damaged JPEG image"),
+        (b"GIF89a", "a damaged GIF image"),
+        (b"II*\0\x08\0\0\0\0\0", "a damaged TIFF image"),
+        (b"II+\0\x08\0\0\0\0\0", "a damaged TIFF image"),
+        (b"MM\0*", "a damaged TIFF image"),
         (b"\0\0\0\x18ftypisom\0\0\0\0", "a video"),
         (b"<!DOCTYPE html><html>404", "an HTML or XML page, such as a failed download"),
         (b'<?xml version="1.0"?><svg>', "an SVG drawing"),
@@ -139,6 +145,19 @@ def test_the_call_in_the_error_gives_the_images_of_an_array_file(
     assert data.classes == (None if name[0] == "i" else 5)
 
 
+def test_evaluation_names_its_own_call_and_a_pattern_the_command(tmp_path: Path) -> None:
+    from quarterarc.evaluation.image_files import open_set
+
+    images = np.zeros((5, 8, 8, 3), np.uint8)
+    np.save(tmp_path / "a.npy", images)
+    with pytest.raises(InputError, match=r"quarterarc\.evaluate\(images\.transpose\(0, 3, 1, 2\), REFERENCE\)"):
+        open_set(tmp_path / "a.npy")
+    (tmp_path / "b.zip").write_bytes(b"PK")
+    with pytest.raises(InputError, match=r"b\.zip is not read: unpack it first"):
+        open_set(tmp_path / "b.zip")
+    assert "b.zip; only *.parquet files can be given by a pattern; unpack it first" in message_of(tmp_path / "*.zip")
+
+
 def test_files_of_arrays_that_are_damaged_or_objects_are_named_in_one_line(tmp_path: Path) -> None:
     for name, content in (("a.npy", b"hello"), ("b.npz", b"PK\x03\x04"), ("c.npy", b"")):
         (tmp_path / name).write_bytes(content)
@@ -169,7 +188,7 @@ def test_the_call_in_the_error_scales_images_of_more_than_8_bits(dtype: str, whi
 
 
 def test_arrays_with_nan_are_named() -> None:
-    with pytest.raises(InputError, match="they hold NaN"):
+    with pytest.raises(InputError, match="NaN or infinite"):
         from_memory(np.full((2, 3, 8, 8), np.nan, np.float32))
 
 

@@ -25,6 +25,11 @@ ENDINGS = (
 
 _OTHERS = (
     (rb".{4}ftyp(heic|heix|hevc|heim|heis|mif1|msf1)", "a HEIC image, which is not read; convert it to JPEG or PNG"),
+    (rb"\xff\xd8\xff", "a damaged JPEG image"),
+    (rb"\x89PNG", "a damaged PNG image"),
+    (rb"GIF8", "a damaged GIF image"),
+    (rb"RIFF.{4}WEBP", "a damaged WebP image"),
+    (rb".{4}ftypavi[fs]", "a damaged AVIF image, or Pillow was built without AVIF"),
     (rb".{4}ftyp", "a video or another media file"),
     (rb"version https://git-lfs", "a pointer of Git LFS; download the file itself (git lfs pull)"),
     (rb"\s*<(\?xml[^<]*<)?svg", "an SVG drawing, which is not read; convert it to PNG"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from contextlib import suppress
 from typing import Any
 
@@ -77,14 +78,18 @@ def count_pages(image: Image.Image) -> int:
 
 def unknown_tiff(data: bytes) -> str | None:
     """The reason why Pillow does not know a TIFF's pixels; None if it is not a TIFF."""
-    if data[:4] not in (b"II*\0", b"MM\0*"):
+    if data[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return None
-    with suppress(Exception):  # Pillow's readers raise nearly anything on damaged files
-        file, tags = io.BytesIO(data), TiffImagePlugin.ImageFileDirectory_v2(data[:8])
+    with suppress(Exception), warnings.catch_warnings():  # Pillow's readers raise nearly anything on damaged files
+        warnings.simplefilter("ignore")
+        header = data[: 16 if 43 in data[2:4] else 8]  # 43: BigTIFF
+        file, tags = io.BytesIO(data), TiffImagePlugin.ImageFileDirectory_v2(header)
         file.seek(tags.next)
         tags.load(file)
+        if _SAMPLES not in tags and _BITS not in tags:
+            return "it is a damaged TIFF image"
         samples, bits = tags.get(_SAMPLES, 1), tags.get(_BITS, (1,))
         if samples > 4 or samples == 2:
             return _channels_text(samples)
         return f"its pixels ({samples} x {bits[0]} bits) are not known to Pillow; save it with 8 or 16 bits"
-    return "it is a damaged TIFF"
+    return "it is a damaged TIFF image"

@@ -138,8 +138,10 @@ def open_source(spec: DataSpec, cache_dir: Path | None = None, progress: bool = 
     files = []
     for file in matching_files(str(path)):
         if file.suffix.lower() != ".parquet":
+            instead = how_to_use(file)
             raise InputError(
                 f"the pattern {spec.source} also matches {file}; only *.parquet files can be given by a pattern"
+                + (f"; {instead}" if instead else "")
             )
         files.append(file)
     if not files:

@@ -289,8 +289,6 @@ def _values(images: Tensor | NDArray[Any], call: str, tensor: bool) -> str:
         return f"call quarterarc.to_uint8({call if tensor else f'torch.from_numpy({call})'})"
     if kind == "f" and low >= 0 and high <= 1:
         return f"call ({call} * 255).round(){cast}"
-    if math.isnan(low):
-        return "they hold NaN: replace it, or leave these images out"
     if low >= 0 and high <= 255:
         return f"call {call}{'.round()' if kind == 'f' else ''}{cast}"
     if low >= 0 and high <= 65535 and kind != "f":

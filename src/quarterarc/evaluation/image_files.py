@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..common.errors import InputError
 from ..common.plain_yaml import LARGEST, load_yaml
+from ..data.containers import how_to_use
 from ..data.decode import DECODING, BadImage, Encoded, read_pixels, shape_of
 from ..data.image_set import ImageSet, Shape, Wanted
 from ..data.images import ImageData, MappedImages, log_bad
@@ -182,6 +183,9 @@ def open_set(source: str | Path, limit: int | None = None, split: str = "train")
     path = Path(source).expanduser()
     if path.suffix.lower() == ".npz" and path.is_file():
         return NpzSet(path, limit)
+    advice = how_to_use(path, "quarterarc.evaluate({}, REFERENCE)") if path.is_file() else None
+    if advice:
+        raise InputError(f"{path} is not read: {advice}")
     spec = DataSpec(source=str(source), size=1, channels=1, split=split)
     opened = open_source(spec)
     if not (path / "samples.json").is_file():
