@@ -176,6 +176,25 @@ def test_an_experiment_sweeps_its_folder_and_its_cache(tmp_path: Path, dead: int
     assert [path.name for path in (lab.cache / "cells" / "0123").iterdir()] == ["cell.json"]
 
 
+def test_reading_a_run_writes_nothing_into_it(tiny_run: Path, tmp_path: Path, cli: Cli) -> None:
+    """So that runs on read-only file systems, and those that another process is training, can be sampled."""
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+
+    def state() -> dict[Path, int]:  # the time of a folder changes with every file that is created or deleted in it
+        return {path: path.stat().st_mtime_ns for path in [run, *run.rglob("*")]}
+
+    with locked(run):
+        before = state()
+        for words in (
+            ("sample", run, "--out", "made", "--seeds", "0-1", "--steps", "2"),
+            ("evaluate", run, "--reference", "digits", "--features", "pixels", "--count", "8", "--steps", "2"),
+        ):
+            done = cli(*words, "--device", "cpu")
+            assert done.returncode == 0, done.stderr
+        assert state() == before
+
+
 # --- locks ----------------------------------------------------------------------------------------------------------
 
 

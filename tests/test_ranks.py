@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import Distributed
+from conftest import Cli, Distributed
 from quarterarc.storage.runs import checkpoints
 from quarterarc.training.api import train
 from quarterarc.training.log import read_log
@@ -31,6 +31,18 @@ def test_an_error_of_all_processes_is_reported_once(tiny_run: Path, tmp_path: Pa
     done = distributed("sample", tiny_run, "--out", tmp_path / "made", "--sampler", "eular", fails=True)
     assert len(lines_of(done.stderr)) == 1
     assert "did you mean 'euler'" in done.stderr
+
+
+@pytest.mark.parametrize("words", [("sample", "no-run", "--out", "made"), ("sample",)])
+def test_an_error_before_the_processes_are_connected_is_reported_by_the_first_one(
+    words: tuple[str, ...], cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in (0, 1):
+        monkeypatch.setenv("LOCAL_RANK", str(rank))
+        done = cli(*words)
+        assert done.returncode == 2
+        assert done.stderr.count("error: ") == 1 - rank
 
 
 def test_an_image_that_one_process_cannot_read_ends_all(

@@ -60,6 +60,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # variable when it is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     command = next((word for word in words if not word.startswith("-")), None)
+    try:
+        with stopping_in_order(None if arguments is not None else partial(_print_stopped, command)):
+            _end_with_launcher()
+            return _run(words, command)
+    except KeyboardInterrupt as stopped:
+        return _print_stopped(command, signal_of(stopped))
+
+
+def _run(words: Sequence[str], command: str | None) -> int:
+    """Run the command of some words; returns the exit status."""
     if command in MOVED:
         return _print_error(MOVED[command])
     parser = command_parser([command] if command in COMMANDS else [])
@@ -75,11 +85,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
-        with stopping_in_order(None if arguments is not None else partial(_print_stopped, command)):
-            _end_with_launcher()
-            status = int(parsed.run(parsed) or 0)
-            finish_output()
-            return status
+        status = int(parsed.run(parsed) or 0)
+        finish_output()
+        return status
     except InputError as error:
         return _print_error(str(error))
     except BrokenPipeError:  # the reader of the output closed it (`quarterarc ... | head`), which is no error
@@ -100,8 +108,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not is_out_of_memory(error):
             raise
         return _print_error("out of memory: lower the batch size (--batch-size, training.batch) or the image size")
-    except KeyboardInterrupt as stopped:
-        return _print_stopped(command, signal_of(stopped))
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from ..common.text import printable
+from .process import print_line
 
 __all__ = ["Parser"]
 
@@ -21,7 +22,8 @@ class Parser(argparse.ArgumentParser):
     listing: Callable[[], str] | None = None
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {printable(message)} (see `{self.prog} --help`)\n")
+        print_line(f"{self.prog}: error: {printable(message)} (see `{self.prog} --help`)")
+        self.exit(2)
 
     def format_help(self) -> str:
         text = super().format_help()

@@ -34,8 +34,8 @@ def stopping_in_order(report: Callable[[signal.Signals], object] | None = None) 
     The second signal ends the process at once. Outside the main thread, which alone can set handlers, nothing changes.
 
     Args:
-        report: called before a signal ends the process at once because it comes while a module is imported, where an
-            exception may be lost or become another one. None if the process is not to end: then it is raised there too.
+        report: of a process that ends after the block, called before a signal ends it while a module is imported, where
+            an exception may be lost or become another one. None for a process that goes on.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -53,8 +53,8 @@ def stopping_in_order(report: Callable[[signal.Signals], object] | None = None) 
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, handler in before.items():  # Python's own handler would print a traceback while the process ends
+            signal.signal(number, handler if report is None else signal.SIG_DFL)
 
 
 def _is_importing(frame: FrameType | None) -> bool:
