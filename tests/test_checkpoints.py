@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from quarterarc import Denoiser, schedule
@@ -17,6 +19,7 @@ from quarterarc.estimate import Estimate
 from quarterarc.heads import Both, Head, LearnedVariance, Velocity, head
 from quarterarc.networks import UNet, build_network
 from quarterarc.storage.checkpoints import load, save
+from quarterarc.storage.weights import save_tensors
 from quarterarc.training.network import check_network
 
 SCHEDULE = schedule("arc", 10)
@@ -102,3 +105,13 @@ def test_the_device_of_a_loaded_network_is_a_name_or_a_device(tiny_run: Path) ->
     with pytest.raises(InputError, match="device 'nothing'") as raised:
         load(tiny_run, device="nothing")
     assert "\n" not in str(raised.value)
+
+
+def test_a_full_disk_is_an_error_with_its_number_and_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(OSError, match="No space left on device") as raised:
+        save_tensors({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
+    assert (raised.value.errno, raised.value.filename) == (errno.ENOSPC, str(tmp_path / "a.safetensors"))

@@ -28,6 +28,7 @@ from quarterarc.evaluation.image_files import NpzSet, open_set
 from quarterarc.evaluation.sets import BatchSet, TensorSet
 from quarterarc.evaluation.statistics import Statistics
 from quarterarc.storage.pictures import write_png
+from quarterarc.storage.weights import save_tensors
 
 
 @pytest.fixture(scope="module")
@@ -477,3 +478,22 @@ def test_statistics_of_a_pass_equal_those_of_its_vectors(digits: RawBatch) -> No
     expected = Statistics.of(features.vectors["pool"])
     torch.testing.assert_close(features.statistics["pool"].covariance, expected.covariance, rtol=1e-12, atol=1e-14)
     assert features.vectors["pool"].max() <= 1.0
+
+
+def test_damaged_features_of_a_finished_batch_are_computed_again(digits: RawBatch, tmp_path: Path) -> None:
+    pixels, images = extractor("pixels"), TensorSet(digits.images[:24])
+
+    def vectors() -> Tensor:
+        collected = collect(images, pixels, ["pool"], ["pool"], batch_size=8, cache=tmp_path, progress=False)
+        return collected.vectors["pool"]
+
+    whole = vectors()
+    shards = sorted(tmp_path.rglob("*.safetensors"))
+    assert len(shards) == 3
+    content = shards[1].read_bytes()
+    other = tmp_path / "other"
+    save_tensors({"shape": torch.tensor([1, 8]), "pool": torch.zeros(8)}, other)
+    for damage in (content[: len(content) // 2], b"", b"\xff" * 100, other.read_bytes()):
+        shards[1].write_bytes(damage)
+        assert torch.equal(vectors(), whole)
+        assert shards[1].read_bytes() == content

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,11 @@ from torch import Tensor
 
 from quarterarc.cli import main
 from quarterarc.common.errors import InputError
-from quarterarc.data import DataSpec, open_data
+from quarterarc.data import DataSpec, open_data, to_uint8
 from quarterarc.estimate import Estimate
 from quarterarc.evaluation import EXTRACTORS, FeatureNetwork, Settings, evaluate, extractor
 from quarterarc.likelihood import LikelihoodSettings
-from quarterarc.sampling import Sampling
+from quarterarc.sampling import Sampling, noise, sample
 from quarterarc.storage.checkpoints import load
 
 
@@ -170,3 +171,26 @@ def test_settings_are_accepted_as_a_mapping_and_misspelt_ones_raise() -> None:
     assert by_mapping["settings"] == {"neighbours": 5}
     with pytest.raises(InputError, match="unknown setting 'neighbors'; did you mean 'neighbours'"):
         evaluate(fake, real, ["precision"], settings={"neighbors": 5}, **common)
+
+
+def test_data_and_results_of_this_package_are_images(tiny_run: Path, digits: Tensor) -> None:
+    spec = DataSpec(source="digits", size=8, channels=1, limit=70)
+    values = {"metrics": ["fid"], "features": "pixels", "progress": False}
+    expected = evaluate(open_data(spec).batch(range(70)).images, digits, **values)["metrics"]["fid"]  # type: ignore[arg-type]
+    for source in (spec, open_data(spec), open_data(spec.model_copy(update={"memory": "stream"}))):
+        result = evaluate(source, digits, **values)  # type: ignore[arg-type]
+        assert result["images"]["count"] == 70
+        assert result["metrics"]["fid"] == pytest.approx(expected, rel=1e-12)
+    made = sample(load(tiny_run), noise(range(4), (1, 8, 8)))
+    values |= {"batch_size": 4}
+    assert evaluate(made, digits, **values)["metrics"] == evaluate(to_uint8(made.images), digits, **values)["metrics"]  # type: ignore[arg-type]
+
+
+def test_lists_of_single_images_name_the_call_that_would(digits: Tensor) -> None:
+    for images, call in (
+        (list(digits[:4]), "call torch.stack(images)"),
+        ([image.numpy() for image in digits[:4]], "call torch.from_numpy(np.stack(images))"),
+        (list(digits[:4] / 255.0), "call quarterarc.to_uint8(torch.stack(images))"),
+    ):
+        with pytest.raises(InputError, match=re.escape(call)):
+            evaluate(images, digits, ["fid"], features="pixels")

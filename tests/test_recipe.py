@@ -344,3 +344,8 @@ def test_another_name_of_the_network_resets_its_arguments() -> None:
     digits = read_recipe("digits")
     assert read_recipe("digits", ["network.name=unet"]) == digits
     assert read_recipe(digits.model_dump(), ["network.name=unet"]) == digits
+
+
+def test_fields_by_position_are_an_error_that_names_them() -> None:
+    with pytest.raises(InputError, match=r"given by name: DataSpec\(source=\.\.\., split=\.\.\.\)"):
+        DataSpec("photos")  # type: ignore[call-arg]

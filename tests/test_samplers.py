@@ -659,3 +659,8 @@ def test_churn_is_accepted_as_the_old_name_of_eta(name: str, caplog: pytest.LogC
 def test_options_of_another_type_raise_before_sampling(name: str, options: dict[str, Any], expected: str) -> None:
     with pytest.raises(InputError, match=re.escape(expected)):
         sampler(name, **options)
+
+
+def test_the_old_name_of_an_option_names_the_new_one() -> None:
+    with pytest.raises(InputError, match=r"'churn' of DDIM is called 'eta': DDIM\(eta=\.\.\.\)"):
+        DDIM(churn=0.5)  # type: ignore[call-arg]

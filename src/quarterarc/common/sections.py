@@ -32,7 +32,10 @@ class Section(BaseModel):
     SHORT_FORMS: ClassVar[tuple[str, ...]] = ()
     """Names that the constructor accepts for fields of other sections."""
 
-    def __init__(self, **fields: Any) -> None:
+    def __init__(self, *values: Any, **fields: Any) -> None:
+        if values:
+            names = ", ".join(f"{name}=..." for name in list(type(self).model_fields)[: max(2, len(values))])
+            raise InputError(f"the fields of a {type(self).__name__} are given by name: {type(self).__name__}({names})")
         try:
             super().__init__(**fields)
         except ValidationError as error:

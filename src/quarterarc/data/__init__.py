@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .images import ImageData, RawBatch
+    from .images import ImageData, RawBatch, is_open
     from .loading import from_memory, open_data
     from .memory import memory_spec
     from .pixels import apply_flips, to_float, to_uint8
@@ -23,6 +23,7 @@ __all__ = [
     "RawBatch",
     "apply_flips",
     "from_memory",
+    "is_open",
     "memory_spec",
     "open_data",
     "to_float",
@@ -35,6 +36,7 @@ _HOMES = {
     "RawBatch": "images",
     "apply_flips": "pixels",
     "from_memory": "loading",
+    "is_open": "images",
     "memory_spec": "memory",
     "open_data": "loading",
     "to_float": "pixels",

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from itertools import islice
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeGuard, TypeVar
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from .decode import BadImage, Pixels, read_pixels
 from .sources import Labels, Source
 from .spec import DataSpec
 
-__all__ = ["ImageData", "MappedImages", "MemoryImages", "RawBatch", "decode_all", "log_bad"]
+__all__ = ["ImageData", "MappedImages", "MemoryImages", "RawBatch", "decode_all", "is_open", "log_bad"]
 
 logger = logging.getLogger("quarterarc")
 
@@ -294,3 +294,8 @@ class MappedImages(_Images):
             number = int(self._kept[wanted[row]])
             pixels = read_pixels(self._source.read(number), self._spec, self._source.name(number))
             images[row] = pixels.transpose(2, 0, 1)
+
+
+def is_open(images: object) -> TypeGuard[ImageData]:
+    """Whether images are opened data, an `ImageData`."""
+    return hasattr(images, "fingerprint") and hasattr(images, "prefetch")

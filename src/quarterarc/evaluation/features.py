@@ -23,7 +23,7 @@ from ..common.text import counted
 from ..data.image_set import ImageSet, Shape
 from ..data.sources import digest
 from ..storage.files import make_folder, replace_file
-from ..storage.weights import save_tensors
+from ..storage.weights import read_weights, save_tensors
 from .arrays import as_features
 from .extractors import Extractor
 from .statistics import MeanCovariance, Statistics
@@ -93,7 +93,10 @@ def collect(
     bar = progress_bar(images.count, "image", f"features of {images.what}", show, leave=False)
     with process.raising_together(), bar:
         for number in sorted(filter(mine, shards.finished)):
-            shape, features = shards.read(number)
+            stored = shards.read(number)
+            if stored is None:
+                continue
+            shape, features = stored
             part.add(number, shape, features)
             bar.update(batch_size * process.count)
         for number, batch in images.batches(batch_size, lambda number: mine(number) and number not in shards.finished):
@@ -196,6 +199,7 @@ class _Shards:
         self, cache: Path | None, images: ImageSet, extractor: Extractor, kinds: list[str], batch_size: int
     ) -> None:
         self.folder: Path | None = None
+        self._kinds = kinds
         self.finished: frozenset[int] = frozenset()
         if cache is not None and images.identity is not None:
             key = digest(images.identity, extractor.describe(), kinds, batch_size)
@@ -206,13 +210,18 @@ class _Shards:
     def _numbers(folder: Path) -> Iterator[int]:
         return (int(path.stem) for path in folder.glob("*.safetensors") if path.stem.isdigit())
 
-    def read(self, number: int) -> tuple[Shape, dict[str, Tensor]]:
-        from safetensors.torch import load_file
-
+    def read(self, number: int) -> tuple[Shape, dict[str, Tensor]] | None:
+        """The features of a batch; None for a damaged file, whose batch then counts as not finished."""
         assert self.folder is not None
-        features = load_file(self.folder / f"{number:08d}.safetensors")
-        channels, height, width = features.pop("shape").tolist()
-        return (channels, height, width), features
+        try:
+            features = read_weights(self.folder / f"{number:08d}.safetensors")
+            channels, height, width = features.pop("shape").tolist()
+            if features.keys() == set(self._kinds) and all(values.ndim == 2 for values in features.values()):
+                return (channels, height, width), features
+        except (InputError, KeyError, TypeError, ValueError):
+            pass
+        self.finished -= {number}
+        return None
 
     def write(self, number: int, shape: Shape, features: dict[str, Tensor]) -> None:
         if self.folder is not None:

@@ -77,8 +77,9 @@ def evaluate(
 
     Args:
         source: a run folder, a checkpoint folder or a denoiser, which is sampled; or images: a folder, an npz or the
-            name of a data set, a tensor or array, uint8 (N, C, H, W), a list of PIL images, a `datasets.Dataset`, an
-            iterable of batches, or an image set of `quarterarc.evaluation`.
+            name of a data set, a tensor or array, uint8 (N, C, H, W), a list of PIL images, a `datasets.Dataset`, a
+            `DataSpec` or opened data, the `Result` of `quarterarc.sample`, an iterable of batches, or an image set of
+            `quarterarc.evaluation`.
         reference: the real images, in the same forms; a file of statistics; or a run folder, for its training images.
             The likelihood metrics (`bits-per-dim`, `flow-bits-per-dim`) evaluate these images, by default the training
             images of the run.

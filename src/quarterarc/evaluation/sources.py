@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,12 +17,17 @@ from torch import Tensor, nn
 from ..common.devices import pick_device
 from ..common.errors import InputError
 from ..data.image_set import ImageSet
+from ..data.images import ImageData, is_open
+from ..data.loading import open_data
 from ..data.memory import as_pixels
+from ..data.pixels import to_uint8
+from ..data.spec import DataSpec
 from ..denoiser import DEFAULT_PROJECTION, Denoise, Denoiser
+from ..sampling.trajectories import Result
 from ..storage.checkpoints import hash_of, load
 from ..storage.runs import is_run, read_newest
 from .extractors import hash_of_weights
-from .image_files import open_pictures, open_set
+from .image_files import FileSet, open_pictures, open_set
 from .sets import BatchSet, TensorSet
 
 __all__ = ["Model", "as_set", "is_model", "open_model", "source_name"]
@@ -102,7 +107,8 @@ def as_set(images: object, what: str = "the images", limit: int | None = None) -
 
     Args:
         images: an image set; a path or name for `open_set`; a tensor or array, uint8 (N, C, H, W); a list of PIL
-            images; a `datasets.Dataset`; or an iterable of batches, uint8 (B, C, H, W).
+            images; a `datasets.Dataset`; a `DataSpec`; opened data (`quarterarc.data.open_data`); the `Result` of
+            `quarterarc.sample`; or an iterable of batches, uint8 (B, C, H, W).
         what: name of the images, for messages and results.
         limit: number of images to use, the first ones; all if None.
 
@@ -118,14 +124,43 @@ def as_set(images: object, what: str = "the images", limit: int | None = None) -
         if limit is not None and given.count != limit:
             raise InputError(f"count = {limit}, but an image set is evaluated as a whole: give a set of that size")
         return given
+    if isinstance(images, DataSpec):
+        spec = images if limit is None else images.model_copy(update={"limit": min(limit, images.limit or limit)})
+        opened = open_data(spec, progress=False)
+        return FileSet(opened, spec, f"the images of {spec.source}", opened.identity)
+    if is_open(images):
+        return BatchSet(_batches_of(images, what), what, limit)
+    if isinstance(images, Result):
+        return TensorSet(to_uint8(images.images)[:limit], what)
     if _holds_pictures(images):
         return open_pictures(images, limit)
+    if isinstance(images, Sequence) and len(images) and not isinstance(images, str | bytes):
+        _check_no_list(images, what)
     if isinstance(images, Iterable):
         return BatchSet(images, what, limit)
     raise InputError(
         f"{what} must be a path or name, a uint8 tensor or array (N, C, H, W), a list of PIL images, a "
         f"datasets.Dataset or an iterable of batches, got {type(images).__name__}"
     )
+
+
+def _batches_of(data: ImageData, what: str, size: int = 64) -> Iterator[Tensor]:
+    if data.count is None:
+        raise InputError(f"{what} are an endless stream: give a local copy, or a number of batches")
+    return (data.batch(range(first, min(first + size, data.count))).images for first in range(0, data.count, size))
+
+
+def _check_no_list(images: Sequence[Any], what: str) -> None:
+    """Raise an InputError for a list of single images as tensors or arrays, with the call that makes it a batch."""
+    first = images[0]
+    if isinstance(first, Tensor | np.ndarray) and first.ndim in (2, 3):
+        stacked = "torch.stack(images)" if isinstance(first, Tensor) else "torch.from_numpy(np.stack(images))"
+        floating = torch.is_floating_point(torch.as_tensor(first))
+        call = f"quarterarc.to_uint8({stacked})" if floating else stacked
+        raise InputError(
+            f"{what} are a list of single images, the first of shape {tuple(first.shape)}: call {call}, which has to "
+            "be uint8 of shape (N, C, H, W)"
+        )
 
 
 def _holds_pictures(images: object) -> bool:

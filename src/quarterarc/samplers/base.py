@@ -10,11 +10,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar, TypeAlias
+from typing import Any, ClassVar, Self, TypeAlias
 
 import numpy as np
 from torch import Tensor
 
+from ..common.errors import InputError
 from ..denoiser import Denoise
 from ..estimate import Estimate
 from ..wrappers import Evaluator
@@ -57,6 +58,13 @@ class Sampler(ABC):
     default_steps: ClassVar[int | None] = None
     renamed: ClassVar[Mapping[str, str]] = {}
     internal: ClassVar[tuple[str, ...]] = ()
+
+    def __new__(cls, *options: Any, **named: Any) -> Self:
+        """An instance; raises an InputError for an option under the name that it had in the previous version."""
+        for old in named.keys() & cls.renamed.keys():
+            new = cls.renamed[old]
+            raise InputError(f"the option '{old}' of {cls.__name__} is called '{new}': {cls.__name__}({new}=...)")
+        return super().__new__(cls)
 
     @property
     def evaluations(self) -> int:

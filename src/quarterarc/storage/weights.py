@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -43,7 +46,9 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, about: Mapping[str, 
         with suppress(OSError):  # a file system without permissions
             path.chmod(mode)
     except SafetensorError as error:  # safetensors reports a full disk by its own error
-        raise OSError(f"cannot write {path}: {error}") from None
+        number = re.search(r"os error (\d+)", str(error))
+        code = int(number[1]) if number else errno.EIO
+        raise OSError(code, os.strerror(code) if number else str(error), str(path)) from None
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..common.devices import pick_device, processes
 from ..common.errors import InputError
 from ..common.memory import memory_checked
-from ..data import DataSpec, memory_spec
+from ..data import DataSpec, is_open, memory_spec
 from ..data.memory import MEMORY
 from ..storage.files import make_folder, replace_file
 from ..storage.locks import locked
@@ -29,7 +29,7 @@ from ..storage.training_state import set_aside, sweep_run
 from .log import check_not_lost
 from .recipe import Recipe, differences
 from .recipe_text import read_recipe, recipe_fields
-from .trainer import CORRECTIONS, MAY_CHANGE, Trainer, is_open
+from .trainer import CORRECTIONS, MAY_CHANGE, Trainer
 
 __all__ = ["train"]
 

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, NoReturn, TypeGuard
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -25,7 +25,7 @@ from ..common.memory import memory_checked
 from ..common.progress import progress_bar
 from ..common.streams import Purpose, torch_seed
 from ..common.text import counted, one_line
-from ..data import ImageData, open_data, to_uint8
+from ..data import ImageData, is_open, open_data, to_uint8
 from ..data.images import log_bad
 from ..data.loading import NoSuchData
 from ..denoiser import Denoiser
@@ -53,7 +53,7 @@ from .same_data import SameData
 from .soundness import unsound
 from .stopping import Interrupted, Stop
 
-__all__ = ["CORRECTIONS", "MAY_CHANGE", "Diverged", "Trainer", "is_open"]
+__all__ = ["CORRECTIONS", "MAY_CHANGE", "Diverged", "Trainer"]
 
 logger = logging.getLogger("quarterarc")
 
@@ -374,11 +374,6 @@ def _check_progress(folder: Path, config: Mapping[str, Any]) -> None:
         Pending.of(config["pending"], torch.device("cpu"))
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedFile(f"{folder / CONFIG} does not describe the progress of a run: {one_line(error)}") from None
-
-
-def is_open(images: object) -> TypeGuard[ImageData]:
-    """Whether images are opened data, an `ImageData`."""
-    return hasattr(images, "fingerprint") and hasattr(images, "prefetch")
 
 
 def _check_compiler(device: torch.device) -> None:
