@@ -58,6 +58,15 @@ def test_text_labels_are_classes_in_sorted_order(tmp_path: Path, kind: str) -> N
     assert opened(tmp_path / "label.parquet").classes == 3
 
 
+def test_long_names_and_line_breaks_keep_the_log_to_one_line(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", {"label": ["a\nb", "word " * 99, "c"]})
+    description = opened(path).description
+    assert "3 classes (0 a b, 1 c, 2 word" in description
+    assert len(description) < 250
+    assert "\n" not in description
+    assert opened(path).class_names[0] == "a\nb"
+
+
 def test_text_that_may_be_no_class_is_not_chosen(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", {"caption": TEXTS})
     with pytest.raises(InputError, match=r"cannot choose the column of classes .*caption \(text\)"):

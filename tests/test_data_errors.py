@@ -44,7 +44,9 @@ def test_an_empty_folder_lists_the_accepted_endings(tmp_path: Path) -> None:
     assert f"no images under {tmp_path}; it has no files" in message_of(tmp_path)
     (tmp_path / "IMG_0.HEIC").write_bytes(b"x")
     message = message_of(tmp_path)
-    assert f"no images under {tmp_path}; it has 1 .heic; expected files that end in .png, .jpg, .jpeg" in message
+    assert f"no images under {tmp_path}; it has 1 .heic; HEIC is not read: convert the files to JPEG" in message
+    (tmp_path / "IMG_0.HEIC").rename(tmp_path / "image.txt")
+    assert "it has 1 .txt; expected files that end in .png, .jpg, .jpeg" in message_of(tmp_path)
 
 
 def test_an_image_file_is_not_a_source(tmp_path: Path) -> None:

@@ -100,6 +100,7 @@ def test_bad_rows_are_replaced_from_their_block() -> None:
     assert decoded[place] == good[following]
     assert decoded[:place] + decoded[place + 1 :] == good[:place] + good[place + 1 :]
     assert data.skipped == 1
+    assert list(data.bad) == ["hub:a/b train row 20 of epoch 0"]
     assert values(open_stream(bad=(20,), skip_bad=True), [place]) == [good[following]]
     with pytest.raises(BadImage, match="hub:a/b train row 20 of epoch 0"):
         open_stream(bad=(20,)).batch(range(COUNT))

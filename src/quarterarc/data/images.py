@@ -173,9 +173,11 @@ def log_bad(data: ImageData) -> None:
         logger.warning("and %d more", len(bad) - _LOGGED_BAD)
 
 
-def _listed(names: Sequence[str], most: int = 10) -> str:
+def _listed(names: Sequence[str], most: int = 10, longest: int = 40) -> str:
     """Number and name of the classes, for the log: " (0 cat, 1 dog)"; empty without names."""
-    text = ", ".join(f"{number} {name}" for number, name in enumerate(names[:most]))
+    lines = [" ".join(name.split()) for name in names[:most]]
+    short = [line if len(line) <= longest else f"{line[: longest - 3]}..." for line in lines]
+    text = ", ".join(f"{number} {name}" for number, name in enumerate(short))
     return f" ({text}{', ...' if len(names) > most else ''})" if names else ""
 
 

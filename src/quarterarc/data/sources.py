@@ -192,6 +192,8 @@ def _held_instead(folder: Path, names: Sequence[str]) -> str:
     held = f"it has {passed_over(names)}" if names else "it has no files"
     if advice:
         return f"{held}: {container}: {advice}"
+    if any(name.lower().endswith((".heic", ".heif")) for name in names):
+        return f"{held}; HEIC is not read: convert the files to JPEG or PNG"
     return f"{held}; expected files that end in {', '.join(ENDINGS)}"
 
 

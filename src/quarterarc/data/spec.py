@@ -19,7 +19,8 @@ Box = tuple[NonNegativeInt, NonNegativeInt, PositiveInt, PositiveInt]
 class DataSpec(Section):
     """The source of the images and their preparation.
 
-    An image is rotated upright (EXIF orientation), cropped, converted to `channels`, and resized, in this order.
+    An image is scaled to 8 bits, rotated upright (EXIF orientation), cropped, converted to sRGB (ICC profile) and to
+    `channels`, and resized, in this order.
     """
 
     source: Annotated[str, Field(min_length=1)]
