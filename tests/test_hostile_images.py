@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from data_samples import encode, patch
-from hostile_files import bombs, image_bombs, jpeg_of_scans, sound_images, special
+from hostile_files import bombs, image_bombs, jpeg_of_scans, sound_images, sound_saved, special
 from quarterarc.common.errors import InputError
 from quarterarc.data import DataSpec, open_data
 from quarterarc.data.decode import BadImage
@@ -141,3 +141,17 @@ def test_pixels_are_unchanged_by_the_checks(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(data)
     (image,) = open_data(DataSpec(source=str(tmp_path), size=32)).batch([0]).images.permute(0, 2, 3, 1).numpy()
     assert (image == np.asarray(Image.open(io.BytesIO(data)))).all()
+
+
+@pytest.mark.parametrize("value", [2**31 - 1, -1, 2**30])
+def test_a_wrong_offset_in_a_saved_dataset_is_an_error(tmp_path: Path, value: int) -> None:
+    files = sound_saved()
+    lengths = np.cumsum([0, *(len(data) for _, data in sound_images()["png"])]).astype("<i4")
+    damaged = lengths.copy()
+    damaged[2] = value  # Arrow maps the file and trusts its offsets: reading the row ended the process
+    for name, data in files.items():
+        if name.endswith(".arrow"):
+            assert data.count(lengths.tobytes()) == 1
+        (tmp_path / name).write_bytes(data.replace(lengths.tobytes(), damaged.tobytes()))
+    with pytest.raises(InputError, match="cannot read saved dataset"):
+        open_data(DataSpec(source=str(tmp_path), size=8), progress=False)

@@ -81,7 +81,7 @@ def test_json_that_is_no_small_file_is_not_read(tmp_path: Path, name: str, reaso
 
 def test_json_nested_deeply_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("[" * 10**6)
-    with pytest.raises(InputError, match="nested too deeply"):
+    with pytest.raises(InputError, match="nested too deep"):
         read_json(tmp_path / "a.json")
 
 

@@ -365,6 +365,8 @@ def saved_source(spec: DataSpec, folder: Path) -> TableSource:
         _check_saved(folder)
         with quiet(datasets):
             dataset = datasets.Dataset.load_from_disk(str(folder), keep_in_memory=False)
+        # Arrow trusts the offsets in a mapped file: a wrong one would end the process when its row is read.
+        dataset.data.table.validate(full=True)
         files = [Path(file["filename"]) for file in dataset.cache_files]
         listing = tuple((os.path.relpath(file, folder), file.stat().st_size) for file in files)
     except InputError:
