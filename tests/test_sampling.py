@@ -303,11 +303,12 @@ def test_the_exact_denoiser_of_digits_generates_digits() -> None:
 def test_a_plan_describes_its_settings() -> None:
     named = Sampling("ddim", 3, "rho", {"eta": 0.5}).plan(WORLD)
     angles = grid("rho", 3).tolist()
-    expected = {"sampler": "ddim", "options": {"eta": 0.5}, "grid": "rho", "steps": 3, "angles": angles}
+    expected = {
+        "streams": 2, "sampler": "ddim", "options": {"eta": 0.5}, "grid": "rho", "steps": 3, "angles": angles
+    }  # fmt: skip
     assert named.describe() == expected
     given = Sampling(DDIM(0.5), grid=[1.0, 0.5, 0.0]).plan(WORLD)
-    expected = {"sampler": "ddim", "options": {"eta": 0.5}, "grid": "explicit", "steps": 2, "angles": [1.0, 0.5, 0.0]}
-    assert given.describe() == expected
+    assert given.describe() == {**expected, "grid": "explicit", "steps": 2, "angles": [1.0, 0.5, 0.0]}
     changed = Sampling("ddim", 3, "rho", {"eta": 0.5}, projection="image").plan(WORLD)
     assert changed.describe() == {**named.describe(), "projection": "image"}
 

@@ -25,11 +25,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from conftest import Cli, Distributed
-from quarterarc import generate
+from quarterarc import generate, noise, sample
 from quarterarc.common.errors import InputError
+from quarterarc.common.streams import Purpose, streams
 from quarterarc.data import from_memory
 from quarterarc.objectives import Losses, WeightedErrors
 from quarterarc.storage.checkpoints import load, save
+from quarterarc.storage.checksums import read_sealed, write_sealed
 from quarterarc.storage.files import replace_file, replace_folder
 from quarterarc.storage.pictures import write_png
 from quarterarc.storage.runs import checkpoints, read_newest
@@ -763,3 +765,24 @@ def test_unusable_code_of_a_recipe_is_one_line_before_any_data_is_read(
         train("digits", tmp_path / "run", fields={**SHORT, "data.source": "nowhere/", field: path}, progress=False)
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_without_a_format_of_its_random_streams_continues_with_numpys(tmp_path: Path, tiny: Tiny) -> None:
+    train(read_recipe("digits", [*tiny, "training.steps=2"]), tmp_path / "run", device="cpu")
+    config = checkpoints(tmp_path / "run")[-1] / "config.json"
+    about = read_sealed(config)
+    assert about["denoiser"].pop("streams") == 2  # version 0.2 did not record it
+    write_sealed(config, about)
+    recipe = read_recipe("digits", [*tiny, "training.steps=4"])
+    trainer = Trainer(recipe, tmp_path / "run", Accelerator(cpu=True), progress=False)
+    batch = trainer.batches.of_step(2)[0]
+    old = streams(Purpose.EXAMPLE, recipe.training.seed, 2, range(recipe.training.batch), format=1)
+    old.uniform(2)
+    assert torch.equal(batch.times, old.integers(1, recipe.schedule.steps + 1).double())
+    assert torch.equal(batch.noise, old.normal((1, 8, 8)))
+    trainer.run_to_end()
+    denoise = load(tmp_path / "run")
+    assert denoise.streams == 1
+    made = generate(denoise, [5], steps=2)
+    assert torch.equal(made, sample(denoise, noise([5], (1, 8, 8), format=1), steps=2, seeds=[5]).images)
+    assert not torch.equal(made, sample(denoise, noise([5], (1, 8, 8)), steps=2, seeds=[5]).images)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from .arc import NOISE_END, ROUNDING, Angle, mix
 from .common.errors import InputError
+from .common.streams import FORMAT as STREAMS
 from .estimate import Estimate
 from .heads import Head, check_channels
 from .objectives import Losses, Objective
@@ -74,6 +75,7 @@ class Traits:
         checkpoint: the checkpoint folder of the weights, if there is one; grids tuned for it are stored there.
         altered: how the flow differs from that of the checkpoint, exactly ("guided by 1.5"); None if it does not.
             Grids that were tuned for the checkpoint are not valid for an altered flow.
+        streams: the format of the random streams from which the noise of a seed is drawn (`common.streams`).
     """
 
     smallest_angle: float = 0.0
@@ -87,6 +89,7 @@ class Traits:
     evaluations: int = 1
     checkpoint: Path | None = None
     altered: str | None = None
+    streams: int = STREAMS
 
 
 class DeclaresTraits(Denoise, Protocol):
@@ -180,7 +183,7 @@ class Denoiser:
         projection: the `keep` of `Estimate.projected` for a head whose two estimates may disagree; None leaves both
             unchanged.
         checkpoint: the checkpoint folder of the weights, if there is one.
-        altered: as in `Traits`.
+        altered, streams: as in `Traits`.
         class_names: the names of the classes by label; empty where they have none.
     """
 
@@ -196,6 +199,7 @@ class Denoiser:
     projection: str | None = None
     checkpoint: Path | None = None
     altered: str | None = None
+    streams: int = STREAMS
     class_names: tuple[str, ...] = ()
 
     @property
@@ -212,6 +216,7 @@ class Denoiser:
             device=self.device,
             checkpoint=self.checkpoint,
             altered=self.altered,
+            streams=self.streams,
         )
 
     @property

@@ -1,13 +1,19 @@
 """Independent random streams, one per image or training example, each identified by whole numbers.
 
-A stream is a numpy `Generator` on Philox, a counter-based generator for many independent streams, keyed by a seed, a
-purpose and further whole numbers. Streams share no state: results do not depend on batch size, order or number of
-processes, and a resumed run needs no saved generator.
+Streams share no state: results do not depend on batch size, order or number of processes, and a resumed run needs no
+saved generator. They are keyed by a seed, a purpose and further whole numbers, in two formats:
+
+1. numpy's `Generator` on Philox 4x64, one object per stream (`stream`), which draws on the CPU;
+2. Philox 4x32 as tensor operations (`philox`), which draws the numbers of all streams at once on any device.
+
+Training and sampling use `Streams` of the format that the checkpoint records, so that older runs stay reproducible.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence, Sized
 from enum import IntEnum
 
 import numpy as np
@@ -15,8 +21,13 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
+from .philox import WORD, Words, box_muller, philox, philox_cpu, unit
 
-__all__ = ["Purpose", "normal", "stream"]
+__all__ = ["FORMAT", "Purpose", "Streams", "normal", "stream", "streams"]
+
+FORMAT = 2
+"""The format of the streams of new runs."""
+_AT_ONCE = 1 << 20  # blocks of four words drawn together
 
 
 class Purpose(IntEnum):
@@ -63,13 +74,158 @@ def _sequence(seed: int, *path: int) -> np.random.SeedSequence:
     return np.random.SeedSequence(int(seed), spawn_key=tuple(int(number) for number in path))
 
 
-def normal(streams: Sequence[np.random.Generator], shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
-    """Standard normal noise, one image per stream: shape (len(streams), *shape), on the CPU.
+class Streams(ABC):
+    """A batch of independent streams; draw n of a stream depends on its key and the draws before it alone."""
+
+    @abstractmethod
+    def uniform(self, count: int) -> Tensor:
+        """Uniform numbers in [0, 1): float64, shape (streams, count), on the CPU."""
+
+    @abstractmethod
+    def integers(self, low: int, high: int) -> Tensor:
+        """A whole number in low..high - 1 per stream: int64, shape (streams,), on the CPU."""
+
+    @abstractmethod
+    def normal(
+        self, shape: Sequence[int], dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> Tensor:
+        """Standard normal noise, one image per stream: shape (streams, *shape).
+
+        Drawn in float64 for float64, otherwise in float32 and cast.
+        """
+
+
+def streams(
+    purpose: Purpose,
+    seeds: Sequence[int] | int,
+    step: int | None = None,
+    places: Sequence[int] | None = None,
+    *,
+    format: int = FORMAT,
+) -> Streams:
+    """The streams of images or training examples, one per seed or, of one seed, one per place.
+
+    Args:
+        purpose: what the numbers are used for.
+        seeds: whole numbers from 0 to 2^64 - 1, one per stream; or one for all.
+        step, places: further keys of training examples, below 2^32: the optimiser step, and the place of each example
+            in the global batch.
+        format: 1 or 2, see the module.
+
+    Raises:
+        InputError: for a key that is negative, not whole or too large, or an unknown format.
+    """
+    if format not in (1, 2):
+        raise InputError(f"the random streams have the formats 1 and 2, got {format!r}: a later version wrote this")
+    each = [seeds] * (1 if places is None else len(places)) if not isinstance(seeds, Sized) else seeds
+    count = len(each)
+    if format == 1:
+        path = [] if step is None else [step]
+        ends: Sequence[list[int]] = [[]] * count if places is None else [[place] for place in places]
+        return _Generators([stream(seed, purpose, *path, *end) for seed, end in zip(each, ends, strict=True)])
+    return _Counters(purpose, each, step or 0, [0] * count if places is None else places)
+
+
+class _Generators(Streams):
+    """Format 1: numpy generators."""
+
+    def __init__(self, generators: Sequence[np.random.Generator]) -> None:
+        self.generators = generators
+
+    def uniform(self, count: int) -> Tensor:
+        return torch.from_numpy(np.array([generator.random(count) for generator in self.generators]))
+
+    def integers(self, low: int, high: int) -> Tensor:
+        return torch.tensor([int(generator.integers(low, high)) for generator in self.generators])
+
+    def normal(
+        self, shape: Sequence[int], dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> Tensor:
+        return normal(self.generators, shape, dtype).to(device, non_blocking=True)
+
+
+class _Counters(Streams):
+    """Format 2: the words of block n of a stream are philox((n, step, seed), (purpose, place)).
+
+    A draw begins with a new block of four words. Noise is computed in float64 and rounded, so that devices agree on it
+    up to rare differences in the last bit.
+    """
+
+    def __init__(self, purpose: Purpose, seeds: Sequence[int], step: int, places: Sequence[int]) -> None:
+        self.purpose, self.step = int(purpose), _word(step, WORD)
+        self.seeds = [_word(seed, WORD**2) for seed in seeds]
+        self.places = [_word(place, WORD) for place in places]
+        self.drawn = 0  # blocks
+
+    def uniform(self, count: int) -> Tensor:
+        blocks = -(-count // 2)
+        a, b, c, d = self._words(blocks, torch.device("cpu"))
+        self.drawn += blocks
+        # 53 bits of two words, as many as float64 holds
+        pairs = [((high >> 5) * (1 << 26) + (low >> 6)).double() / (1 << 53) for high, low in ((a, b), (c, d))]
+        return torch.stack(pairs, -1).flatten(1)[:, :count]
+
+    def integers(self, low: int, high: int) -> Tensor:
+        return low + (self.uniform(1)[:, 0] * (high - low)).long()
+
+    def normal(
+        self, shape: Sequence[int], dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> Tensor:
+        device, count = torch.device(device), math.prod(shape)
+        blocks = -(-count // (2 if dtype == torch.float64 else 4))
+        out = torch.empty((len(self.seeds), *shape), dtype=dtype, device=device)
+        rows = max(1, _AT_ONCE // max(1, blocks))  # bounds the memory of the intermediate words
+        for first in range(0, len(out), rows):
+            words = self._words(blocks, device, slice(first, first + rows))
+            out[first : first + rows] = _noise(words, dtype)[:, :count].reshape(-1, *shape)
+        self.drawn += blocks
+        return out
+
+    def _words(self, blocks: int, device: torch.device, part: slice = slice(None)) -> Words:
+        """The next words of a part of the streams: four tensors of shape (streams, blocks)."""
+        seeds, places = self.seeds[part], self.places[part]
+        keys = [[[seed % WORD], [seed // WORD], [place]] for seed, place in zip(seeds, places, strict=True)]
+        if device.type == "cpu":
+            blocks_of_each = np.arange(self.drawn, self.drawn + blocks, dtype=np.uint32)
+            low, high, place = np.array(keys, np.uint32).transpose(1, 0, 2)
+            return philox_cpu((blocks_of_each, self.step, low, high), (self.purpose, place))
+        low, high, place = torch.tensor(keys).to(device, non_blocking=True).unbind(1)
+        numbers = torch.arange(self.drawn, self.drawn + blocks, device=device)
+        return philox((numbers, self.step, low, high), (self.purpose, place))
+
+
+def _noise(words: Words, dtype: torch.dtype) -> Tensor:
+    """Standard normal numbers from words (streams, blocks): four per block, or two for float64; shape (streams, n)."""
+    a, b, c, d = words
+    if dtype == torch.float64:
+        numbers: tuple[Tensor, ...] = box_muller(_unit53(a, b), _unit53(c, d))
+    else:
+        real = torch.float64 if a.device.type != "mps" else torch.float32  # which has no float64
+        numbers = (*box_muller(unit(a, real), unit(b, real)), *box_muller(unit(c, real), unit(d, real)))
+    return torch.stack([values.to(dtype) for values in numbers], -1).flatten(1)
+
+
+def _unit53(high: Tensor, low: Tensor) -> Tensor:
+    """Uniform numbers in (0, 1] from 53 bits of two words each."""
+    return (((high >> 5) * (1 << 26) + (low >> 6)).double() + 1.0) / (1 << 53)
+
+
+def _word(number: int, limit: int) -> int:
+    if isinstance(number, bool) or not isinstance(number, int | np.integer) or not 0 <= number < limit:
+        most = f" to 2^{limit.bit_length() - 1} - 1" if isinstance(number, int | np.integer) and number >= limit else ""
+        raise InputError(f"seeds are whole numbers from 0{most}, got {number!r}")
+    return int(number)
+
+
+def normal(
+    generators: Sequence[np.random.Generator], shape: Sequence[int], dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Standard normal noise, one image per generator: shape (len(generators), *shape), on the CPU.
 
     Drawn in float64 for float64, otherwise in float32 and cast.
     """
     kind = np.float64 if dtype == torch.float64 else np.float32
-    out = np.empty((len(streams), *shape), dtype=kind)
-    for generator, row in zip(streams, out, strict=True):
+    out = np.empty((len(generators), *shape), dtype=kind)
+    for generator, row in zip(generators, out, strict=True):
         generator.standard_normal(dtype=kind, out=row)
     return torch.from_numpy(out).to(dtype)

@@ -23,7 +23,7 @@ from ..evaluation.measure import DEFAULT_METRICS, evaluate
 from ..evaluation.metrics import METRICS, Settings
 from ..report import Series, data_url, line_chart, write_page
 from ..samplers import sampler as named_sampler
-from ..sampling.generation import batches, generate, noise
+from ..sampling.generation import batches, first_noise, generate
 from ..sampling.plans import Sampling
 from ..sampling.trajectories import sample, trajectory
 from ..storage.checkpoints import hash_of, load
@@ -105,7 +105,7 @@ def run_demo(recipe: Recipe, out: Path, measured: int = 400) -> dict[str, Any]:
 
 
 def _nfe(denoise: Denoiser) -> float:
-    return sample(denoise, noise(range(1), denoise.shape or ())).nfe
+    return sample(denoise, first_noise(denoise, range(1))).nfe
 
 
 def _training_seconds(log: list[dict[str, Any]]) -> float:
@@ -118,7 +118,7 @@ def _training_seconds(log: list[dict[str, Any]]) -> float:
 def _write_progress(denoise: Denoiser, path: Path) -> list[float]:
     """Write image estimates along the trajectories of the first seeds; returns the angles of the columns."""
     seeds = range(ROWS)
-    states = list(trajectory(denoise, noise(seeds, denoise.shape or ()), seeds=seeds))
+    states = list(trajectory(denoise, first_noise(denoise, seeds), seeds=seeds))
     columns = [state.x if state.estimate is None else state.estimate.image for state in states]
     by_row = torch.stack(columns, dim=1).flatten(0, 1)  # (rows * columns, C, H, W), row by row
     write_png(path, contact_sheet(to_uint8(by_row), columns=len(columns), smooth=True))
@@ -128,7 +128,7 @@ def _write_progress(denoise: Denoiser, path: Path) -> list[float]:
 def _compare(denoise: Denoiser, out: Path) -> list[dict[str, Any]]:
     """Images of several samplers from the same noise, and their distance from those of the last, most accurate one."""
     seeds = range(ROWS)
-    start = noise(seeds, denoise.shape or ())
+    start = first_noise(denoise, seeds)
     results = {name: sample(denoise, start, name, steps, seeds=seeds) for name, steps in COMPARED}
     reference = results[COMPARED[-1][0]].images
     rows = []

@@ -31,7 +31,7 @@ from ..likelihood.evaluation import LikelihoodSettings, evaluate_likelihood
 from ..likelihood.inversion import decode, encode
 from ..samplers import Sampler
 from ..samplers import sampler as named_sampler
-from ..sampling.generation import generate, noise
+from ..sampling.generation import first_noise, generate
 from ..sampling.plans import Sampling, resolve_grid
 from ..sampling.trajectories import sample, trajectory
 from ..storage.pictures import contact_sheet, write_png
@@ -264,7 +264,7 @@ def _progress(lab: Lab, denoise: Denoiser, cell: Cell, folder: Path) -> dict[str
     Close means a root mean square difference of at most a value of `cell["close"]`, for pixels in [-1, 1].
     """
     seeds = image_seeds(cell.seed, cell["images"])
-    start = noise(seeds, denoise.shape or (), lab.device)
+    start = first_noise(denoise, seeds)
     states = trajectory(
         denoise, start, cell["sampler"], cell["steps"], cell["grid"], seeds=seeds, **dict(cell["options"])
     )
@@ -291,7 +291,7 @@ def _estimates(lab: Lab, denoise: Denoiser, cell: Cell, folder: Path) -> dict[st
     parts: dict[int, list[Tensor]] = {step: [] for step in wanted}
     for first in range(0, len(seeds), lab.scale.batch):
         batch = seeds[first : first + lab.scale.batch]
-        start = noise(batch, denoise.shape or (), lab.device)
+        start = first_noise(denoise, batch)
         states = trajectory(denoise, start, cell["sampler"], cell["steps"], cell["grid"], seeds=batch)
         for step, state in enumerate(states):
             if step in parts:
@@ -317,7 +317,7 @@ def _shared(lab: Lab, denoise: Denoiser, cell: Cell, folder: Path) -> dict[str, 
     One trajectory is followed to t. From its x_t, `cell["images"]` images are sampled with different noise.
     """
     first, *others = image_seeds(cell.seed, cell["images"] + 1)
-    start = noise([first], denoise.shape or (), lab.device)
+    start = first_noise(denoise, [first])
     states = list(trajectory(denoise, start, "ddpm", cell["steps"], "time", seeds=[first]))
     angles = [state.angle for state in states]
     rows, apart = [], []
@@ -346,7 +346,7 @@ def _interpolation(lab: Lab, denoise: Denoiser, cell: Cell, folder: Path) -> dic
     missed: dict[str, list[float]] = {name: [] for name in [*map(str, cell["shares"]), "flow"]}
     for pair in range(cell["pairs"]):
         first, second = images[2 * pair], images[2 * pair + 1]
-        shared = noise(image_seeds(cell.seed, 1, draw=pair + 1), first.shape, lab.device)
+        shared = first_noise(denoise, image_seeds(cell.seed, 1, draw=pair + 1))
         for share in cell["shares"]:
             at = min(steps - 1, round((1.0 - share) * steps))
             ends = mix(torch.stack([first, second]), shared, float(grid[at]))

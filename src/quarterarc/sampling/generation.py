@@ -12,14 +12,14 @@ from ..common.errors import InputError
 from ..common.limits import check_batch_size
 from ..common.memory import memory_checked
 from ..common.progress import progress_bar
-from ..common.streams import Purpose, normal, stream
+from ..common.streams import FORMAT, Purpose, streams
 from ..common.text import counted
 from ..denoiser import Denoise, required_shape, traits
 from ..samplers import Sampler
 from .plans import GridLike, Plan, Sampling
 from .trajectories import Result, run
 
-__all__ = ["batches", "check_finite", "generate", "noise"]
+__all__ = ["batches", "check_finite", "first_noise", "generate", "noise"]
 
 
 def noise(
@@ -27,16 +27,25 @@ def noise(
     shape: Sequence[int],
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    *,
+    format: int = FORMAT,
 ) -> Tensor:
     """The first noise of the trajectories of these seeds: standard normal, shape (len(seeds), *shape).
 
     Args:
-        seeds: whole numbers from 0, one per image; the noise of an image depends on its own seed alone.
+        seeds: whole numbers from 0 to 2^64 - 1, one per image; the noise of an image depends on its own seed alone.
         shape: (C, H, W).
-        device: device of the result; the noise is drawn on the CPU, so that it is the same on every device.
+        device: device on which the noise is drawn; it is the same on every device, up to rounding.
         dtype: dtype of the result; float64 is drawn in float64, other dtypes in float32 and cast.
+        format: format of the random streams, `Traits.streams` of the denoiser. Denoisers of version 0.2 have format 1.
     """
-    return normal([stream(seed, Purpose.NOISE) for seed in seeds], shape, dtype).to(device)
+    return streams(Purpose.NOISE, seeds, format=format).normal(shape, dtype, device)
+
+
+def first_noise(denoise: Denoise, seeds: Sequence[int], shape: Sequence[int] | None = None) -> Tensor:
+    """The first noise of these seeds for a denoiser: its image shape, device and format of random streams."""
+    declared = traits(denoise)
+    return noise(seeds, required_shape(denoise, shape), declared.device or "cpu", format=declared.streams)
 
 
 def batches(
@@ -62,7 +71,7 @@ def batches(
                 "lower the batch size (--batch-size, batch_size=)"
             )
         ):
-            result = run(plan, noise(part, shape, device), labels=classes, seeds=part)
+            result = run(plan, first_noise(plan.denoise, part, shape), labels=classes, seeds=part)
         yield part, result
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from .. import grids
 from ..arc import NOISE_END, ROUNDING
 from ..common.errors import InputError
-from ..common.streams import Purpose, normal, stream
+from ..common.streams import Purpose, streams
 from ..common.text import counted, one_line
 from ..denoiser import Denoise, traits
 from ..samplers import Draw, Sampler, State, current_options, described, is_plain
@@ -172,8 +172,10 @@ class Plan:
 
     def describe(self) -> dict[str, Any]:
         """The settings as JSON types, sufficient to repeat the sampling if `exact`."""
+        declared = traits(self.denoise).streams
         return {
             **self.further,
+            **({} if declared == 1 else {"streams": declared}),  # version 0.2 did not record format 1
             "sampler": self.name,
             "options": self.options,
             "grid": self.grid,
@@ -196,7 +198,9 @@ class Plan:
         if not noise.is_floating_point():
             raise InputError(f"noise is a floating point tensor, got {noise.dtype}")
         evaluator = Evaluator(self.denoise, None if labels is None else _as_tensor(labels, noise.device))
-        return evaluator, _without_gradients(self.sampler, evaluator, noise, self.angles.tolist(), _draw(seeds))
+        return evaluator, _without_gradients(
+            self.sampler, evaluator, noise, self.angles.tolist(), _draw(seeds, traits(self.denoise).streams)
+        )
 
 
 def _as_tensor(labels: Tensor | Sequence[int], device: torch.device) -> Tensor:
@@ -217,11 +221,11 @@ def _without_gradients(
     yield from sampler(denoise, noise, angles, draw)
 
 
-def _draw(seeds: Sequence[int] | None) -> Draw:
+def _draw(seeds: Sequence[int] | None, format: int) -> Draw:
     if seeds is None:
         return torch.randn_like
-    streams = [stream(seed, Purpose.STEPS) for seed in seeds]
-    return lambda like: normal(streams, like.shape[1:], like.dtype).to(like.device)
+    drawn = streams(Purpose.STEPS, seeds, format=format)
+    return lambda like: drawn.normal(like.shape[1:], like.dtype, like.device)
 
 
 def resolve_grid(

@@ -26,7 +26,7 @@ from ..samplers import sampler as named_sampler
 from ..storage.checkpoints import load
 from ..storage.runs import newest_checkpoint
 from .fitting import Family, Target, fit, median_error, misses
-from .generation import noise
+from .generation import first_noise
 from .plans import DEFAULT_SAMPLER, Sampling
 from .trajectories import sample
 from .tuned_grids import TunedGrid, write_tuned
@@ -230,12 +230,12 @@ def _tuned(
     device, classes = traits(denoise).device or "cpu", traits(denoise).classes
     labels = torch.arange(images, device=device) % classes if classes else None
     untuned = families[0].chosen
-    _check_deterministic(Family(untuned, shape, weights=False), noise([FIRST_SEED], shape, device), labels)
+    _check_deterministic(Family(untuned, shape, weights=False), first_noise(denoise, [FIRST_SEED], shape), labels)
     total = 2 + len(families) * TRIED + ROUNDS
     with progress_bar(total, "round", f"tune {steps} steps", progress) as bar:
         targets = []
         for first in (FIRST_SEED, FIRST_SEED + images):
-            targets.append(Target.of(denoise, noise(range(first, first + images), shape, device), labels))
+            targets.append(Target.of(denoise, first_noise(denoise, range(first, first + images), shape), labels))
             bar.update()
         target, other = targets
         tried = [(family, fit(target, family, family.begin(), TRIED, bar)) for family in families]

@@ -129,6 +129,7 @@ def describe_denoiser(denoise: Denoiser) -> dict[str, Any]:
         "shape": list(denoise.shape or ()),
         "classes": denoise.classes,
         "unlabelled": denoise.unlabelled,
+        "streams": denoise.streams,
     }
     if denoise.class_names:
         description["class_names"] = list(denoise.class_names)
@@ -183,6 +184,7 @@ def build_denoiser(description: Mapping[str, Any], precision: torch.dtype | None
             class_names=tuple(map(str, names)),
             time_shift=description.get("time_shift", 0.0),
             time_scale=description.get("time_scale"),
+            streams=description.get("streams", 1),  # which version 0.2 did not record
         )
     except InputError:
         raise

@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from ..common.errors import InputError
-from ..common.streams import Purpose, normal, stream
+from ..common.streams import FORMAT, Purpose, streams
 from ..data import ImageData, apply_flips, to_float
 from ..data.order import indices
 from .recipe import Recipe
@@ -57,10 +56,13 @@ class Batches:
         recipe: its sections `data` and `training`.
         accelerator: this process among all.
         last_time: the largest time that is drawn.
+        format: the format of the random streams of this run.
     """
 
-    def __init__(self, data: ImageData, recipe: Recipe, accelerator: Accelerator, last_time: int) -> None:
-        self.data, self.recipe, self.last_time = data, recipe, last_time
+    def __init__(
+        self, data: ImageData, recipe: Recipe, accelerator: Accelerator, last_time: int, format: int = FORMAT
+    ) -> None:
+        self.data, self.recipe, self.last_time, self.format = data, recipe, last_time, format
         self.device, self.rank = accelerator.device, accelerator.process_index
         self.part = part_size(recipe, accelerator.num_processes)
         self.share = self.part * recipe.training.accumulate
@@ -93,11 +95,12 @@ class Batches:
         settings = self.recipe.training
         raw = self.data.batch(self._places(numbers))
         first = step * settings.batch
-        streams = [stream(settings.seed, Purpose.EXAMPLE, step, number - first) for number in numbers]
+        places = [number - first for number in numbers]
+        drawn = streams(Purpose.EXAMPLE, settings.seed, step, places, format=self.format)
         # the order of an example's draws is fixed, so that its time and noise do not depend on whether flips are used
-        flips, dropped = torch.from_numpy(np.stack([generator.random(2) for generator in streams])).unbind(1)
-        times = torch.tensor([generator.integers(1, self.last_time + 1) for generator in streams], dtype=torch.float64)
-        noise = normal(streams, (self.data.channels, self.data.height, self.data.width))
+        flips, dropped = drawn.uniform(2).unbind(1)
+        times = drawn.integers(1, self.last_time + 1).double()
+        noise = drawn.normal((self.data.channels, self.data.height, self.data.width), device=self.device)
         image = to_float(raw.images.to(self.device, non_blocking=True))
         if self.recipe.data.flip:
             image = apply_flips(image, flips < 0.5)
@@ -107,4 +110,4 @@ class Batches:
             labels = torch.where(
                 dropped.to(self.device) < settings.drop_labels, self.data.classes, labels.to(self.device)
             )
-        return Batch(image, noise.to(self.device, non_blocking=True), times, labels)
+        return Batch(image, noise, times, labels)

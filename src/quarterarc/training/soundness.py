@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..common.streams import Purpose, normal, stream
 from ..denoiser import Denoiser
+from ..sampling.generation import noise
 
 __all__ = ["unsound"]
 
@@ -30,7 +30,7 @@ def unsound(denoise: Denoiser, average: nn.Module, optimizer: torch.optim.Optimi
         if not all(value.isfinite().all() for value in state.values() if isinstance(value, torch.Tensor)):
             return "the moments of the optimiser"
     device = weights[0].device if weights else torch.device("cpu")
-    x = normal([stream(seed, Purpose.NOISE) for seed in range(2)], denoise.shape or (), torch.float32).to(device)
+    x = noise(range(2), denoise.shape or (), device)
     labels = None if denoise.classes is None else torch.zeros(2, dtype=torch.long, device=device)
     training = network.training
     network.eval()

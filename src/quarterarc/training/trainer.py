@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -132,7 +133,7 @@ class Trainer:
         )
         # the largest time at which both estimates are defined: T, or T - 1 for a noise head on a schedule up to pi/2
         last_time = math.floor(self.denoise.schedule.time(self.denoise.largest_angle) + 1e-6)
-        self.batches = Batches(self.data, recipe, accelerator, last_time)
+        self.batches = Batches(self.data, recipe, accelerator, last_time, self.denoise.streams)
         self.stop = Stop(accelerator)
 
     # --- the run ---------------------------------------------------------------------------------------------------
@@ -280,6 +281,8 @@ class Trainer:
         self.same_data.check(self.run, config)
         self.step = config["step"]
         self.pending = Pending.of(config["pending"], self.accelerator.device)
+        self.denoise = replace(self.denoise, streams=config["denoiser"].get("streams", 1))
+        self.description["streams"] = self.denoise.streams
 
     def _restore(self, complete: Sequence[Path]) -> dict[str, Any]:
         """Continue from the newest of these checkpoints that can be read: its config.json."""
@@ -331,8 +334,7 @@ class Trainer:
         if not self.accelerator.is_main_process:
             return
         settings, classes = self.recipe.training, self.denoise.classes
-        denoise = Denoiser(self.average, self.denoise.schedule, self.denoise.head, self.denoise.shape, classes,
-                           self.denoise.precision, projection="velocity")  # fmt: skip
+        denoise = replace(self.denoise, network=self.average, projection="velocity")
         seeds = range(settings.sample_count)
         labels = None if classes is None else [seed % classes for seed in seeds]
         try:
