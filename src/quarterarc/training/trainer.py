@@ -127,7 +127,7 @@ class Trainer:
         self.same_data.start()
         if settings.compile:
             network.compile()
-        self.parallel: Any = accelerator.prepare_model(network)
+        self.parallel: Any = network if accelerator.device.type == "cpu" else accelerator.prepare_model(network)
         self.denoise_training = Denoiser(
             self.parallel, self.denoise.schedule, self.denoise.head, precision=self.denoise.precision
         )
@@ -205,6 +205,8 @@ class Trainer:
                 self.accelerator.backward(losses.total.mean() / len(parts))
             means = (losses.total, losses.image, losses.noise, losses.velocity, losses.residual)
             logged += torch.stack([loss.detach().mean() for loss in means]) / len(parts)
+        if self.parallel is self.network and self.accelerator.num_processes > 1:
+            self._average_gradients()
         for group in self.optimizer.param_groups:
             group["lr"] = chosen.learning_rate * self._rate_factor()
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), chosen.clip)
@@ -219,6 +221,17 @@ class Trainer:
         ema.update_network(self.average, self.network, decay)
         self.step += 1
         return logged, norm
+
+    def _average_gradients(self) -> None:
+        """Average the gradients over all processes on the CPU, in the order of the parameters.
+
+        `DistributedDataParallel` puts them in another order after its first step, in which the sums of more than two
+        processes have other bits: a resumed run would differ from an uninterrupted one.
+        """
+        gradients = [weight.grad for weight in self.network.parameters() if weight.grad is not None]
+        means = self.accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), "mean")
+        for gradient, mean in zip(gradients, means.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
 
     def _pending_means(self) -> list[float]:
         """The pending mean losses, averaged over all processes."""
