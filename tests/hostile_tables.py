@@ -1,4 +1,6 @@
-"""Open hostile tables under a spy: `python hostile_tables.py FOLDER`. Run by test_data_safety in a process of its own.
+"""Open hostile tables and files under a spy: `python hostile_tables.py FOLDER`.
+
+Run by test_data_safety in a process of its own.
 
 The spy (`sys.addaudithook`) records every file that Python opens, and every socket and process. Prints one JSON line
 per source and cell: the error, and what was opened outside the folders that may be opened.
@@ -11,6 +13,13 @@ import os
 import sys
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+
+from hostile_files import DAMAGED, Hostile, clear, hostile_file
+
+FILES = 44
+KINDS = tuple(kind for kind in (*DAMAGED, "special") if kind != "parquet")  # parquet has a loop of its own
 
 WATCHED = (
     "subprocess.Popen",
@@ -39,6 +48,23 @@ def hostile_cells(secret: Path) -> list[str]:
     chains = [f"simplecache::file://{secret}", f"zip://a.png::file://{secret}", "reference://::file:///etc/passwd"]
     windows = ["C:\\secret.png", "\\\\127.0.0.1\\share\\a.png", "..\\outside\\secret.png"]
     return [*inside, *outside, *addresses, *chains, *windows, "~/secret.png", "a\0.png", "memory://a", "x" * 5000]
+
+
+def open_hostile(hostile: Hostile) -> None:
+    """Open a hostile file as it is used, and read its first images."""
+    from quarterarc.data import DataSpec, open_data
+    from quarterarc.evaluation.references import open_reference
+    from quarterarc.training.recipe_text import read_recipe
+
+    if hostile.use == "recipe":
+        read_recipe(str(hostile.path))
+    elif hostile.use == "reference":
+        images = open_reference(hostile.path).images
+        if images is not None:
+            next(images.batches(4, lambda number: number == 0))
+    else:
+        source = hostile.path.parent if hostile.use == "image" else hostile.path
+        open_data(DataSpec(source=str(source), size=8, memory="stream"), progress=False).batch([0])
 
 
 def main(folder: Path) -> None:
@@ -129,6 +155,21 @@ def main(folder: Path) -> None:
         except InputError as error:
             reason = str(error)
         print(json.dumps(["stream", number, reason, list(seen)]), flush=True)
+    inner = folder / "hostile"
+    inner.mkdir()
+    allowed.append(str(inner))
+    for number in range(FILES):
+        seen.clear()
+        hostile, reason = hostile_file(np.random.default_rng(number), inner, KINDS[number % len(KINDS)]), ""
+        before = {path.name for path in inner.iterdir()}
+        seen.clear()  # of writing it
+        try:
+            open_hostile(hostile)
+        except InputError as error:
+            reason = str(error)
+        made = [f"made {path}" for path in {path.name for path in inner.iterdir()} - before]
+        print(json.dumps(["file", hostile.kind, reason, seen + made]), flush=True)
+        clear(inner)
 
 
 if __name__ == "__main__":

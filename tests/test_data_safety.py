@@ -71,6 +71,8 @@ def test_hostile_tables_open_no_other_file_no_connection_and_no_process(tmp_path
     for kind, cell, reason, seen in results:
         assert seen == [], (kind, cell, seen)
         assert "\n" not in reason
+        if kind == "file":
+            continue
         if cell == "inside.png" and kind in ("parquet", "saved"):
             assert reason == ""
         else:
