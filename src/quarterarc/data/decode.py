@@ -20,6 +20,7 @@ The same rules hold for every source:
 from __future__ import annotations
 
 import io
+import logging
 import os
 import threading
 from collections.abc import Iterator
@@ -42,6 +43,8 @@ from .spec import DataSpec
 from .structure import BadStructure, check_structure, count_scans
 
 __all__ = ["DECODING", "BadImage", "Encoded", "Pixels", "look", "read_file", "read_pixels", "shape_of", "too_large"]
+
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it logs about damaged files is raised, too
 
 DECODING = 2
 """The version of these rules, part of the keys of cached results."""
