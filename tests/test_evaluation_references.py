@@ -473,3 +473,12 @@ def test_open_reference_returns_a_reference_unchanged(digits: Tensor) -> None:
     assert open_reference(known) is known
     with pytest.raises(InputError, match="got int"):
         open_reference(7)
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">f8", "<f2", ">i2", "u8", "g"])
+def test_statistics_of_any_number_type_and_byte_order_are_read(tmp_path: Path, dtype: str) -> None:
+    mean, covariance = np.arange(3, dtype=dtype), np.eye(3, dtype=dtype)
+    np.savez(tmp_path / "reference.npz", mu=mean, sigma=covariance)
+    saved = read_statistics(tmp_path / "reference.npz").saved.statistics["pool"]
+    assert saved.mean.tolist() == [0.0, 1.0, 2.0]
+    assert torch.equal(saved.covariance, torch.eye(3, dtype=saved.covariance.dtype))

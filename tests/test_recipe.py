@@ -349,3 +349,27 @@ def test_another_name_of_the_network_resets_its_arguments() -> None:
 def test_fields_by_position_are_an_error_that_names_them() -> None:
     with pytest.raises(InputError, match=r"given by name: DataSpec\(source=\.\.\., split=\.\.\.\)"):
         DataSpec("photos")  # type: ignore[call-arg]
+
+
+ODD_NAMES = (
+    "2024", "null", "true", "~", "1e3", "0x10", "012", "1_000", "1:30", "2024-01-01", ".inf", "on", "photos #1", "a: b",
+    "[x]", "{x}", "a=b", " lead", "trail ", "\u00fcber", "new\nline", "*", "- a", "'q'", '"', "!!int", "&a", "%a", "@a",
+    "\t", "a\x01b", "\x7f", "\u2028", "?",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_a_source_has_any_name_that_a_file_system_allows(name: str, tmp_path: Path) -> None:
+    """On the command line, in a recipe that is written and read again, and bare in a YAML file where it is a scalar."""
+    recipe = read_recipe("digits", [f"data.source={name}"])
+    assert recipe.data.source == name
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    assert read_recipe(tmp_path / "recipe.yaml") == recipe
+    if name in ODD_NAMES[4:12]:
+        (tmp_path / "bare.yaml").write_text(f"data:\n  source: {name}\n  size: 8\n", encoding="utf-8")
+        assert read_recipe(tmp_path / "bare.yaml").data.source == name
+
+
+def test_a_source_whose_name_is_not_utf_8_gets_one_line() -> None:
+    with pytest.raises(InputError, match=r"data\.source: .* unicode"):
+        read_recipe("digits", ["data.source=bad\udcff"])

@@ -183,7 +183,9 @@ def _read_npz(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             array = np.array(stored.read(name))
             if array.dtype.kind not in "fiu":
                 raise InputError(f"{path}: its {name} must be real numbers, got {array.dtype}: save arrays of numbers")
-            arrays[name] = torch.from_numpy(array)
+            # in the byte order of this machine; torch has no numbers of 80 or 128 bits
+            single = array.dtype.newbyteorder("=") == np.float32
+            arrays[name] = torch.from_numpy(array.astype(np.float32 if single else np.float64))
     return arrays, about
 
 
