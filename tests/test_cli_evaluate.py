@@ -218,7 +218,7 @@ def test_every_error_is_one_line_and_leaves_no_file(
     assert "computes 64" in fails(folder, "--reference", tmp_path / "wide.npz", "--metrics", "fid", *use)
     assert "at least 4" in fails(*to, "--metrics", "precision", "--count", 3)
     assert "count must be at least 1" in fails(*to, "--count", 0)
-    assert "batch_size must be at least 1" in fails(*to, "--batch-size", 0)
+    assert "batch_size (--batch-size) is a whole number of images, at least 1" in fails(*to, "--batch-size", 0)
     assert "neighbours must be at least 1" in fails(*to, "--neighbours", 0)
     assert "is not a run" in fails(*to, "--steps", 5)
     assert "is not a run" in fails(folder, "--metrics", "bits-per-dim", *use)
