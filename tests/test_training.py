@@ -786,3 +786,13 @@ def test_a_run_without_a_format_of_its_random_streams_continues_with_numpys(tmp_
     made = generate(denoise, [5], steps=2)
     assert torch.equal(made, sample(denoise, noise([5], (1, 8, 8), format=1), steps=2, seeds=[5]).images)
     assert not torch.equal(made, sample(denoise, noise([5], (1, 8, 8)), steps=2, seeds=[5]).images)
+
+
+def test_checkpoints_that_a_killed_process_did_not_delete_are_deleted_on_resume(tmp_path: Path, tiny_run: Path) -> None:
+    """A kill between writing the last checkpoint and deleting an old one leaves nothing to train."""
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    assert len(checkpoints(run)) > 1
+    newest = checkpoints(run)[-1]
+    train(None, run, fields={"training.keep": 1}, resume=True, progress=False)
+    assert checkpoints(run) == [newest]

@@ -29,7 +29,7 @@ from .runs import CONFIG, WEIGHTS, checkpoint_name, checkpoints, half_deleted_ch
 from .temporary import remove_folder, sweep
 from .weights import load_weights, read_weights, save_tensors
 
-__all__ = ["restore", "save", "set_aside", "sweep_run"]
+__all__ = ["drop_old", "restore", "save", "set_aside", "sweep_run"]
 
 RAW, OPTIMIZER = "raw.safetensors", "optimizer.safetensors"
 
@@ -67,9 +67,14 @@ def save(
             save_tensors(_moments(network, optimizer), temporary / OPTIMIZER)
             about = {"format": FORMAT, "quarterarc": __version__, **config}
             write_sealed(temporary / CONFIG, {**about, **checksums_of(temporary)})
+    drop_old(run, keep)
+    return folder
+
+
+def drop_old(run: Path, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints of a run; the caller must have locked it."""
     for old in checkpoints(run)[:-keep]:
         remove_folder(old)
-    return folder
 
 
 def set_aside(damaged: Iterable[Path]) -> None:

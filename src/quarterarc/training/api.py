@@ -25,7 +25,7 @@ from ..data.memory import MEMORY
 from ..storage.files import make_folder, replace_file
 from ..storage.locks import locked
 from ..storage.runs import checkpoints
-from ..storage.training_state import set_aside, sweep_run
+from ..storage.training_state import drop_old, set_aside, sweep_run
 from .log import check_not_lost
 from .recipe import Recipe, differences
 from .recipe_text import read_recipe, recipe_fields
@@ -113,6 +113,7 @@ def train(
             if main:
                 set_aside(trainer.damaged)
                 sweep_run(run)
+                drop_old(run, chosen.training.keep)  # a process may have been killed between writing and deleting
                 _record(changes, run, trainer.step)
                 _write_recipe(chosen, run)
             accelerator.wait_for_everyone()
