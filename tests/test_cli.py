@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -391,3 +392,11 @@ def test_completion_without_shtab_gets_one_line(
         main(["--print-completion", "bash"])
     assert stopped.value.code == 2
     assert re.fullmatch(r"quarterarc: error: [^\n]+pip install[^\n]+\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("option", ["--seeds", "--sampler", "--device", "--steps", "--option", "--out"])
+def test_two_dashes_are_no_value(option: str, tiny_run: Path, tmp_path: Path, cli: Callable[..., Any]) -> None:
+    done = cli("sample", tiny_run, "--out", tmp_path / "made", f"{option}=--")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "made").exists()

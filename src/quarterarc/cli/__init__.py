@@ -150,6 +150,9 @@ class _PrintCompletion(argparse.Action):
 def _parse(parser: Parser, words: Sequence[str]) -> argparse.Namespace:
     """Parse the words; recipe fields, `section.field=value`, may stand before, between and after options."""
     parsed, rest = parser.parse_known_args(words)
+    for name, value in vars(parsed).items():  # of `--steps=--` argparse of Python 3.11 makes an empty list
+        if (value == [] and name not in ("fields", "option")) or (isinstance(value, list) and [] in value):
+            parser.error(f"argument --{name.replace('_', '-')}: a value is expected, got '--'")
     fields = [word for word in rest if "=" in word and not word.startswith("-")]
     if rest != fields or (rest and not hasattr(parsed, "fields")):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
