@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.hashes import short_hash
+from ..data import DataSpec
 from ..heads import head as named_head
 from ..schedules import schedule as named_schedule
 from ..storage.runs import checkpoints
@@ -93,8 +94,14 @@ def arm(
 
 
 def decisive(recipe: Recipe) -> dict[str, Any]:
-    """The fields of a recipe that decide the weights, as JSON types: without intervals of logging and checkpoints."""
+    """The fields of a recipe that decide the weights, as JSON types: without intervals of logging and checkpoints.
+
+    Fields that later versions added are left out at their defaults, so that existing caches stay valid.
+    """
     fields = recipe.model_dump(mode="json")
+    for field in ("pages", "range"):
+        if fields["data"][field] == DataSpec.model_fields[field].default:
+            del fields["data"][field]
     for name in MAY_CHANGE:
         section, _, field = name.partition(".")
         if name != "training.steps":
