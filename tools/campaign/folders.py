@@ -12,8 +12,8 @@ from typing import Any
 
 __all__ = ["broken", "differences", "files_below", "snapshot"]
 
-TIMES = ("images_per_second", "seconds", "duration", "started", "finished")
-"""Keys and columns that hold times, which differ from run to run."""
+TIMES = ("images_per_second", "seconds", "duration", "started", "finished", "checksum")
+"""Keys and columns that hold times, which differ from run to run, and the checksum of a file that has them."""
 
 
 def files_below(folder: Path) -> Iterator[Path]:
