@@ -64,6 +64,14 @@ def test_the_demo_writes_its_report_and_does_not_train_twice(
     assert [path.stat().st_mtime_ns for path in sorted((out / "checkpoints").iterdir())] == stamps
 
 
+def test_too_few_images_to_compare_with_are_an_error_before_training(
+    tmp_path: Path, tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["demo", "--out", str(tmp_path / "demo"), *tiny, "data.limit=2"]) == 2
+    assert "the demo compares samples with at least 4 images" in capsys.readouterr().err
+    assert not (tmp_path / "demo").exists()
+
+
 def test_points_of_a_chart_are_at_their_values() -> None:
     chart = line_chart([Series("a", [1, 10, 100], [1, 2, 3])], "t", "x", "y", log_x=True)
     (path,) = re.findall(r'<polyline points="([^"]+)"', chart)

@@ -176,6 +176,23 @@ def test_an_experiment_sweeps_its_folder_and_its_cache(tmp_path: Path, dead: int
     assert [path.name for path in (lab.cache / "cells" / "0123").iterdir()] == ["cell.json"]
 
 
+def test_an_experiment_sweeps_an_arm_that_is_trained(tmp_path: Path, dead: int) -> None:
+    """A process may have been killed after the last checkpoint, while it deleted an older one."""
+    from quarterarc.experiments.arms import Arm
+    from quarterarc.experiments.lab import Lab
+    from quarterarc.experiments.scales import scale
+
+    lab, arm = Lab(scale("digits"), tmp_path, progress=False), Arm("ours", ())
+    recipe, run = arm.recipe(lab.scale, 0), arm.folder(lab.scale, 0, tmp_path)
+    for step in range(recipe.training.steps - recipe.training.keep, recipe.training.steps + 1):
+        for name in ("config.json", "model.safetensors", "raw.safetensors", "optimizer.safetensors"):
+            leave(run / "checkpoints" / f"step-{step:08d}" / name)
+    leave(run / "checkpoints" / f".step-00000003.{dead}" / "config.json")
+    assert lab._train(arm, 0, run) == ""
+    assert left_in(tmp_path) == []
+    assert len(checkpoints(run)) == recipe.training.keep
+
+
 def test_reading_a_run_writes_nothing_into_it(tiny_run: Path, tmp_path: Path, cli: Cli) -> None:
     """So that runs on read-only file systems, and those that another process is training, can be sampled."""
     run = tmp_path / "run"

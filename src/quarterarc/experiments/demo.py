@@ -67,6 +67,10 @@ def run_demo(recipe: Recipe, out: Path, measured: int = 400) -> dict[str, Any]:
             f"--measure is the number of images that are measured, at least {fewest} and at most {MOST_IMAGES:,}, got "
             f"{measured}"
         )
+    data = open_data(recipe.data, progress=False)
+    count = data.count or 0
+    if count < fewest:
+        raise InputError(f"the demo compares samples with at least {fewest} images, got {data.description}")
     checkpoint = train(recipe, out, resume=True)
     denoise = load(checkpoint)
     log = read_log(out)
@@ -78,9 +82,8 @@ def run_demo(recipe: Recipe, out: Path, measured: int = 400) -> dict[str, Any]:
     write_png(out / "samples.png", contact_sheet(to_uint8(images), columns=16, smooth=True))
     angles = _write_progress(denoise, out / "progress.png")
     rows = _compare(denoise, out)
-    data = open_data(recipe.data, progress=False)
-    write_png(out / "real.png", contact_sheet(data.batch(range(SHOWN)).images, columns=16, smooth=True))
-    real = data.batch(range(data.count or 0)).images
+    real = data.batch(range(count)).images
+    write_png(out / "real.png", contact_sheet(real[:SHOWN], columns=16, smooth=True))
     quality = _measure(denoise, real, measured)
 
     assert isinstance(denoise.network, torch.nn.Module)

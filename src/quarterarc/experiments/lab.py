@@ -32,6 +32,7 @@ from ..storage.checkpoints import load
 from ..storage.files import make_folder, read_json, write_json
 from ..storage.locks import waiting_lock
 from ..storage.temporary import sweep
+from ..storage.training_state import drop_old, sweep_run
 from ..training.api import train
 from ..training.trainer import Diverged
 from .arms import Arm
@@ -146,6 +147,9 @@ class Lab:
         recipe = arm.recipe(self.scale, seed)
         with exclusive(run):
             if processes().from_first(self.images_left(arm, seed) == 0):
+                if run.is_dir() and not processes().rank:  # a process may have been killed after the last checkpoint
+                    sweep_run(run)
+                    drop_old(run, recipe.training.keep)
                 return str(read_json(run / _UNSTABLE)["why"]) if (run / _UNSTABLE).is_file() else ""
             started = time.perf_counter()
             try:
