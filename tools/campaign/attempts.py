@@ -1,4 +1,4 @@
-"""Attempts: one run of a command in a fork of this process, in a process of its own, or in two processes."""
+"""Attempts: one run of a command in a fork of this process, in a process of its own, or in several processes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Attempt", "Ended", "preload", "start", "start_fork"]
+__all__ = ["FORKS", "Attempt", "Ended", "preload", "start", "start_fork"]
 
+FORKS = {"pair": 2, "four": 4}
+"""The number of processes that are forks of this one and connected with each other."""
 MARK = "QUARTERARC_CAMPAIGN"
 """The environment variable by which processes of an attempt are found, also those whose parent is dead."""
 
@@ -66,8 +68,8 @@ class Attempt:
 
     Attributes:
         mark: the value of `MARK` in its environment.
-        pids: the processes that this one started: a fork, a process of its own, a launcher, or two forks.
-        how: "fork", "fresh", "pair" (two forks) or "launcher".
+        pids: the processes that this one started: a fork, a process of its own, a launcher, or two or four forks.
+        how: "fork", "fresh", "pair" (two forks), "four" (four forks) or "launcher".
         log: the file of its output.
         ended: the processes of `pids` that have ended.
     """
@@ -106,7 +108,7 @@ class Attempt:
         return found
 
     def kill(self, target: str = "all") -> None:
-        """SIGKILL to all processes, to a rank ("0", "1"), or to the process that was started ("launcher")."""
+        """SIGKILL to all processes, to a rank ("0", "1", ...), or to the process that was started ("launcher")."""
         chosen = self.processes()
         if target == "launcher":
             chosen = dict.fromkeys(self.pids, "")
@@ -118,7 +120,7 @@ class Attempt:
 
     def end(self, seconds: float = 30.0) -> bool:
         """Wait until nothing is left, as a launcher does: the rest gets SIGTERM; after `seconds` SIGKILL and False."""
-        if self.how == "pair" and not self.poll() and self.ended:
+        if self.how in FORKS and not self.poll() and self.ended:
             for pid in self.pids:
                 if pid not in self.ended:
                     send(pid, signal.SIGTERM)
@@ -175,21 +177,22 @@ def start(how: str, words: Sequence[str], folder: Path, mark: str, records: Path
     """Start a command.
 
     Args:
-        how: "fork" or "fresh" for one process; "pair" (two forks) or "launcher" (torch.distributed.run) for two.
+        how: "fork" or "fresh" for one process; "pair" (two forks) or "launcher" (torch.distributed.run) for two, and
+            "four" (forks) for four.
         words: the words after `quarterarc`.
         folder: the working folder.
         mark: a text that no other attempt has.
-        records: the folder in which each of two processes writes RANK.json with the number of connected processes.
+        records: the folder in which each of several processes writes RANK.json with the number of connected processes.
     """
     log = folder.with_name(f"{folder.name}.log")
     log.unlink(missing_ok=True)
     if how == "fork":
         return Attempt(mark, [start_fork(words, folder, log)], how, log)
-    if how == "pair":
-        port = _free_port()
+    if how in FORKS:
+        port, count = _free_port(), str(FORKS[how])
         pids = []
-        for rank in range(2):
-            environment = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        for rank in range(FORKS[how]):
+            environment = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
             environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
             pids.append(start_fork(words, folder, log, environment, after=lambda status: record(records, status)))
         return Attempt(mark, pids, how, log)

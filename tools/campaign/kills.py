@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .attempts import Attempt, start
+from .attempts import FORKS, Attempt, start
 from .folders import broken, differences, snapshot
 from .prepared import Prepared
 from .results import Outcome
@@ -55,7 +55,9 @@ TASKS = {
     "experiment": Task(_EXPERIMENT, _EXPERIMENT, ("mine.yaml",), 6),
 }
 TURNS = ("train", "sample", "train", "evaluate", "experiment") * 2
-"""The tasks by the last digit of a case's index; cases of one task alternate between one and two processes."""
+"""The tasks by the last digit of a case's index; cases of one task alternate between one and several processes."""
+_FORKED = {1: "fork", 2: "pair", 4: "four"}
+_WORDS = {1: "one process", 2: "two processes", 4: "four processes"}
 
 
 class Kills:
@@ -77,15 +79,20 @@ class Kills:
         """Kill a command once, or twice in a third of the cases, complete it, and compare."""
         rng = np.random.default_rng([self.seed, index])
         name = TURNS[index % 10]
-        two = (index // 10) % 2 == 1
+        several = (index // 10) % 2 == 1
         turn = (index // 20) % 10
-        how = ("launcher" if turn < TASKS[name].launched else "pair") if two else ("fresh" if turn % 5 == 0 else "fork")
-        if how == "launcher":
-            targets = ("all", "all", "all", "all", "0", "1", "launcher")
+        if several:
+            how = "launcher" if turn < TASKS[name].launched else "four" if turn == 9 else "pair"
         else:
-            targets = ("all", "all", "0", "1") if two else ("all",)
-        kind = f"{name}, {'two processes' if two else 'one process'}"
-        reference = self._reference(name, 2 if two else 1)
+            how = "fresh" if turn % 5 == 0 else "fork"
+        count = _count(how)
+        ranks = tuple(str(rank) for rank in range(count))
+        if how == "launcher":
+            targets: tuple[str, ...] = ("all", "all", "all", "all", *ranks, "launcher")
+        else:
+            targets = ("all", *ranks[1:], *ranks) if several else ("all",)
+        kind = f"{name}, {_WORDS[count]}"
+        reference = self._reference(name, count)
         duration, names = self._duration(name, how)
         for again in range(6):
             folder = self._folder(name, f"kill-{index}")
@@ -98,7 +105,7 @@ class Kills:
                 attempt.kill(target)
                 if not attempt.end():
                     problems.append("processes left over 30 s after the kill")
-                if attempt.killed or target in ("0", "1"):
+                if attempt.killed or target in ranks:
                     hits += 1
                     story.append(f"{how}, killed {target} {aim}")
                 problems += broken(folder)
@@ -107,7 +114,7 @@ class Kills:
         else:
             shutil.rmtree(folder, ignore_errors=True)
             return Outcome(index, kind, "not hit", False, " ".join(TASKS[name].words), "ended before the kill", 1)
-        problems += self._complete(name, two, folder, index, hits)
+        problems += self._complete(name, count, folder, index, hits)
         if not problems:
             problems = differences(reference, snapshot(folder / "made"))
         detail = f"{'; '.join(story)}: {'; '.join(problems)}"
@@ -130,13 +137,13 @@ class Kills:
                 shutil.copy(source, folder / part)
         return folder
 
-    def _complete(self, name: str, two: bool, folder: Path, index: int, hits: int) -> list[str]:
+    def _complete(self, name: str, count: int, folder: Path, index: int, hits: int) -> list[str]:
         """Run the command to its end; the problems in words."""
         records = folder.with_name(f"{folder.name}.records")
         shutil.rmtree(records, ignore_errors=True)
         records.mkdir()
         words = TASKS[name].again if hits else TASKS[name].words
-        attempt = start("pair" if two else "fork", words, folder, f"{os.getpid()}-{index}-last", records)
+        attempt = start(_FORKED[count], words, folder, f"{os.getpid()}-{index}-last", records)
         ended = attempt.wait(120)
         if not ended:
             attempt.kill()
@@ -144,22 +151,19 @@ class Kills:
             return [f"the command that continues did not end in 120 s: {attempt.output[-1000:]}"]
         if attempt.status != 0:
             return [f"the command that continues ended with status {attempt.status}: {attempt.output[-1000:]}"]
-        if two:
-            return _not_connected(records)
-        return []
+        return _not_connected(records, count)
 
     def _reference(self, name: str, count: int) -> dict[str, Any]:
         """The result of the command, uninterrupted."""
         if (name, count) not in self._references:
-            how = "pair" if count == 2 else "fork"
-            self._references[name, count] = self._run_through(name, how)
+            self._references[name, count] = self._run_through(name, _FORKED[count])
         return self._references[name, count]
 
     def _duration(self, name: str, how: str) -> tuple[float, int]:
         """Seconds of the uninterrupted command, and the number of names seen while it wrote."""
         if (name, how) not in self._uninterrupted:
             result = self._run_through(name, how)
-            lines = differences(self._reference(name, 2 if how in ("pair", "launcher") else 1), result)
+            lines = differences(self._reference(name, _count(how)), result)
             if lines:
                 raise RuntimeError(f"two uninterrupted runs of {name} ({how}) differ: {lines}")
         return self._uninterrupted[name, how]
@@ -178,7 +182,7 @@ class Kills:
                 attempt.kill()
         self._uninterrupted[name, how] = (time.monotonic() - started, seen.count)
         problems = [] if attempt.status == 0 else [f"status {attempt.status}: {attempt.output[-2000:]}"]
-        problems += _not_connected(records) if how in ("pair", "launcher") else []
+        problems += _not_connected(records, _count(how))
         if problems:
             raise RuntimeError(f"{name} ({how}) without a kill: {problems}")
         result = snapshot(folder / "made")
@@ -186,10 +190,16 @@ class Kills:
         return result
 
 
-def _not_connected(records: Path) -> list[str]:
-    """A problem in words if the two processes of a run were not connected with each other."""
+def _count(how: str) -> int:
+    """The number of processes of a way to start a command."""
+    return 2 if how == "launcher" else FORKS.get(how, 1)
+
+
+def _not_connected(records: Path, count: int) -> list[str]:
+    """A problem in words if the processes of a run, of which there are several, were not connected with each other."""
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(records.glob("*.json"))]
-    return [] if found == [{"status": 0, "processes": 2}] * 2 else [f"not two connected processes: {found}"]
+    same = count == 1 or found == [{"status": 0, "processes": count}] * count
+    return [] if same else [f"not {count} connected processes: {found}"]
 
 
 class _Names:
