@@ -255,6 +255,23 @@ def test_a_full_disk_while_the_log_is_written_costs_no_line(copied: Path, tiny_r
 # --- sample folders ----------------------------------------------------------------------------------------------
 
 
+def test_the_evaluations_of_images_that_a_killed_process_sampled_are_counted(tiny_run: Path, tmp_path: Path) -> None:
+    denoise, heun = load(tiny_run), Sampling("heun", 2)
+    made = write_samples(denoise, tmp_path / "made", range(3), heun, progress=False)
+    assert made is not None
+    assert made["nfe"] == 4
+    about = tmp_path / "made" / "samples.json"
+    before = {**json.loads(about.read_text()), "complete": False}
+    del before["nfe"], before["images_per_second"], before["device"]  # all images, and no description of them
+    about.write_text(json.dumps(before))
+    again = write_samples(denoise, tmp_path / "made", range(3), heun, progress=False)
+    assert again is not None
+    assert again["nfe"] == 4
+    images = SampledSet(denoise, range(3), heun)
+    assert images.sampling is not None
+    assert images.sampling["nfe"] == 4  # also if the features of all batches were computed before
+
+
 def test_damaged_samples_are_made_again_and_other_files_stay(
     tiny_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

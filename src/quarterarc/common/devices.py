@@ -50,12 +50,18 @@ class Processes:
             if self.count == 1:
                 raise
             error = raised
-        if self.count > 1:
-            from accelerate.utils import gather_object
+        first = next((other for other in self.gathered(error) if other is not None), None)
+        if first is not None:
+            raise first
 
-            first = next((other for other in gather_object([error]) if other is not None), None)
-            if first is not None:
-                raise first
+    def gathered(self, value: Value) -> list[Value]:
+        """The values of all processes, by rank, in all of them."""
+        if self.count == 1:
+            return [value]
+        from accelerate.utils import gather_object
+
+        values: list[Value] = gather_object([value])
+        return values
 
     def from_first(self, value: Value) -> Value:
         """The value of the first process, in all processes: a later one may see files that the first has written."""

@@ -112,7 +112,7 @@ def collect(
             shards.write(number, shape, features)
             bar.update(len(batch) * process.count)
     part.to_cpu()
-    parts = _gathered(part, process.count) if process.count > 1 else [part]
+    parts = process.gathered(part)
     merged = ImageFeatures(count=0)
     with process.raising_together():
         if not process.rank:
@@ -157,14 +157,6 @@ class _Part:
 def _check_same_shape(what: str, first: Shape | None, second: Shape) -> None:
     if first not in (None, second):
         raise InputError(f"{what} hold images of shapes {first} and {second}: evaluate them separately")
-
-
-def _gathered(part: _Part, count: int) -> list[_Part]:
-    from accelerate.utils import gather_object
-
-    parts: list[_Part] = gather_object([part])
-    assert len(parts) == count
-    return parts
 
 
 def _merged(parts: list[_Part], what: str) -> ImageFeatures:

@@ -23,7 +23,7 @@ from ..data.memory import as_pixels
 from ..data.pixels import to_uint8
 from ..data.sources import digest
 from ..denoiser import Denoise, traits
-from ..sampling.generation import batches
+from ..sampling.generation import batches, count_evaluations, mean_evaluations
 from ..sampling.plans import Sampling, check_labels, labels_in_turn
 
 __all__ = ["BatchSet", "SampledSet", "TensorSet", "batch_rows"]
@@ -122,7 +122,8 @@ class SampledSet:
         about: further entries of `sampling` that decide the images, such as the checkpoint's hash.
 
     Attributes:
-        sampling: how the images are sampled, as JSON types.
+        sampling: how the images are sampled, as JSON types, with the network evaluations per image, `nfe`: the mean of
+            the images sampled by this process, or that of the first one if all were known from an earlier command.
         fingerprint, identity: None unless `about` identifies the network, by `checkpoint_sha256` or
             `recipe_hash`, and the settings determine the sampler.
 
@@ -153,7 +154,7 @@ class SampledSet:
         self._plan = (sampling or Sampling()).plan(denoise)
         self.what, self.count = what, len(seeds)
         self.shape: Shape = (shape[0], shape[1], shape[2])
-        self.sampling: dict[str, Any] | None = {
+        self._settings = {
             **(about or {}),
             **self._plan.describe(),
             "labels": None if labels is None else list(labels),
@@ -162,9 +163,17 @@ class SampledSet:
         identified = self._plan.exact and bool(about and (about.get("checkpoint_sha256") or about.get("recipe_hash")))
         images = list(seeds) if self._labels is None else list(zip(seeds, self._labels, strict=True))
         altered = traits(denoise).altered  # a wrapper that was given with the denoiser, in neither `about` nor request
-        decisive = {key: value for key, value in self.sampling.items() if key != "model"}  # one run has many paths
+        decisive = {key: value for key, value in self._settings.items() if key != "model"}  # one run has many paths
         parts = (decisive, images) if altered is None else (decisive, images, altered)
         self.fingerprint = self.identity = digest(*parts) if identified else None
+        self._evaluated: list[tuple[float, int]] = []
+
+    @property
+    def sampling(self) -> dict[str, Any] | None:
+        if not self._evaluated:
+            label = None if self._labels is None else self._labels[0]
+            self._evaluated.append((count_evaluations(self._plan, self._seeds[0], label), 1))
+        return {**self._settings, "nfe": mean_evaluations(self._evaluated)}
 
     def batches(self, size: int, wanted: Wanted) -> Iterator[tuple[int, Tensor]]:
         for number, rows in batch_rows(self.count, size, wanted):
@@ -178,8 +187,7 @@ class SampledSet:
                     f"{self.what} sampled {int(wrong.sum())} of {counted(len(seeds), 'image')} with NaN or infinity, "
                     f"first the image of seed {first}: check the network's weights and the sampler's options"
                 )
-            assert self.sampling is not None
-            self.sampling["nfe"] = result.nfe
+            self._evaluated.append((result.nfe, len(seeds)))
             yield number, to_uint8(result.images)
 
 

@@ -142,11 +142,12 @@ def _quality(lab: Lab, denoise: Denoiser, cell: Cell, folder: Path) -> dict[str,
         return {"unstable": str(error)}
     if not processes().rank:
         shutil.rmtree(features, ignore_errors=True)
-    assert images.sampling is not None
-    # nothing was counted or timed if all batches had been sampled before an interruption
-    nfe = images.sampling.get("nfe", cell["steps"] * _sampler(cell).evaluations)
+    sampling = images.sampling
+    assert sampling is not None
+    # nothing was timed if all batches had been sampled before an interruption
     rate = round(images.sampled / images.seconds, 2) if images.sampled else None
-    return {**result.get("metrics", {}), "nfe": nfe, "images_per_second": rate, "notes": result.get("notes", [])}
+    notes = result.get("notes", [])
+    return {**result.get("metrics", {}), "nfe": sampling["nfe"], "images_per_second": rate, "notes": notes}
 
 
 def _sampling_evaluations(cell: Cell) -> int:

@@ -188,13 +188,7 @@ def _sum_over_images(
             numbers = range(number * size, number * size + len(batch))
             partial.add(metric.compute(denoise, batch.to(device), numbers, settings, batch_size))
             bar.update(len(batch) * process.count)
-    if process.count == 1:
-        sums = [partial.value]
-    else:
-        from accelerate.utils import gather_object
-
-        sums = gather_object([partial.value])
-    sums = [value for value in sums if value is not None]
+    sums = [value for value in process.gathered(partial.value) if value is not None]
     if not sums:
         raise InputError(f"{images.what} holds no images: give at least 1")
     return reduce(operator.add, sums)

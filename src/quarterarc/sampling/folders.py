@@ -30,7 +30,7 @@ from ..storage.files import flush, make_folder, read_json, write_json
 from ..storage.locks import LOCK, locked
 from ..storage.pictures import contact_sheet, is_whole_png, read_png, write_png
 from ..storage.temporary import is_temporary, sweep
-from .generation import batches, check_finite
+from .generation import batches, check_finite, count_evaluations, mean_evaluations
 from .plans import Plan, Sampling, check_labels, labels_in_turn
 from .trajectories import IN_SHEET
 
@@ -120,7 +120,7 @@ def _write(
     whole = process.from_first(set() if process.rank else _whole(out, seeds, required_shape(plan.denoise)))
     process.wait()  # no process writes before every process has checked
     if process.rank == 0:
-        _describe(out, settings, whole, complete=False, classes=classes)
+        _describe(out, settings, whole, complete=False, classes=classes, **({} if nfe is None else {"nfe": nfe}))
     mine = [seed for seed in seeds[process.rank :: process.count] if seed not in whole]
     results = batches(
         plan,
@@ -128,12 +128,13 @@ def _write(
         batch_size=batch_size,
         labels=None if labels is None else [label_of[seed] for seed in mine],
     )
-    started, evaluations = time.perf_counter(), 0.0
+    started = time.perf_counter()
+    evaluated: list[tuple[float, int]] = []
     bar = progress_bar(len(mine), "image", "sample", progress and process.rank == 0)
     undone = _removed_on_error(out, existed) if process.rank == 0 else nullcontext()
     with undone, bar, ThreadPoolExecutor(4) as writers:
         for part, result in results:
-            evaluations += result.nfe * len(part)
+            evaluated.append((result.nfe, len(part)))
             check_finite(part, result.images)
             pixels = to_uint8(result.images).cpu()
             # a batch is written before the next one is sampled: memory stays bounded, and finished images are kept
@@ -141,12 +142,13 @@ def _write(
             bar.update(len(part))
         list(writers.map(flush, (out / _name(seed) for seed in mine)))
     seconds = time.perf_counter() - started
-    if mine:
-        mean = evaluations / len(mine)
-        nfe = int(mean) if mean.is_integer() else round(mean, 2)
-    process.wait()
+    evaluated = [batch for parts in process.gathered(evaluated) for batch in parts]
     if process.rank:
         return None
+    if evaluated:
+        nfe = mean_evaluations(evaluated)
+    elif nfe is None:  # the process that sampled them was killed before it recorded this
+        nfe = count_evaluations(plan, seeds[0], label_of.get(seeds[0]))
     first = torch.stack([read_png(out / _name(seed)) for seed in seeds[:IN_SHEET]])
     write_png(out / SHEET, contact_sheet(first))
     flush(out / SHEET)
@@ -197,8 +199,8 @@ def _check_same(out: Path, settings: Mapping[str, Any]) -> tuple[float | None, d
         changed = sorted(key for key in names if earlier.get(key) != settings.get(key))
         if changed:
             raise InputError(f"{out} holds samples with other settings ({', '.join(changed)}): give another --out")
-        nfe = before.get("nfe", 0)
-        if isinstance(nfe, bool) or not isinstance(nfe, int | float) or not 0 <= nfe < math.inf:
+        nfe = before.get("nfe")
+        if isinstance(nfe, bool) or not isinstance(nfe, int | float | None) or not 0 <= (nfe or 0) < math.inf:
             raise InputError(f'{out / ABOUT} is damaged: its "nfe" is {nfe!r}: give another --out')
         return nfe, _recorded_labels(out, before)
     if _seeds_in(out):

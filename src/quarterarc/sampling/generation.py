@@ -19,7 +19,7 @@ from ..samplers import Sampler
 from .plans import GridLike, Plan, Sampling
 from .trajectories import Result, run
 
-__all__ = ["batches", "check_finite", "first_noise", "generate", "noise"]
+__all__ = ["batches", "check_finite", "count_evaluations", "first_noise", "generate", "mean_evaluations", "noise"]
 
 
 def noise(
@@ -125,6 +125,18 @@ def generate(
             parts.append(result.images.cpu())
             bar.update(len(part))
     return torch.cat(parts)
+
+
+def count_evaluations(plan: Plan, seed: int, label: int | None = None) -> float:
+    """Network evaluations of the image of one seed, which is sampled for it."""
+    ((_, result),) = batches(plan, [seed], labels=None if label is None else [label])
+    return result.nfe
+
+
+def mean_evaluations(batches: Sequence[tuple[float, int]]) -> float:
+    """Network evaluations per image, from those of batches and their sizes; an int where the mean is whole."""
+    mean = sum(nfe * images for nfe, images in batches) / sum(images for _, images in batches)
+    return int(mean) if mean.is_integer() else round(mean, 2)
 
 
 def check_finite(seeds: Sequence[int], images: Tensor) -> None:
