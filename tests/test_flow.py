@@ -254,7 +254,7 @@ def test_description_of_a_trained_run_is_json(tiny_run: Path) -> None:
         ({"probes": 0}, "probes must be at least 1, or None"),
         ({"tolerance": 0.0}, r"tolerance lies in \(0, 1\), got 0.0"),
         ({"tolerance": math.nan}, r"tolerance lies in \(0, 1\), got nan"),
-        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"batch_size": 0}, "batch_size .* at least 1"),
         ({"labels": torch.zeros(3)}, "3 labels: give one per image"),
         ({"numbers": [0]}, "1 numbers: give one per image"),
     ],

@@ -356,7 +356,7 @@ def test_description_of_a_trained_run_is_json(tiny_run: Path) -> None:
         ({"terms": 1}, r"terms must be in 2..30 for the bound of 30 steps, got 1"),
         ({"terms": 31}, r"must be in 2..30 .* got 31"),
         ({"terms": True}, r"must be in 2..30 .* got True"),
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size .* at least 1 .*, got 0"),
         ({"labels": torch.zeros(3)}, "got 2 images but 3 labels: give one per image"),
         ({"numbers": [1]}, "got 2 images but 1 numbers"),
         ({"numbers": [0, -1]}, "whole numbers from 0, got -1"),

@@ -145,7 +145,7 @@ def die(connection: Connection) -> None:
         (("sample", "RUN", "--out", "made"), "sampling.folders.check_finite", "run the same command again to continue"),
         (("evaluate", "RUN", "--reference", "digits", "--features", "digits", "--out", "result.json"),
          "evaluation.features.as_features", "run the same command again"),
-        (("tune", "RUN", "--images", "16"), "sampling.tuning.noise", "run the same command again"),
+        (("tune", "RUN", "--images", "16"), "sampling.tuning.first_noise", "run the same command again"),
         (("demo", "--out", "demo"), "experiments.demo.train", "run the same command again to continue"),
         (("train", "digits", "--out", "new"), "training.trainer.open_data", "continue with --resume"),
     ],

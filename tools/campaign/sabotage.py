@@ -29,7 +29,7 @@ def torn_files() -> None:
         with path.open("wb") as file:
             file.write(data[: len(data) // 2])
             file.flush()
-            time.sleep(0.3)
+            time.sleep(0.4)  # most of the time of sampling
             file.write(data[len(data) // 2 :])
 
     for module in (files, pictures, folders):

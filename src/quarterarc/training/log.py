@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,8 @@ class Log:
         """Close the files."""
         self.file.close()
         if self.board:
-            self.board.close()
+            with suppress(FileNotFoundError):  # the run folder is gone, which training reports
+                self.board.close()
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
