@@ -207,6 +207,9 @@ def test_what_the_message_about_a_divergence_advises_is_accepted(field: str, cop
     assert [(change["step"], change["field"]) for change in recorded] == ([] if "steps" in field else [(6, name)])
 
 
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnhandledThreadExceptionWarning"
+)  # of TensorBoard, whose folder is gone
 @pytest.mark.parametrize("how", ["removed", "renamed"])
 def test_a_run_folder_that_is_gone_is_not_made_again(
     how: str, tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch

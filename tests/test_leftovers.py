@@ -70,6 +70,7 @@ def test_temporary_files_of_another_machine_stay_for_a_day_unless_the_folder_is_
     os.utime(old, (day, day))
     sweep(tmp_path)
     assert [*tmp_path.iterdir()] == [fresh]
+    leave(name_of(tmp_path / "made", os.getppid()))  # a living process that has got the number of a killed one
     sweep(tmp_path, locked=True)
     assert not [*tmp_path.iterdir()]
 
@@ -151,6 +152,29 @@ def test_evaluation_accepts_a_folder_in_which_a_killed_process_left_a_file(tmp_p
     leave(folder / f".probe-{dead}")
     with partial_results(tmp_path / "result.json", "features"):
         pass
+
+
+def test_a_folder_of_partial_results_is_removed_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that lost its mark before its content, by a kill in between, would be taken for another program's."""
+    out = tmp_path / "result.json"
+
+    def killed(path: Path, **arguments: object) -> None:
+        if path.exists():
+            (path / ".quarterarc").unlink()
+            raise KeyboardInterrupt
+
+    def stopped() -> None:
+        with partial_results(out, "features") as folder:
+            assert folder is not None
+            leave(folder / "0")
+            monkeypatch.setattr("quarterarc.storage.temporary.shutil.rmtree", killed)
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    monkeypatch.undo()
+    with partial_results(out, "features"):
+        pass
+    assert not [*tmp_path.iterdir()]
 
 
 def test_an_experiment_sweeps_its_folder_and_its_cache(tmp_path: Path, dead: int) -> None:

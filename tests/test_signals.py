@@ -288,3 +288,22 @@ def test_without_further_open_files_a_command_ends_in_one_line(
     done = cli("sample", tiny_run, "--out", "made", "--seeds", "0-1")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "quarterarc: error: the system allows no further open file: raise the limit (ulimit -n)\n"
+
+
+def test_a_signal_ends_a_process_that_waits_in_a_library() -> None:
+    """Such as for a process of a distributed run that has ended: Python runs no handler there."""
+    code = """
+        import ctypes, os, signal, threading
+        from quarterarc.common import signals
+        signals._STUCK = 0.3
+        def report(number):
+            os.write(2, f"stopped by {number.name}".encode())
+        threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
+        with signals.stopping_in_order(report):
+            lock, library = ctypes.create_string_buffer(128), ctypes.CDLL(None)
+            library.pthread_mutex_lock(lock)
+            library.pthread_mutex_lock(lock)  # waits without end
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60)
+    assert done.stderr == "stopped by SIGTERM"
+    assert done.returncode == 143

@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-__all__ = ["GRACE", "Terminated", "end_with", "sigint_blocked", "signal_of", "stopping_in_order"]
+__all__ = ["GRACE", "Terminated", "end_with", "handled", "sigint_blocked", "signal_of", "stopping_in_order"]
 
 GRACE = 30.0
 """Seconds in which a process that was sent SIGTERM ends, before it is killed: the time to write a checkpoint."""
 
 _POLL = 0.5  # seconds between two looks at the parent
+_STUCK = 20.0  # seconds after which a signal ends a process that waits in a library, where Python cannot handle it
+_handled, _writers = threading.Event(), set[int]()
 
 
 class Terminated(KeyboardInterrupt):
@@ -31,7 +33,9 @@ def signal_of(stopped: KeyboardInterrupt) -> signal.Signals:
 def stopping_in_order(report: Callable[[signal.Signals], object] | None = None) -> Iterator[None]:
     """A block in which SIGINT raises KeyboardInterrupt and SIGTERM raises `Terminated`, so that `finally` blocks run.
 
-    The second signal ends the process at once. Outside the main thread, which alone can set handlers, nothing changes.
+    The second signal ends the process at once, and so does the first one after twenty seconds if the process
+    waits in a library, such as for a process of a distributed run that has ended. Outside the main thread, which alone
+    can set handlers, nothing changes.
 
     Args:
         report: of a process that ends after the block, called before a signal ends it while a module is imported, where
@@ -39,6 +43,7 @@ def stopping_in_order(report: Callable[[signal.Signals], object] | None = None) 
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
+        handled()
         for each in _STOPPING:
             signal.signal(each, signal.SIG_DFL)
         if report is not None and _is_importing(frame):
@@ -51,10 +56,46 @@ def stopping_in_order(report: Callable[[signal.Signals], object] | None = None) 
         return
     before = {number: signal.signal(number, stop) for number in _STOPPING}
     try:
-        yield
+        with _ended_if_stuck(report):
+            yield
     finally:
         for number, handler in before.items():  # Python's own handler would print a traceback while the process ends
             signal.signal(number, handler if report is None else signal.SIG_DFL)
+
+
+def handled() -> None:
+    """Called by every handler of SIGINT and SIGTERM: the process is able to act on the signal."""
+    _handled.set()
+
+
+@contextmanager
+def _ended_if_stuck(report: Callable[[signal.Signals], object] | None) -> Iterator[None]:
+    """A block in which a thread ends the process if the main thread does not handle a signal in time.
+
+    Python runs handlers between two of its own instructions, and writes the signal to a pipe at once.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    _handled.clear()
+
+    def watch() -> None:
+        while number := os.read(reader, 1):
+            if number[0] in _STOPPING and not _handled.wait(_STUCK):
+                if report is not None:
+                    report(signal.Signals(number[0]))
+                os._exit(128 + number[0])
+        os.close(reader)
+
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    _writers.add(writer)
+    with suppress(RuntimeError):  # the system allows no further thread
+        threading.Thread(target=watch, name="end-if-stuck", daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        _writers.discard(writer)
+        os.close(writer)
 
 
 def _is_importing(frame: FrameType | None) -> bool:
@@ -64,6 +105,9 @@ def _is_importing(frame: FrameType | None) -> bool:
 
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: _writers and signal.set_wakeup_fd(-1))  # the pipe is the parent's
 
 
 @contextmanager

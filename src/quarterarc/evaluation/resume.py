@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from ..common.devices import processes
 from ..common.errors import InputError
 from ..storage.files import make_folder
-from ..storage.temporary import is_temporary, sweep
+from ..storage.temporary import is_temporary, remove_folder, sweep, sweep_beside
 
 __all__ = ["partial_results"]
 
@@ -36,13 +35,18 @@ def partial_results(out: Path | None, suffix: str) -> Iterator[Path | None]:
     try:
         yield folder
     except (InputError, OSError):
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
         with suppress(OSError):  # not empty: other files are in it
             for parent in new:
                 parent.rmdir()
         raise
     if processes().rank == 0:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    with suppress(OSError):  # another process has removed it
+        remove_folder(folder)
 
 
 def _claim(folder: Path) -> None:
@@ -52,6 +56,7 @@ def _claim(folder: Path) -> None:
             f"{folder} would hold partial results, but exists already and is not quarterarc's: rename or remove it, or "
             "choose another file (--out)"
         )
+    sweep_beside(folder)
     make_folder(folder)
     (folder / _MARK).touch()
     sweep(folder, *folder.iterdir())

@@ -37,12 +37,13 @@ def is_temporary(path: Path) -> bool:
 def sweep(*folders: Path, locked: bool = False) -> None:
     """Delete the temporary files and folders of killed processes.
 
-    Those of living processes stay, and those of another machine for a day after their last change.
+    Those of living processes stay, also of one that has got the number of a killed one, and those of another machine
+    for a day after their last change.
 
     Args:
         folders: the folders, which may be missing or not writable.
-        locked: whether this process holds a lock without which nothing is written to the folders: then those of other
-            machines are deleted too.
+        locked: whether this process holds a lock without which nothing is written to the folders: then those of every
+            other process are deleted.
     """
     for folder in folders:
         with suppress(OSError):
@@ -78,11 +79,9 @@ def _remove_abandoned(path: Path, locked: bool) -> None:
 
 
 def _is_abandoned(path: Path, host: str | None, process: int, locked: bool) -> bool:
-    if host == _host():  # a process that has got the number of a killed one delays the removal
-        return not _is_alive(process)
-    if locked:
-        return True
-    if host is None:
+    if locked:  # a living process has got the number of a killed one
+        return (host, process) != (_host(), os.getpid())
+    if host in (None, _host()):
         return not _is_alive(process)
     return time.time() - path.lstat().st_mtime > _DAY
 

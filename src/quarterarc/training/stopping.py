@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from ..common.signals import handled
+
 __all__ = ["Interrupted", "Stop"]
 
 
@@ -48,6 +50,7 @@ class Stop:
         """Record signals instead of acting on them; a second SIGINT raises KeyboardInterrupt at once."""
 
         def record(number: int, frame: object) -> None:
+            handled()
             if self.signal and number == signal.SIGINT:
                 raise KeyboardInterrupt
             self.signal = number
