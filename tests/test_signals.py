@@ -307,3 +307,18 @@ def test_a_signal_ends_a_process_that_waits_in_a_library() -> None:
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60)
     assert done.stderr == "stopped by SIGTERM"
     assert done.returncode == 143
+
+
+def test_a_process_whose_parent_ended_before_it_looked_ends() -> None:
+    code = """
+        import time
+        from quarterarc.common.signals import Terminated, end_with, stopping_in_order
+        with stopping_in_order():
+            try:
+                end_with(1)  # that of an orphan
+                time.sleep(50)
+            except Terminated:
+                print("ended in order")
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=40)
+    assert done.stdout == "ended in order\n"

@@ -118,14 +118,18 @@ class Attempt:
             if pid not in self.ended:
                 send(pid, signal.SIGKILL)
 
-    def end(self, seconds: float = 30.0) -> bool:
-        """Wait until nothing is left, as a launcher does: the rest gets SIGTERM; after `seconds` SIGKILL and False."""
-        if self.how in FORKS and not self.poll() and self.ended:
-            for pid in self.pids:
-                if pid not in self.ended:
-                    send(pid, signal.SIGTERM)
-        until = time.monotonic() + seconds
+    def end(self, seconds: float = 40.0) -> bool:
+        """Wait until nothing is left, as a launcher does: the rest gets SIGTERM; after `seconds` SIGKILL and False.
+
+        Ranks whose launcher was killed end after 30 seconds at the latest (`quarterarc.common.signals.GRACE`).
+        """
+        until, told = time.monotonic() + seconds, False
         while not self.poll() or (self.how in ("fresh", "launcher") and marked(self.mark)):
+            if self.how in FORKS and self.ended and not told:
+                told = True
+                for pid in self.pids:
+                    if pid not in self.ended:
+                        send(pid, signal.SIGTERM)
             if time.monotonic() > until:
                 self.kill()
                 self.wait(5)

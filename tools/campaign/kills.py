@@ -104,7 +104,7 @@ class Kills:
                 aim = _wait(attempt, folder, rng, duration * 0.8**again, names)
                 attempt.kill(target)
                 if not attempt.end():
-                    problems.append("processes left over 30 s after the kill")
+                    problems.append("processes left over 40 s after the kill")
                 if attempt.killed or target in ranks:
                     hits += 1
                     story.append(f"{how}, killed {target} {aim}")

@@ -123,15 +123,24 @@ def sigint_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def _first_is_python() -> bool:
+    try:
+        with open("/proc/1/cmdline", "rb") as file:
+            return b"python" in file.read()
+    except OSError:  # other systems than Linux, where it never does
+        return False
+
+
 def end_with(parent: int) -> None:
     """Send SIGTERM to this process once its parent has ended, and end it after `GRACE` seconds at the latest.
 
     Args:
-        parent: the process identifier of the parent.
+        parent: the process identifier of the parent, as seen by this process. It has ended already if it is that of the
+            system's first process, which adopts orphans, unless this one runs Python, as in a container.
     """
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while os.getppid() == parent and (parent != 1 or _first_is_python()):
             time.sleep(_POLL)
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(GRACE)
