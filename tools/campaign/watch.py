@@ -208,6 +208,6 @@ def _watch(events: Path, rules: Rules) -> None:
         elif event in _STARTS:
             program = arguments[0] if isinstance(arguments[0], str) else str((arguments[1] or ["?"])[0])
             if program not in _OURS:
-                report(f"process: {event} {arguments!r}")
+                report(f"process: {event} {arguments[:2]!r}")  # the environment does not belong into a report
 
     sys.addaudithook(spy)

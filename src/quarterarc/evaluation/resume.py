@@ -51,7 +51,8 @@ def _remove(folder: Path) -> None:
 
 def _claim(folder: Path) -> None:
     """Create and mark the folder; InputError for one with content that is not marked."""
-    if folder.exists() and not (folder / _MARK).is_file() and _has_content(folder):
+    # the content first: another process of this run may be creating the folder, and marks it before it writes to it
+    if folder.exists() and _has_content(folder) and not (folder / _MARK).is_file():
         raise InputError(
             f"{folder} would hold partial results, but exists already and is not quarterarc's: rename or remove it, or "
             "choose another file (--out)"
