@@ -30,7 +30,9 @@ NAMES = {
 
 def page(text: str, results: Path = RESULTS) -> str:
     """The page with the figures of the results between its marks."""
-    values = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"))}
+    values = {
+        path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"), reverse=True)
+    }
     return _BLOCK.sub(lambda match: f"{match[1]}{_figures(match[2], values)}\n{match[3]}", text)
 
 

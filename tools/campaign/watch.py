@@ -38,8 +38,8 @@ _CHANGES = (
     "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "os.chown",
     "os.utime", "shutil.rmtree", "shutil.move",
 )  # fmt: skip
-_OURS = ("git", "/sbin/ldconfig", "ldconfig", "uname", "no-compiler")
-"""Programs that quarterarc and the standard library start: the commit in results, libraries, the platform."""
+_OURS = ("git", "/sbin/ldconfig", "ldconfig", "uname", "no-compiler", "g++")
+"""Programs that quarterarc and the libraries start: the commit in results, libraries, the platform, a compiler."""
 
 
 @dataclass(frozen=True)
