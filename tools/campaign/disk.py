@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 import traceback
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from .kills import TASKS, Task
 from .prepared import Prepared
 from .results import Outcome
 
-__all__ = ["Disk"]
+__all__ = ["Disk", "allowed"]
 
 _TUNE = ("tune", "run", "--nfe", "2", "--images", "8", "--no-weights")
 _TASKS = {**TASKS, "tune": Task(_TUNE, _TUNE, ("run",), 0)}
@@ -138,6 +139,19 @@ class Disk:
 def _used(folder: Path) -> int:
     usage = os.statvfs(folder)
     return usage.f_blocks - usage.f_bfree
+
+
+def allowed() -> bool:
+    """Whether this system lets a process mount a file system of its own, which containers may forbid."""
+    with tempfile.TemporaryDirectory() as folder:
+        pid = os.fork()
+        if not pid:
+            try:
+                _mount(Path(folder))
+                os._exit(0)
+            except OSError:
+                os._exit(1)
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 def _mount(folder: Path) -> None:
