@@ -252,9 +252,7 @@ def start_fork(
         os.environ.update(environment or {})
         if before is not None:
             before()
-        status = _run(words)
-        if after is not None:
-            after(status)
+        status = _run(words, after)
     except BaseException:
         traceback.print_exc()
         status = 1
@@ -266,8 +264,8 @@ def start_fork(
             os._exit(status)
 
 
-def _run(words: Sequence[str]) -> int:
-    """The exit status of a command, and what the interpreter does at its end."""
+def _run(words: Sequence[str], after: Callable[[int], Any] | None) -> int:
+    """The exit status of a command, and what the interpreter does at its end, before which `after` is called."""
     import atexit
 
     from quarterarc.cli import main
@@ -280,6 +278,8 @@ def _run(words: Sequence[str]) -> int:
     except BaseException:
         traceback.print_exc()
         status = 1
+    if after is not None:
+        after(status)
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     return status

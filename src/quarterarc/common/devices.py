@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from typing import TypeVar
 
 import torch
@@ -90,7 +92,19 @@ def processes(cpu: bool = False) -> Processes:
     if state.num_processes != count:  # without a GPU, accelerate connects processes only if the CPU is requested
         PartialState._reset_state()
         state = PartialState(cpu=True)
+    _disconnect_at_exit()
     return Processes(state.process_index, state.num_processes)
+
+
+@cache
+def _disconnect_at_exit() -> None:
+    """Close the connections before the interpreter ends: threads of theirs that are still at work then may abort it."""
+
+    def disconnect() -> None:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+    atexit.register(disconnect)
 
 
 def first_to_report() -> bool:
