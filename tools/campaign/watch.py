@@ -24,7 +24,7 @@ CTRL_C = 5.0
 """Seconds after which a command that has much work gets SIGINT, as from Ctrl-C."""
 ADDRESSES = 12 * 2**30
 """Address space of a command in bytes: torch alone maps some GB; what exceeds this is out of memory."""
-GOOD = ("success", "refused in one line", "stopped by Ctrl-C")
+GOOD = ("success", "one-line error", "stopped by Ctrl-C")
 """The verdicts that are promised."""
 REMARKS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 """Control characters, which can command a terminal."""
@@ -150,7 +150,7 @@ def judge(seen: Watched, rules: Rules) -> tuple[str, str]:
     if seen.status == 2:
         if len(errors) != 1:
             return "not one line", text[-800:]
-        return "refused in one line", ""
+        return "one-line error", ""
     if seen.status == 0:
         return ("success", "") if not errors else ("status", f"status 0 after an error: {text[-500:]}")
     if seen.status in (128 + signal.SIGINT, 128 + signal.SIGTERM) and seen.interrupted:

@@ -1,4 +1,4 @@
-"""Plain limits, far above any use: a mistyped number is refused before anything is built or allocated."""
+"""Upper limits of numbers, far above any use: a mistyped number raises an error before anything is allocated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A lower bound of the memory that training takes, so that settings far too large are refused before any work."""
+"""A lower bound of the memory that training takes: settings that cannot fit raise an error before any work."""
 
 from __future__ import annotations
 
