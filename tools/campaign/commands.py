@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .prepared import TINY, Prepared, run_command
+from .prepared import TINY, Part, Prepared, run_command
 from .results import Outcome
 from .values import Grammar, junk, mutated_yaml
 from .watch import CTRL_C, GOOD, Rules, judge, remarks, watched_twice
@@ -21,18 +21,12 @@ _NETWORK = re.compile(r"hub|cifar|celeba|inception|dinov2|://|^s3|church|hf:|mem
 _TINY = {name: value for name, _, value in (field.partition("=") for field in TINY)} | {"training.steps": "1"}
 
 
-class Commands:
-    """Fuzzed commands and recipes.
-
-    Args:
-        prepared: the prepared folder.
-        seed: decides the cases.
-    """
-
-    title = "fuzzed commands and recipes"
+class Commands(Part):
+    """Fuzzed commands and recipes."""
 
     def __init__(self, prepared: Prepared, seed: int) -> None:
-        self.prepared, self.seed, self.grammar = prepared, seed, Grammar()
+        super().__init__(prepared, seed)
+        self.grammar = Grammar()
         folder = prepared.folder
         (folder / "empty").mkdir()
         run_command(["sample", "run", "--out", "made", "--seeds", "0-3", "--steps", "1"], folder)

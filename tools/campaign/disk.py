@@ -18,7 +18,7 @@ import numpy as np
 from .attempts import Attempt, start_fork
 from .folders import broken, differences, snapshot
 from .kills import TASKS, Task
-from .prepared import Prepared
+from .prepared import Part, Prepared
 from .results import Outcome
 
 __all__ = ["Disk", "allowed"]
@@ -31,18 +31,11 @@ _MS_REC, _MS_PRIVATE = 0x4000, 0x40000
 _SIZE = 2**26
 
 
-class Disk:
-    """Commands on a full disk.
-
-    Args:
-        prepared: the prepared folder.
-        seed: decides the cases.
-    """
-
-    title = "full disk at a random moment"
+class Disk(Part):
+    """Commands on a full disk."""
 
     def __init__(self, prepared: Prepared, seed: int) -> None:
-        self.prepared, self.seed = prepared, seed
+        super().__init__(prepared, seed)
         self._references: dict[str, tuple[dict[str, Any], int]] = {}
 
     def case(self, index: int, keep: bool = False) -> Outcome:

@@ -13,7 +13,7 @@ import numpy as np
 from .attempts import start
 from .commands import in_a_fork, write_npz, write_parquet
 from .damage import damage
-from .prepared import TINY, Prepared, run_command
+from .prepared import TINY, Part, Prepared, run_command
 from .results import Outcome
 from .watch import GOOD, Rules, judge, remarks, watched_twice
 
@@ -70,18 +70,11 @@ OWN: dict[str, tuple[str, Sequence[tuple[str, ...]]]] = {
 """The files of every format, and the commands that read them."""
 
 
-class Files:
-    """Damaged and hostile files.
-
-    Args:
-        prepared: the prepared folder.
-        seed: decides the cases.
-    """
-
-    title = "damaged and hostile files"
+class Files(Part):
+    """Damaged and hostile files."""
 
     def __init__(self, prepared: Prepared, seed: int) -> None:
-        self.prepared, self.seed = prepared, seed
+        super().__init__(prepared, seed)
         folder = prepared.folder
         run_command(["sample", "run", "--out", "made", "--seeds", "0-3", "--steps", "1"], folder)
         run_command(["evaluate", "pics", "--features", "pixels", "--save-reference", "statistics.safetensors"], folder)

@@ -14,7 +14,7 @@ import numpy as np
 
 from .attempts import FORKS, Attempt, start
 from .folders import broken, differences, snapshot
-from .prepared import Prepared
+from .prepared import Part, Prepared
 from .results import Outcome
 
 __all__ = ["Kills"]
@@ -60,18 +60,11 @@ _FORKED = {1: "fork", 2: "pair", 4: "four"}
 _WORDS = {1: "one process", 2: "two processes", 4: "four processes"}
 
 
-class Kills:
-    """The kills of training, sampling, evaluation and experiments.
-
-    Args:
-        prepared: the prepared folder.
-        seed: decides the cases.
-    """
-
-    title = "SIGKILL at random moments"
+class Kills(Part):
+    """The kills of training, sampling, evaluation and experiments."""
 
     def __init__(self, prepared: Prepared, seed: int) -> None:
-        self.prepared, self.seed = prepared, seed
+        super().__init__(prepared, seed)
         self._references: dict[tuple[str, int], dict[str, Any]] = {}
         self._uninterrupted: dict[tuple[str, str], tuple[float, int]] = {}
 

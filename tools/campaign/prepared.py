@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .attempts import start
 
-__all__ = ["TINY", "Prepared", "run_command", "set_caches"]
+__all__ = ["TINY", "Part", "Prepared", "run_command", "set_caches"]
 
 TINY = (
     "data.limit=24", "schedule.steps=8", "network.channels=8", "network.multipliers=[1]", "network.blocks=1",
@@ -70,3 +70,15 @@ class Prepared:
         run_command(["sample", "run", "--out", "pics", "--seeds", "100-111", "--steps", "1"], self.folder)
         for name in ("samples.json", ".lock", "contact-sheet.png"):
             (self.folder / "pics" / name).unlink(missing_ok=True)
+
+
+class Part:
+    """A part of the campaign; a subclass has `case(index, keep) -> Outcome`.
+
+    Args:
+        prepared: the prepared folder.
+        seed: decides the cases.
+    """
+
+    def __init__(self, prepared: Prepared, seed: int) -> None:
+        self.prepared, self.seed = prepared, seed
