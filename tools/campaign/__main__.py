@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -62,6 +63,7 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--count", type=int, help="number of cases (default: that of docs/reliability.md)")
     parser.add_argument("--seed", type=int, default=0, help="decides all cases (default: 0)")
     parser.add_argument("--workers", type=int, default=2, help="processes that share the cases (default: 2)")
+    parser.add_argument("--minutes", type=float, help="begin no case after so long (default: no limit)")
     parser.add_argument("--only", metavar="INDEX", help="run this case only, or several, such as 3,17")
     parser.add_argument("--short", action="store_true", help="the cases of the short form, in one worker")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write counts and failures there, as JSON")
@@ -78,6 +80,7 @@ def _run(args: argparse.Namespace, cases: Mapping[str, Sequence[int]]) -> dict[s
     part = next(iter(cases)) if len(cases) == 1 else "all"
     command = [sys.executable, "-m", "tools.campaign", part, "--seed", str(args.seed)]
     command += [] if args.count is None else ["--count", str(args.count)]
+    command += [] if args.minutes is None else ["--minutes", str(args.minutes)]
     command += [] if args.only is None else ["--only", args.only]
     command += [] if args.sabotage is None else ["--sabotage", args.sabotage]
     command += [option for option in ("--keep", "--short") if getattr(args, option[2:])]
@@ -98,7 +101,9 @@ def _report(
 ) -> dict[str, Any]:
     """Print the table and the failures of a part, and return its results."""
     missing = set(cases) - {outcome.index for outcome in outcomes}
-    if missing:
+    if missing and args.minutes is not None and time.monotonic() - started > 60 * args.minutes:
+        print(f"{part}: {len(missing)} cases were not begun: the time was up (--minutes)", file=sys.stderr)
+    elif missing:
         detail = f"{len(missing)} cases have no result: a worker ended early"
         outcomes.append(Outcome(min(missing), "the campaign itself", "no result", False, detail=detail))
     result = {**summary(outcomes), "seconds": round(time.monotonic() - started)}
@@ -124,12 +129,15 @@ def _work(args: argparse.Namespace, cases: Mapping[str, Sequence[int]]) -> int:
     for name in (args.sabotage or "").split(",") if args.sabotage else ():
         getattr(import_module(".sabotage", __package__), name)()
     place, workers = map(int, args.share.split("/"))
+    end = math.inf if args.minutes is None else time.monotonic() + 60 * args.minutes
     try:
         first = Prepared(base / "first")
         for part, indices in cases.items():
             module = import_module(f".{part}", __package__)
             runner = getattr(module, part.capitalize())(Prepared(base / part, first), args.seed)
             for index in indices[place::workers]:
+                if time.monotonic() > end:
+                    break
                 try:
                     outcome = runner.case(index, keep=args.keep)
                 except Exception as error:  # a fault of the campaign is a failure too
