@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .common.devices import send
 from .common.errors import InputError
 
 __all__ = [
@@ -109,7 +110,7 @@ def spread(coefficient: Tensor, like: Tensor) -> Tensor:
             f"angles have shape {tuple(coefficient.shape)} but the images {tuple(like.shape)}: "
             f"give one angle, or one per image, shape ({len(like)},)"
         )
-    return coefficient.to(like.device, like.dtype).reshape(-1, *[1] * (like.ndim - 1))
+    return send(coefficient, like.device, like.dtype).reshape(-1, *[1] * (like.ndim - 1))
 
 
 def cos_sin(angle: Angle, like: Tensor) -> tuple[Tensor | float, Tensor | float]:

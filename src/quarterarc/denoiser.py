@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .arc import NOISE_END, ROUNDING, Angle, mix
+from .common.devices import send
 from .common.errors import InputError
 from .common.streams import FORMAT as STREAMS
 from .estimate import Estimate
@@ -260,7 +261,7 @@ class Denoiser:
         check_angle(angle, (self.smallest_angle, self.largest_angle), what)
         weight = self._weight()
         dtype = x.dtype if weight is None else weight.dtype
-        time = self._time(angle).to(x.device)
+        time = send(self._time(angle), x.device)
         cast = torch.autocast(x.device.type, self.precision) if self.precision else nullcontext()
         with cast:
             output = self.network(x.to(dtype), time, labels)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .arc import ROUNDING, Angle, cos_sin, mix, velocity
+from .common.devices import send
 from .common.errors import unknown_name
 
 __all__ = ["PROJECTIONS", "Estimate"]
@@ -73,7 +74,7 @@ class Estimate:
         c, s = cos_sin(angle, x)
         if keep == "velocity":
             return replace(self, image=self.image + c * residual, noise=self.noise + s * residual)
-        weight = torch.as_tensor(s if keep == "image" else c, dtype=x.dtype, device=x.device)
+        weight = send(torch.as_tensor(s if keep == "image" else c, dtype=x.dtype), x.device)
         moved = torch.where(weight.abs() < ROUNDING, 0.0, residual / weight)
         if keep == "image":
             return replace(self, noise=self.noise + moved)

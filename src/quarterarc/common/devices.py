@@ -12,10 +12,11 @@ from functools import cache
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from .errors import InputError, unknown_name
 
-__all__ = ["Processes", "first_to_report", "is_lost_connection", "pick_device", "processes"]
+__all__ = ["Processes", "first_to_report", "is_lost_connection", "pick_device", "processes", "send"]
 
 Value = TypeVar("Value")
 
@@ -128,6 +129,15 @@ def is_lost_connection(error: BaseException) -> bool:
     if not torch.distributed.is_available():
         return False
     return isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
+def send(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """The tensor on a device, and in another dtype if one is given, without waiting for the device.
+
+    `Tensor.to` waits for all work of a GPU before it copies from the CPU. A copy to the CPU is waited for, since its
+    values may be read at once.
+    """
+    return tensor.to(device, dtype or tensor.dtype, non_blocking=device.type not in ("cpu", "mps"))
 
 
 def pick_device(name: str = "auto") -> torch.device:

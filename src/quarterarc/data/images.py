@@ -16,6 +16,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from ..common.devices import send
 from ..common.text import counted
 from .content import content_of
 from .decode import BadImage, Pixels, read_pixels
@@ -229,8 +230,8 @@ class _Images:
         return wanted
 
     def _batch(self, images: Tensor, wanted: NDArray[np.int64]) -> RawBatch:
-        labels = None if self._labels is None else self._labels[torch.from_numpy(wanted).to(self._device)]
-        return RawBatch(images.to(self._device, non_blocking=True), labels)
+        labels = None if self._labels is None else self._labels[send(torch.from_numpy(wanted), self._device)]
+        return RawBatch(send(images, self._device), labels)
 
 
 class MemoryImages(_Images):
@@ -246,7 +247,7 @@ class MemoryImages(_Images):
     def batch(self, numbers: Numbers) -> RawBatch:
         """The images with these numbers; see `ImageData`."""
         wanted = self._numbers(numbers)
-        return self._batch(self.images[torch.from_numpy(wanted).to(self.images.device)], wanted)
+        return self._batch(self.images[send(torch.from_numpy(wanted), self.images.device)], wanted)
 
     def prefetch(self, numbers: Numbers) -> None:
         """No effect: the images are in memory."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..common.devices import send
 from ..common.errors import InputError
 
 __all__ = ["apply_flips", "axes_call", "to_float", "to_uint8"]
@@ -40,7 +41,7 @@ def to_uint8(images: Tensor) -> Tensor:
 
 def apply_flips(batch: Tensor, flip_mask: Tensor) -> Tensor:
     """Mirror the images of `batch` (B, C, H, W) horizontally whose entry in `flip_mask` (B,) is true."""
-    return torch.where(flip_mask.to(batch.device, torch.bool)[:, None, None, None], batch.flip(-1), batch)
+    return torch.where(send(flip_mask, batch.device, torch.bool)[:, None, None, None], batch.flip(-1), batch)
 
 
 def axes_call(shape: Sequence[int], permute: str) -> str | None:

@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from ..common.devices import send
 from ..common.errors import InputError
 from ..common.streams import FORMAT, Purpose, streams
 from ..data import ImageData, apply_flips, to_float
@@ -101,13 +102,12 @@ class Batches:
         flips, dropped = drawn.uniform(2).unbind(1)
         times = drawn.integers(1, self.last_time + 1).double()
         noise = drawn.normal((self.data.channels, self.data.height, self.data.width), device=self.device)
-        image = to_float(raw.images.to(self.device, non_blocking=True))
+        image = to_float(send(raw.images, self.device))
         if self.recipe.data.flip:
             image = apply_flips(image, flips < 0.5)
         labels = raw.labels
         if labels is not None:
             assert self.data.classes is not None
-            labels = torch.where(
-                dropped.to(self.device) < settings.drop_labels, self.data.classes, labels.to(self.device)
-            )
+            dropped = send(dropped < settings.drop_labels, self.device)
+            labels = torch.where(dropped, self.data.classes, send(labels, self.device))
         return Batch(image, noise, times, labels)
