@@ -236,7 +236,7 @@ def test_the_log_is_on_the_disk_before_a_checkpoint(
     synced, save = list[int](), training_state.save
 
     def checked(run: Path, config: dict[str, Any], *arguments: Any) -> Path:
-        assert synced[-1] == config["step"]
+        assert config["step"] in synced
         return save(run, config, *arguments)
 
     monkeypatch.setattr(Log, "sync", lambda log: synced.append(read_log(tmp_path)[-1]["step"]))

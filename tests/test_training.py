@@ -344,7 +344,7 @@ def test_labels_are_dropped_at_the_given_rate_and_kept_otherwise() -> None:
 
 def weights(trainer: Trainer) -> Tensor:
     """All weights of a network in one vector."""
-    return torch.cat([weight.detach().double().flatten() for weight in trainer.network.parameters()])
+    return torch.cat([weight.detach().double().flatten() for weight in trainer.learner.network.parameters()])
 
 
 def test_a_step_with_a_long_gradient_is_the_step_with_the_gradient_scaled_to_the_clip(
@@ -355,9 +355,9 @@ def test_a_step_with_a_long_gradient_is_the_step_with_the_gradient_scaled_to_the
     for clip in (0.1, 1e6):
         fields = (f"optimizer.clip={clip}", "optimizer.learning_rate=1", "optimizer.warmup=0")
         trainer = Trainer(read_recipe("digits", [*tiny, *fields]), tmp_path, Accelerator(cpu=True), progress=False)
-        trainer.optimizer = cast(Any, torch.optim.SGD(trainer.network.parameters(), 1.0))
+        trainer.learner.optimizer = cast(Any, torch.optim.SGD(trainer.learner.network.parameters(), 1.0))
         before = weights(trainer)
-        norms.append(float(trainer._step(trainer.batches.of_step(0))[1]))
+        norms.append(float(trainer.learner.step(trainer.batches.of_step(0), 0)[1]))
         changes.append(weights(trainer) - before)
     assert norms[0] == norms[1] > 0.1
     # the weights are float32: the change of 0.1 in all of them is rounded at the size of the weights

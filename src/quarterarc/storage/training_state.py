@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -29,27 +30,62 @@ from .runs import CONFIG, WEIGHTS, checkpoint_name, checkpoints, half_deleted_ch
 from .temporary import remove_folder, sweep
 from .weights import load_weights, read_weights, save_tensors
 
-__all__ = ["drop_old", "restore", "save", "set_aside", "sweep_run"]
+__all__ = ["State", "drop_old", "restore", "save", "set_aside", "sweep_run"]
 
 RAW, OPTIMIZER = "raw.safetensors", "optimizer.safetensors"
 
 
-def save(
-    run: Path,
-    config: dict[str, Any],
-    network: nn.Module,
-    average: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    keep: int,
-) -> Path:
+@dataclass(frozen=True, eq=False)
+class State:
+    """The tensors of a checkpoint, copied to the memory of the CPU: training may go on while they are written.
+
+    Attributes:
+        average: the moving average of the weights.
+        weights: the weights being trained.
+        moments: Adam's moments and step counts, by parameter name.
+        arrived: an event of a GPU, after which the copies are complete.
+    """
+
+    average: Mapping[str, Tensor]
+    weights: Mapping[str, Tensor]
+    moments: Mapping[str, Tensor]
+    arrived: torch.cuda.Event | None = None
+
+    @classmethod
+    def of(cls, network: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> State:
+        """The state of a run; on a GPU the copies are queued behind its work, which is not waited for."""
+        averages, weights = _copied(average.state_dict()), _copied(network.state_dict())
+        moments = _copied(_moments(network, optimizer))
+        arrived = None
+        device = next((weight.device for weight in network.parameters()), None)
+        if device is not None and device.type == "cuda":
+            arrived = torch.cuda.Event()
+            arrived.record(torch.cuda.current_stream(device))
+        return cls(averages, weights, moments, arrived)
+
+    def wait(self) -> None:
+        """Wait until the copies are complete."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+
+
+def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies on the CPU; those from a GPU, in pinned memory, are complete only after what is queued."""
+    return {
+        name: tensor.detach().clone()
+        if tensor.device.type == "cpu"
+        else tensor.detach().to("cpu", non_blocking=tensor.device.type == "cuda")
+        for name, tensor in tensors.items()
+    }
+
+
+def save(run: Path, config: dict[str, Any], state: State, keep: int) -> Path:
     """Write the checkpoint of step `config["step"]` atomically, then delete all but the newest `keep` checkpoints.
 
     Args:
         run: the run folder.
         config: JSON values for config.json.
-        network: the weights being trained.
-        average: their moving average.
-        optimizer: Adam.
+        state: weights, average and moments.
         keep: number of checkpoints to keep.
 
     Returns:
@@ -62,9 +98,10 @@ def save(
     if folder not in checkpoints(run):
         shutil.rmtree(folder, ignore_errors=True)  # an incomplete folder of that name
         with replace_folder(folder) as temporary:
-            save_tensors(average.state_dict(), temporary / WEIGHTS)
-            save_tensors(network.state_dict(), temporary / RAW)
-            save_tensors(_moments(network, optimizer), temporary / OPTIMIZER)
+            state.wait()
+            save_tensors(state.average, temporary / WEIGHTS)
+            save_tensors(state.weights, temporary / RAW)
+            save_tensors(state.moments, temporary / OPTIMIZER)
             about = {"format": FORMAT, "quarterarc": __version__, **config}
             write_sealed(temporary / CONFIG, {**about, **checksums_of(temporary)})
     drop_old(run, keep)
@@ -92,8 +129,10 @@ def sweep_run(run: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def restore(folder: Path, network: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Load a checkpoint of `save` into network, average and optimiser, in place.
+def restore(
+    folder: Path, network: nn.Module, average: nn.Module | None, optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
+    """Load a checkpoint of `save` into network, average (if the process has it) and optimiser, in place.
 
     Returns:
         The value of config.json.
@@ -107,7 +146,8 @@ def restore(folder: Path, network: nn.Module, average: nn.Module, optimizer: tor
         raise DamagedFile(f"{folder / CONFIG} is not the configuration of a checkpoint")
     for name in (WEIGHTS, RAW, OPTIMIZER):
         verify(folder / name, config)
-    load_weights(average, folder / WEIGHTS)
+    if average is not None:
+        load_weights(average, folder / WEIGHTS)
     load_weights(network, folder / RAW)
     moments = read_weights(folder / OPTIMIZER)
     parameters = {name: parameter for name, parameter in network.named_parameters() if f"step.{name}" in moments}

@@ -186,8 +186,9 @@ class TrainingSpec(Section):
     """Seed of the initial weights, the order of the images, and all training noise."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """`bf16`: autocast of the network to bfloat16; weights and optimiser stay float32."""
-    compile: bool = False
-    """Compile the network by `torch.compile`, which needs a C++ compiler on the CPU."""
+    compile: bool | Literal["auto"] = "auto"
+    """Compile the network by `torch.compile`, with CUDA graphs on a GPU. `auto`: on a GPU, from 5000 steps.
+    `true` needs a C++ compiler on the CPU."""
     drop_labels: Fraction = 0.1
     """Share of labels replaced by "no label", which guidance needs. At 0 sampling needs labels for all images."""
     log_every: Positive = 100

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
+from ..common.devices import send
 from ..common.signals import handled
 
 __all__ = ["Interrupted", "Stop"]
@@ -65,9 +67,14 @@ class Stop:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def received(self) -> int:
-        """The signal that any process received, or 0; the same in all processes after the same step."""
+    def signals(self) -> Tensor | int:
+        """As `received`, but on the device, without waiting for it: a 0-dimensional tensor, or a number."""
         if self.accelerator.num_processes == 1:
             return self.signal
-        numbers = torch.tensor([float(self.signal)], device=self.accelerator.device)
-        return int(self.accelerator.gather(numbers).max())
+        number = send(torch.tensor([float(self.signal)]), self.accelerator.device)
+        largest: Tensor = self.accelerator.gather(number).max()
+        return largest
+
+    def received(self) -> int:
+        """The signal that any process received, or 0; the same in all processes after the same step."""
+        return int(self.signals())

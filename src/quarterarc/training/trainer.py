@@ -12,15 +12,15 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
-from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
 
+from ..common.compiling import decide
+from ..common.devices import Processes
 from ..common.errors import InputError
 from ..common.memory import memory_checked
 from ..common.progress import progress_bar
@@ -33,7 +33,6 @@ from ..denoiser import Denoiser
 from ..heads import Head
 from ..heads import head as named_head
 from ..networks import NETWORKS
-from ..objectives import Losses
 from ..sampling.generation import generate
 from ..schedules import Schedule
 from ..schedules import schedule as named_schedule
@@ -42,10 +41,10 @@ from ..storage.checksums import DamagedFile
 from ..storage.files import write_json
 from ..storage.pictures import contact_sheet, write_png
 from ..storage.runs import CONFIG, checkpoint_name, checkpoints
-from ..storage.training_state import restore, save
-from . import ema
-from .batches import Batch, Batches, part_size
-from .learning_rate import factor_at
+from ..storage.training_state import State, restore, save
+from .background import Background
+from .batches import Batches, part_size
+from .learner import Learner
 from .log import LOGGED, Log, Pending
 from .memory import check_memory, what_to_lower
 from .network import recipe_network
@@ -53,6 +52,7 @@ from .recipe import Recipe
 from .same_data import SameData
 from .soundness import unsound
 from .stopping import Interrupted, Stop
+from .watch import Watch
 
 __all__ = ["CORRECTIONS", "MAY_CHANGE", "Diverged", "Trainer"]
 
@@ -63,9 +63,12 @@ MAY_CHANGE = (
     "training.sample_count", "data.max_pixels",
 )  # fmt: skip
 """Fields of a recipe that may change when a run is resumed, since they do not decide the weights of a step."""
-CORRECTIONS = ("optimizer.learning_rate", "optimizer.clip", "training.precision", "data.source")
-"""Further fields that may change on resume, recorded in changes.jsonl: what a divergence calls for, and the place of
-the images, whose fingerprint must be the same."""
+CORRECTIONS = (
+    "optimizer.learning_rate", "optimizer.clip", "training.precision", "training.accumulate",
+    "training.compile", "data.source",
+)  # fmt: skip
+"""Further fields that may change on resume, recorded in changes.jsonl: what a divergence calls for; what saves memory,
+and changes the weights by rounding alone; and the place of the images, whose fingerprint must be the same."""
 
 
 SKIPPED = "skipped.json"
@@ -98,6 +101,7 @@ class Trainer:
     ) -> None:
         recipe = recipe.resolved()
         self.recipe, self.run, self.accelerator = recipe, run, accelerator
+        self.processes = Processes(accelerator.process_index, accelerator.num_processes)
         self.progress = progress and accelerator.is_main_process
         settings = recipe.training
         # this and the next lines raise before any data is read
@@ -106,35 +110,24 @@ class Trainer:
         NETWORKS.lookup(recipe.network.name)
         table = named_schedule(recipe.schedule.name, recipe.schedule.steps)
         head = named_head(recipe.head, table)
-        self.objective = recipe.objective.build()
-        if settings.compile:
-            _check_compiler(accelerator.device)
+        recipe.objective.build()
+        compiled = decide(settings.compile, accelerator.device, settings.steps, "training.compile")
         self.data: ImageData = images if is_open(images) else self._open(images)
-        network, self.denoise = self._build(table, head)
+        self.denoise = self._build(table, head)
         self.description = describe_denoiser(self.denoise)
-        self.network = network
-        self.average = deepcopy(network).eval().requires_grad_(False)
-        chosen = recipe.optimizer
-        self.optimizer = torch.optim.AdamW(
-            [weight for weight in network.parameters() if weight.requires_grad],
-            chosen.learning_rate, chosen.betas, chosen.eps, chosen.weight_decay, fused=True,
-        )  # fmt: skip
+        self.learner = Learner(recipe, self.denoise, accelerator, compiled)
         self.step = 0
         self.damaged: list[Path] = []
         self.pending = Pending()
         self.same_data = SameData(self.data, accelerator.is_main_process)
         self._resume()
         self.same_data.start()
-        if settings.compile:
-            network.compile()
-        self.parallel: Any = network if accelerator.device.type == "cpu" else accelerator.prepare_model(network)
-        self.denoise_training = Denoiser(
-            self.parallel, self.denoise.schedule, self.denoise.head, precision=self.denoise.precision
-        )
         # the largest time at which both estimates are defined: T, or T - 1 for a noise head on a schedule up to pi/2
         last_time = math.floor(self.denoise.schedule.time(self.denoise.largest_angle) + 1e-6)
         self.batches = Batches(self.data, recipe, accelerator, last_time, self.denoise.streams)
         self.stop = Stop(accelerator)
+        self.watch = Watch(accelerator.device)
+        self.background = Background()
 
     # --- the run ---------------------------------------------------------------------------------------------------
 
@@ -159,79 +152,66 @@ class Trainer:
         log = Log(self.run, self.step) if self.accelerator.is_main_process else None
         bar = progress_bar(settings.steps, "step", self.recipe.name, self.progress, initial=self.step, smoothing=0.05)
         started, logged_at = time.perf_counter(), self.step
-        checkpoint: Path | None = None
-        with bar, closing(log) if log else nullcontext(), ThreadPoolExecutor(1) as ahead, self.stop.listening():
+        with (
+            bar,
+            closing(log) if log else nullcontext(),
+            ThreadPoolExecutor(1) as ahead,
+            self.background,
+            self.stop.listening(),
+        ):
             waiting = ahead.submit(self.batches.of_step, self.step)
             while self.step < settings.steps:
                 parts = waiting.result()
                 if self.step + 1 < settings.steps:
                     waiting = ahead.submit(self.batches.of_step, self.step + 1)  # prepared while this step computes
-                losses, norm = self._step(parts)
+                losses, norm = self.learner.step(parts, self.step)
+                self.watch.add(self.step, losses[0], norm, self.stop.signals())
+                self.step += 1
                 self.pending.add(losses)
                 done = self.step == settings.steps
-                stop = self.stop.received()
+                logs, previews, saves = (
+                    done or self.step % every == 0
+                    for every in (settings.log_every, settings.sample_every, settings.checkpoint_every)
+                )
+                stop = self._check_steps(all=logs or previews or saves)
+                self.background.check()
                 bar.update()
-                if self.step % settings.log_every == 0 or done:
+                if logs:
                     means = self._pending_means()
                     rate = (self.step - logged_at) * settings.batch / (time.perf_counter() - started)
                     if log:
                         log.write(self.step, settings.batch, dict(zip(LOGGED, means, strict=True)), float(norm),
-                                  self.optimizer.param_groups[0]["lr"], rate)  # fmt: skip
+                                  self.learner.rate, rate)  # fmt: skip
                     bar.set_postfix(loss=f"{means[0]:.4f}", images_per_s=f"{rate:.0f}")
                     self.pending = Pending()
                     started, logged_at = time.perf_counter(), self.step
-                if self.step % settings.sample_every == 0 or done:
+                if previews:
                     self._preview()
-                if self.step % settings.checkpoint_every == 0 or done or stop:
+                if saves or stop:
                     if log:
                         log.sync()  # the lines of the steps before a checkpoint are not written again
-                    checkpoint = self._save()
+                    self._save()
                 if stop and not done:
-                    raise Interrupted(stop, checkpoint or self.run)
+                    raise Interrupted(stop, self._saved())
             if stop := self.stop.received():  # during the last step, whose caller may have more to do
-                raise Interrupted(stop, checkpoint or checkpoints(self.run)[-1])
-        return checkpoint or checkpoints(self.run)[-1]
+                raise Interrupted(stop, self._saved())
+            return self._saved()
 
-    def _step(self, parts: Sequence[Batch]) -> tuple[Tensor, Tensor]:
-        """One optimiser step on this process's parts of the global batch: mean losses, and the gradient's norm."""
-        settings, chosen = self.recipe.training, self.recipe.optimizer
-        torch.manual_seed(torch_seed(settings.seed, Purpose.DROPOUT, self.step, self.accelerator.process_index))
-        self.parallel.train()
-        logged = torch.zeros(len(LOGGED), device=self.accelerator.device)
-        for place, batch in enumerate(parts):
-            last = place == len(parts) - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.parallel):
-                losses = self._losses(batch)
-                self.accelerator.backward(losses.total.mean() / len(parts))
-            means = (losses.total, losses.image, losses.noise, losses.velocity, losses.residual)
-            logged += torch.stack([loss.detach().mean() for loss in means]) / len(parts)
-        if self.parallel is self.network and self.accelerator.num_processes > 1:
-            self._average_gradients()
-        for group in self.optimizer.param_groups:
-            group["lr"] = chosen.learning_rate * self._rate_factor()
-        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), chosen.clip)
-        if not math.isfinite(float(norm)):
-            self._diverged(
-                f"the gradient is not finite at step {self.step} (loss {float(logged[0]):.6g}), on the images with "
-                f"indices {self.batches.places(self.step)}"
-            )
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        decay = ema.decay_at(self.step, self.recipe.ema.decay, self.recipe.ema.warmup)
-        ema.update_network(self.average, self.network, decay)
-        self.step += 1
-        return logged, norm
+    def _check_steps(self, all: bool) -> int:
+        """Check the steps whose values have arrived, or all: the signal that a process received, or 0.
 
-    def _average_gradients(self) -> None:
-        """Average the gradients over all processes on the CPU, in the order of the parameters.
-
-        `DistributedDataParallel` puts them in another order after its first step, in which the sums of more than two
-        processes have other bits: a resumed run would differ from an uninterrupted one.
+        Raises:
+            Diverged: for a gradient that is not finite.
         """
-        gradients = [weight.grad for weight in self.network.parameters() if weight.grad is not None]
-        means = self.accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), "mean")
-        for gradient, mean in zip(gradients, means.split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(mean.view_as(gradient))
+        signal = 0
+        for checked in self.watch.due(all):
+            if not checked.finite:
+                self._diverged(
+                    f"the gradient is not finite at step {checked.step} (loss {checked.loss:.6g}), on the images with "
+                    f"indices {self.batches.places(checked.step)}"
+                )
+            signal = max(signal, checked.signal)
+        return signal
 
     def _pending_means(self) -> list[float]:
         """The pending mean losses, averaged over all processes."""
@@ -239,21 +219,15 @@ class Trainer:
             return [0.0] * len(LOGGED)
         return self.accelerator.reduce(self.pending.means, "mean").tolist()
 
-    def _losses(self, batch: Batch) -> Losses:
-        return self.denoise_training.loss(self.objective, batch.image, batch.noise, batch.times, batch.labels)
-
-    def _rate_factor(self) -> float:
-        chosen = self.recipe.optimizer
-        assert chosen.warmup != "auto"  # the recipe is resolved
-        return factor_at(self.step, self.recipe.training.steps, chosen.warmup, chosen.decay)
-
     # --- construction, checkpoints and pictures --------------------------------------------------------------------
 
     def _announce(self) -> None:
         settings, warmup = self.recipe.training, self.recipe.optimizer.warmup
-        weights = sum(weight.numel() for weight in self.network.parameters())
+        weights = sum(weight.numel() for weight in self.learner.network.parameters())
         logger.info("%s; %s on %s", self.data.description, counted(weights, "parameter"), self.accelerator.device)
         for note in self.data.notes:
+            logger.info("%s", note)
+        for note in self.learner.notes:
             logger.info("%s", note)
         log_bad(self.data)
         self._write_skipped()
@@ -273,7 +247,8 @@ class Trainer:
             moved = "; if the images have moved, resume with data.source=PATH" if checkpoints(self.run) else ""
             raise InputError(f"{error}{moved}") from None
 
-    def _build(self, table: Schedule, head: Head) -> tuple[nn.Module, Denoiser]:
+    def _build(self, table: Schedule, head: Head) -> Denoiser:
+        """A denoiser with the recipe's new network, on the device."""
         recipe, data = self.recipe, self.data
         classes, names = (data.classes, tuple(data.class_names)) if recipe.data.labels else (None, ())
         torch.manual_seed(torch_seed(recipe.training.seed, Purpose.WEIGHTS))
@@ -282,9 +257,7 @@ class Trainer:
         precision = torch.bfloat16 if recipe.training.precision == "bf16" else None
         shape = (data.channels, data.height, data.width)
         unlabelled = recipe.training.drop_labels > 0
-        return network, Denoiser(
-            network, table, head, shape, classes, precision, unlabelled=unlabelled, class_names=names
-        )
+        return Denoiser(network, table, head, shape, classes, precision, unlabelled=unlabelled, class_names=names)
 
     def _resume(self) -> None:
         complete = checkpoints(self.run)
@@ -302,7 +275,7 @@ class Trainer:
         errors: list[str] = []
         for folder in reversed(complete):
             try:
-                config = restore(folder, self.network, self.average, self.optimizer)
+                config = restore(folder, self.learner.network, self.learner.average, self.learner.optimizer)
                 _check_progress(folder, config)
             except DamagedFile as error:
                 errors.append(str(error))
@@ -314,16 +287,20 @@ class Trainer:
         others = f" (and so are the {len(errors) - 1} other checkpoints)" if len(errors) > 1 else ""
         raise InputError(f"{self.run} cannot be resumed: {errors[0]}{others}")
 
-    def _save(self) -> Path:
-        """Save a checkpoint; all processes return its folder, once it is complete.
+    def _save(self) -> None:
+        """Begin to save a checkpoint, which is written while training goes on.
 
         Raises:
             Diverged: if training or sampling could not continue from it; then none is written.
         """
-        wrong = unsound(self.denoise, self.average, self.optimizer)
+        learner = self.learner
+        own = unsound(self.denoise, learner.average, learner.optimizer)
+        wrong = next((name for name in self.processes.gathered(own) if name is not None), None)
         if wrong is not None:
             self._diverged(f"not finite after step {self.step}: {wrong}; no checkpoint of this step is written")
         pending = {"means": self._pending_means(), "steps": self.pending.steps}
+        if learner.average is None:
+            return
         config = {
             "step": self.step,
             **self.same_data.describe(wait=not self.stop.signal),
@@ -331,12 +308,17 @@ class Trainer:
             "denoiser": self.description,
             "recipe": self.recipe.model_dump(mode="json"),
         }
-        if self.accelerator.is_main_process:
-            self._check_present()
-            self._write_skipped()
-            save(self.run, config, self.network, self.average, self.optimizer, self.recipe.training.keep)
+        self._check_present()
+        self._write_skipped()
+        self.background.wait()  # one checkpoint at a time is in memory
+        state, keep = State.of(learner.network, learner.average, learner.optimizer), self.recipe.training.keep
+        self.background.start(lambda: save(self.run, config, state, keep))
+
+    def _saved(self) -> Path:
+        """The newest checkpoint, once it is complete; all processes call this."""
+        self.background.wait()
         self.accelerator.wait_for_everyone()
-        return self.run / "checkpoints" / checkpoint_name(self.step)
+        return checkpoints(self.run)[-1]
 
     def _write_skipped(self) -> None:
         if self.data.skipped:  # in a stream more and more
@@ -344,10 +326,10 @@ class Trainer:
 
     def _preview(self) -> None:
         """Write a contact sheet of images from fixed seeds."""
-        if not self.accelerator.is_main_process:
+        if self.learner.average is None:
             return
         settings, classes = self.recipe.training, self.denoise.classes
-        denoise = replace(self.denoise, network=self.average, projection="velocity")
+        denoise = replace(self.denoise, network=self.learner.average, projection="velocity")
         seeds = range(settings.sample_count)
         labels = None if classes is None else [seed % classes for seed in seeds]
         try:
@@ -358,7 +340,8 @@ class Trainer:
         self._check_present()
         folder = self.run / "samples"
         folder.mkdir(exist_ok=True)
-        write_png(folder / f"step-{self.step:08d}.png", contact_sheet(to_uint8(images)))
+        path, pixels = folder / f"step-{self.step:08d}.png", to_uint8(images)
+        self.background.start(lambda: write_png(path, contact_sheet(pixels)))
 
     def _check_present(self) -> None:
         """Raise an InputError if the run folder is gone; a new one would have neither recipe nor log."""
@@ -368,6 +351,7 @@ class Trainer:
             )
 
     def _diverged(self, what: str) -> NoReturn:
+        self.background.wait()
         complete = checkpoints(self.run)
         last = f"the last good checkpoint is {complete[-1]}" if complete else "no checkpoint has been written yet"
         raise Diverged(
@@ -389,14 +373,3 @@ def _check_progress(folder: Path, config: Mapping[str, Any]) -> None:
         Pending.of(config["pending"], torch.device("cpu"))
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedFile(f"{folder / CONFIG} does not describe the progress of a run: {one_line(error)}") from None
-
-
-def _check_compiler(device: torch.device) -> None:
-    """Raise an InputError where `torch.compile` does not work, for example without a C++ compiler."""
-    try:
-        torch.compile(torch.sin)(torch.zeros(2, device=device))
-    except Exception as error:  # the compiler, and what it calls, may raise anything
-        reason = one_line(error).partition(" Set TORCHDYNAMO_VERBOSE")[0][:200]
-        raise InputError(
-            f"training.compile=true is not possible here ({reason}): leave it out, or install what is missing"
-        ) from None

@@ -1,0 +1,88 @@
+"""Compilation of a network by `torch.compile`: when it pays, whether it is possible, and how often it happened."""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+from typing import Literal
+
+import torch
+from torch import nn
+
+from .errors import InputError
+from .text import one_line
+
+__all__ = ["ENOUGH_CALLS", "Compile", "compile_network", "compiled_graphs", "decide", "undo"]
+
+logger = logging.getLogger("quarterarc")
+
+Compile = bool | Literal["auto"]
+"""`true`, `false`, or `auto`: where it is measured to pay, see `decide`."""
+
+ENOUGH_CALLS = 5000
+"""Calls of the network from which `auto` compiles on a GPU. Compilation takes one to two minutes, and a training step
+of the CIFAR-10 network 25 ms less afterwards (docs/benchmarks.md)."""
+
+
+def decide(setting: Compile, device: torch.device, calls: float, name: str) -> bool:
+    """Whether to compile a network.
+
+    Args:
+        setting: `auto` compiles on a GPU, for at least `ENOUGH_CALLS` calls, unless it is not possible there; on the
+            CPU training is no faster compiled (docs/benchmarks.md), and `auto` is `false`.
+        device: the device of the network.
+        calls: expected number of calls of the network with batches of one size.
+        name: the setting's name, for messages.
+
+    Raises:
+        InputError: if the setting is true, and `torch.compile` does not work here.
+    """
+    if setting == "auto" and (device.type != "cuda" or calls < ENOUGH_CALLS):
+        return False
+    if setting is False:
+        return False
+    reason = _obstacle(device.type)
+    if reason is None:
+        return True
+    if setting == "auto":
+        logger.warning("the network is not compiled (%s), which %s=auto would do here", reason, name)
+        return False
+    raise InputError(f"{name}=true is not possible here ({reason}): leave it out, or install what is missing")
+
+
+@cache
+def _obstacle(device: str) -> str | None:
+    """Why `torch.compile` does not work on a device, for example without a C++ compiler; None if it does."""
+    try:
+        torch.compile(torch.sin)(torch.zeros(2, device=device))
+    except Exception as error:  # the compiler, and what it calls, may raise anything
+        return one_line(error).partition(" Set TORCHDYNAMO_VERBOSE")[0][:200]
+    return None
+
+
+def compile_network(network: nn.Module, *, graphs: bool) -> None:
+    """Compile a network in place; the first call, which compiles, must have the batch size of all later ones.
+
+    The names of its weights stay, and `network.forward` remains the code that is not compiled. Each further batch size,
+    and another mode (`train`, `eval`), compiles it again.
+
+    Args:
+        network: the network, on its device. Its memory layout becomes channels-last, in which tensor cores compute;
+            the fused norms of compiled code take either layout.
+        graphs: capture CUDA graphs, which launch all kernels of a pass at once; without effect on the CPU. They do not
+            support gradients that accumulate over several passes.
+    """
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.compile(dynamic=False, mode="reduce-overhead" if graphs else "default")
+
+
+def undo(network: nn.Module) -> None:
+    """Make a network compute without compilation again."""
+    network._compiled_call_impl = None
+
+
+def compiled_graphs() -> int:
+    """Graphs compiled in this process so far: the difference over a block tells how often it compiled anything."""
+    from torch._dynamo.utils import counters  # torch has no public count
+
+    return int(counters["stats"]["unique_graphs"])
