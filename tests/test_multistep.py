@@ -21,7 +21,7 @@ from quarterarc.common.errors import InputError
 from quarterarc.data import DataSpec, open_data
 from quarterarc.estimate import Estimate
 from quarterarc.samplers import DDIM, DDPM, EULER, FORMS, Cold, Gradient, Multistep, Sampler
-from quarterarc.samplers.step_weights import CLOCKS, StepWeights, gaussian_weights, noise_weights, step_weights
+from quarterarc.samplers.step_weights import CLOCKS, NoiseWeights, StepWeights, gaussian_weights, step_weights
 from quarterarc.samplers.widths import width_at_the_end, widths
 from quarterarc.sampling.plans import Sampling
 from quarterarc.sampling.trajectories import trajectory
@@ -116,7 +116,8 @@ def test_noise_weights_are_integrals_of_lagrange_polynomials_times_the_size_of_t
         basis = math.prod((at(angle) - at(node)) / (at(NODES[j]) - at(node)) for node in others)
         return math.cos(angle) * basis * size(angle, square) / size(NODES[j], square)
 
-    got = noise_weights(clock, b, a, NODES, coarsest, squared)
+    steps = [(1.2, 1.05, NODES), (b, a, NODES[1:]), (b, a, NODES)]
+    got = NoiseWeights(clock, coarsest, steps, squared.dtype, squared.device)((b, a, NODES), squared)
     for j, row in enumerate(got):
         for weight, square in zip(row.tolist(), squared.tolist(), strict=True):
             expected = quad(integrand, b, a, (j, square), epsabs=1e-13, epsrel=1e-13, limit=200)[0]

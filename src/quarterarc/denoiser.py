@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -220,14 +221,14 @@ class Denoiser:
             streams=self.streams,
         )
 
-    @property
+    @cached_property
     def largest_angle(self) -> float:
         """The schedule's last angle; for a head that is undefined at pi/2 the last angle below pi/2."""
         if self.head.at_noise or self.schedule.end < NOISE_END:
             return self.schedule.end
         return self.schedule.angle(self.schedule.steps - 1.0)
 
-    @property
+    @cached_property
     def smallest_angle(self) -> float:
         """0; for a head that is undefined at 0 the angle of the first training step."""
         return 0.0 if self.head.at_image else self.schedule.angle(1.0)
@@ -261,7 +262,7 @@ class Denoiser:
         check_angle(angle, (self.smallest_angle, self.largest_angle), what)
         weight = self._weight()
         dtype = x.dtype if weight is None else weight.dtype
-        time = send(self._time(angle), x.device)
+        time = self._time(angle, x.device)
         cast = torch.autocast(x.device.type, self.precision) if self.precision else nullcontext()
         with cast:
             output = self.network(x.to(dtype), time, labels)
@@ -313,10 +314,13 @@ class Denoiser:
         """The network's first weight, for dtype and device; None for a function or a module without weights."""
         return next(self.network.parameters(), None) if isinstance(self.network, nn.Module) else None
 
-    def _time(self, angle: Angle) -> Tensor:
+    def _time(self, angle: Angle, device: torch.device) -> Tensor:
+        """The network's time at an angle: float32 of shape () or (B,) on a device."""
         scale = 1000.0 / self.schedule.steps if self.time_scale is None else self.time_scale
         time = self.schedule.time(angle) * scale + self.time_shift
-        return torch.as_tensor(time, dtype=torch.float32).clamp(min=0.0)
+        if isinstance(time, Tensor):
+            return send(time.to(torch.float32).clamp(min=0.0), device)
+        return torch.full((), max(time, 0.0), dtype=torch.float32, device=device)  # filled in there, without a copy
 
     def to(self, device: torch.device | str) -> Denoiser:
         """A copy whose network is moved to another device."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from .arc import ROUNDING, Angle, cos_sin, mix, velocity
@@ -74,8 +73,10 @@ class Estimate:
         c, s = cos_sin(angle, x)
         if keep == "velocity":
             return replace(self, image=self.image + c * residual, noise=self.noise + s * residual)
-        weight = send(torch.as_tensor(s if keep == "image" else c, dtype=x.dtype), x.device)
-        moved = torch.where(weight.abs() < ROUNDING, 0.0, residual / weight)
+        at = s if keep == "image" else c
+        # a number is filled in on the device, which does not wait for a copy
+        weight = send(at, x.device, x.dtype) if isinstance(at, Tensor) else x.new_full((), at)
+        moved = (residual / weight).masked_fill(weight.abs() < ROUNDING, 0.0)
         if keep == "image":
             return replace(self, noise=self.noise + moved)
         return replace(self, image=self.image + moved)

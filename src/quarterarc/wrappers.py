@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .arc import Angle, cos_sin
+from .common.devices import send
 from .common.errors import InputError, unknown_name
 from .denoiser import DEFAULT_PROJECTION, Denoise, Denoiser, Traits, call, traits
 from .estimate import PROJECTIONS, Estimate
@@ -49,7 +50,9 @@ class Clipped:
         if not self.rederive:
             return replace(estimate, image=image)
         c, s = cos_sin(angle, x)
-        at_image = torch.as_tensor(s == 0.0, device=x.device)
+        if not isinstance(s, Tensor):
+            return replace(estimate, image=image, noise=estimate.noise if s == 0.0 else (x - c * image) / s)
+        at_image = send(s == 0.0, x.device)
         return replace(estimate, image=image, noise=torch.where(at_image, estimate.noise, (x - c * image) / s))
 
 
@@ -172,7 +175,7 @@ class Evaluator:
         """The denoiser of a part of the batch, given by row numbers; its evaluations are counted here too."""
         if self.labels is None:
             return self
-        labels = self.labels[rows.to(self.labels.device)]
+        labels = self.labels[send(rows, self.labels.device)]
         return lambda x, angle: self._evaluate(x, angle, labels)
 
     def _evaluate(self, x: Tensor, angle: Angle, labels: Tensor | None) -> Estimate:
@@ -209,7 +212,7 @@ class Replayed:
             return self._run[-1][2]
         if self._call < len(self._run):
             point, at, estimate = self._run[self._call]
-            if at == angle and torch.equal(point, x):
+            if at == angle and (point is x or torch.equal(point, x)):  # which waits for the device
                 self._call += 1
                 return estimate
             self._call = len(self._run)  # the runs differ from this point on

@@ -46,7 +46,7 @@ from ..estimate import Estimate
 from .base import Denoise, Draw, Sampler, State
 from .forms import FORMS, VELOCITY
 from .gradient import EULER, HEUN, RK4, Tableau, runge_kutta
-from .step_weights import CLOCKS, StepWeights, fresh_noise, gaussian_weights, noise_weights, step_weights
+from .step_weights import CLOCKS, NoiseWeights, Step, StepWeights, fresh_noise, gaussian_weights, step_weights
 from .widths import width_at_the_end, widths
 
 __all__ = ["Multistep"]
@@ -217,6 +217,7 @@ class _Settings:
         coarsest: the argument of `quarterarc.arc.octave`.
         starting: number of Runge-Kutta steps at the start.
         order, form, clock, corrector, share, width, finish, eta, offsets: as for `Multistep`.
+        noise_weights: the weights of the noise estimates for widths; None where the noise is a polynomial.
     """
 
     angles: tuple[float, ...]
@@ -231,13 +232,14 @@ class _Settings:
     finish: str
     eta: float
     offsets: tuple[StepWeights, ...]
+    noise_weights: NoiseWeights | None = None
 
     @classmethod
     def resolve(cls, rule: Multistep, x: Tensor, angles: Sequence[float]) -> _Settings:
         """Fill in the defaults for points x, shape (B, C, H, W), and a grid."""
         form = rule.form or ("image" if rule.eta else BOTH)
         order = min(4 if form == BOTH else 3, len(angles) - 1) if rule.order is None else rule.order
-        return cls(
+        settings = cls(
             angles=tuple(angles),
             coarsest=BEYOND * math.sqrt(math.prod(x.shape[1:])),
             starting=order - 1 if rule.start == "runge-kutta" else 0,
@@ -251,6 +253,27 @@ class _Settings:
             eta=rule.eta,
             offsets=rule.offsets,
         )
+        if form != BOTH or rule.width == 0.0:
+            return settings
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        steps = settings._steps_with_widths()
+        weights = NoiseWeights(settings.clock, settings.coarsest, steps, dtype, x.device) if steps else None
+        return replace(settings, noise_weights=weights)
+
+    def _steps_with_widths(self) -> list[Step]:
+        """The predictions and corrections by polynomials after the first step, which is when widths are known."""
+        last = self.steps - (self.finish in ("gaussian", "image"))
+        predicted = [self._step(k, k + 1, k, self._order(k)) for k in range(max(1, self.starting), last)]
+        corrected = [self._step(k - 1, k, k, self.order) for k in range(self.starting + 1, self.steps)]
+        return predicted + (corrected if self.corrector else [])
+
+    def _step(self, first: int, end: int, last: int, order: int) -> Step:
+        """The step between the angles `first` and `end`, through up to `order` estimates, the latest at node `last`."""
+        return self.angles[first], self.angles[end], self.angles[max(0, last + 1 - order) : last + 1]
+
+    def _order(self, k: int) -> int:
+        """Number of estimates of the prediction in step k."""
+        return min(self.order, self.steps - k) if self.finish == "falling" else self.order
 
     @property
     def steps(self) -> int:
@@ -281,8 +304,7 @@ class _Settings:
         if k == self.steps - 1 and self.finish in ("gaussian", "image"):
             weights = self._finish(history, b, a)
         else:
-            order = min(self.order, self.steps - k) if self.finish == "falling" else self.order
-            weights = self._polynomial(history, b, a, k, order)
+            weights = self._polynomial(history, self._step(k, k + 1, k, self._order(k)))
         if self.offsets:
             weights = weights + self.offsets[k]
         x = weights.apply(x, history.estimates[-len(weights.image) :])
@@ -294,7 +316,7 @@ class _Settings:
         """Repeat step k - 1 through the estimate at its end, and move that estimate to the corrected points."""
         assert history.before is not None
         b, predicted, estimate = self.angles[k], history.x, history.estimates[-1]
-        weights = self._polynomial(history, self.angles[k - 1], b, k, self.order)
+        weights = self._polynomial(history, self._step(k - 1, k, k, self.order))
         history.x = weights.apply(history.before, history.estimates[-len(weights.image) :])
         if self.share is not None:
             # a smaller share at noise levels that hide every picture
@@ -310,11 +332,10 @@ class _Settings:
             width = history.x.new_zeros(1, dtype=torch.promote_types(history.x.dtype, torch.float32))
         return gaussian_weights(b, a, width if earlier is None else width_at_the_end(width, earlier))
 
-    def _polynomial(self, history: _History, b: float, a: float, last: int, order: int) -> StepWeights:
-        """The weights of the step from b to a through up to `order` estimates, the latest at node `last`."""
-        nodes = self.angles[max(0, last + 1 - order) : last + 1]
-        weights = step_weights(self.form, self.clock, b, a, nodes, self.coarsest, self.eta)
+    def _polynomial(self, history: _History, step: Step) -> StepWeights:
+        """The weights of a step by polynomials through the last estimates."""
+        weights = step_weights(self.form, self.clock, *step, self.coarsest, self.eta)
         _, width = history.widths
-        if width is None:
+        if width is None or self.noise_weights is None:
             return weights
-        return replace(weights, noise=noise_weights(self.clock, b, a, nodes, self.coarsest, width))
+        return replace(weights, noise=self.noise_weights(step, width))

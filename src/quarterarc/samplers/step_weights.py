@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -14,9 +14,10 @@ from numpy.polynomial.legendre import leggauss
 from torch import Tensor
 
 from ..arc import FINEST, NOISE_END, octave, octave_to_angle, spread
+from ..common.devices import send
 from ..estimate import Estimate
 
-__all__ = ["CLOCKS", "StepWeights", "fresh_noise", "gaussian_weights", "noise_weights", "step_weights"]
+__all__ = ["CLOCKS", "NoiseWeights", "StepWeights", "fresh_noise", "gaussian_weights", "step_weights"]
 
 CLOCKS = ("octave", "angle")
 
@@ -66,7 +67,7 @@ def step_weights(
 ) -> StepWeights:
     """The weights of the step from angle b to angle a through estimates at the nodes, exact to rounding.
 
-    In the form `both` these are the weights for width 0; `noise_weights` returns those for other widths.
+    In the form `both` these are the weights for width 0; `NoiseWeights` returns those for other widths.
 
     Args:
         form, clock: as for `Multistep`.
@@ -92,29 +93,37 @@ def step_weights(
     return _rounded(kept, math.sin(a) * (1.0 + excess) * (weights * decay).sum(1), none)
 
 
-def noise_weights(
-    clock: str, b: float, a: float, nodes: tuple[float, ...], coarsest: float, squared: Tensor
-) -> tuple[Tensor, ...]:
-    """The weights of the noise estimates in the form `both` with one width per image, one tensor per node.
+Step: TypeAlias = tuple[float, float, tuple[float, ...]]
+"""A step of a polynomial: its start b, its end a, and the nodes; as for `step_weights`."""
+
+
+class NoiseWeights:
+    """The weights of the noise estimates in the form `both` with one width per image, for the steps of a trajectory.
 
         int cos(angle) l_j(angle) s_w(angle) / s_w(node_j)          l_j the Lagrange polynomial of node j
 
+    The numbers of all steps are copied to the device at once.
+
     Args:
-        clock, b, a, nodes, coarsest: as for `step_weights`.
-        squared: w^2, shape (B,).
-
-    Returns:
-        Tensors of shape (B,), in the dtype of `squared`.
+        clock, coarsest: as for `step_weights`.
+        steps: the steps.
+        dtype, device: those of the squared widths.
     """
-    weights, angles = _noise_integrand(clock, b, a, nodes, coarsest)
 
-    def size(at: np.ndarray) -> Tensor:
-        """s_w, shape (B, angles)."""
-        return (1.0 + squared[:, None] * torch.as_tensor(np.tan(at) ** -2.0).to(squared)).rsqrt()
+    def __init__(
+        self, clock: str, coarsest: float, steps: Sequence[Step], dtype: torch.dtype, device: torch.device
+    ) -> None:
+        tables = [_noise_integrand(clock, *step, coarsest) for step in steps]
+        numbers = send(torch.from_numpy(np.concatenate([[], *tables])), device, dtype)
+        self._tables = dict(zip(steps, numbers.split([len(table) for table in tables]), strict=True))
 
-    sizes, at_nodes = size(angles), size(np.array(nodes))
-    integrals = ((sizes * torch.as_tensor(row).to(squared)).sum(1) for row in weights)
-    return tuple(integral / at_nodes[:, j] for j, integral in enumerate(integrals))
+    def __call__(self, step: Step, squared: Tensor) -> tuple[Tensor, ...]:
+        """The weights of a step, one tensor of shape (B,) per node, for squared widths w^2 of shape (B,)."""
+        table, nodes = self._tables[step], len(step[2])
+        inverse, weights = table[: len(_POINTS) + nodes], table[len(_POINTS) + nodes :].view(nodes, -1)
+        sizes = (1.0 + squared[:, None] * inverse).rsqrt()  # s_w, shape (B, angles and nodes)
+        at_angles, at_nodes = sizes.split([len(_POINTS), nodes], 1)
+        return ((at_angles[:, None] * weights).sum(2) / at_nodes).unbind(1)
 
 
 def gaussian_weights(b: float, a: float, squared: Tensor) -> StepWeights:
@@ -139,12 +148,11 @@ def gaussian_weights(b: float, a: float, squared: Tensor) -> StepWeights:
 
 
 @lru_cache(maxsize=4096)
-def _noise_integrand(
-    clock: str, b: float, a: float, nodes: tuple[float, ...], coarsest: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Quadrature weights of the integral of cos l_j from b to a, shape (nodes, angles), and the angles."""
+def _noise_integrand(clock: str, b: float, a: float, nodes: tuple[float, ...], coarsest: float) -> np.ndarray:
+    """Tan^-2 at the angles of the quadrature and at the nodes, then the weights of cos l_j, node by node."""
     angles, shares = _quadrature("both", clock, b, a, coarsest)
-    return _lagrange(np.array(nodes), angles, clock, coarsest) * shares * np.cos(angles), angles
+    weights = _lagrange(np.array(nodes), angles, clock, coarsest) * shares * np.cos(angles)
+    return np.concatenate([np.tan(np.concatenate([angles, nodes])) ** -2.0, weights.ravel()])
 
 
 def fresh_noise(b: float, a: float, eta: float) -> tuple[float, float]:

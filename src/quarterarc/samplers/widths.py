@@ -38,10 +38,10 @@ def widths(before: Tensor, after: Tensor, b: float, a: float) -> Tensor:
         return before.new_zeros(len(before))
     # zero noise (0 / 0) and noise that changed sign count as kept = 0
     kept = torch.nan_to_num((before * after).sum(1) / before.square().sum(1), nan=0.0).clamp(0.0, 1.0).square()
-    loss = (1.0 - kept).where(1.0 - kept > ROUNDINGS * torch.finfo(dtype).eps, 0.0)
+    loss = (1.0 - kept).masked_fill(1.0 - kept <= ROUNDINGS * torch.finfo(dtype).eps, 0.0)
     lost, left = math.tan(a) ** 2 * loss, kept - (math.tan(a) / math.tan(b)) ** 2
     most = WIDEST**2 * math.tan(a) * math.tan(b)
-    return torch.where(left * most > lost, lost / left, most)
+    return (lost / left).masked_fill(left * most <= lost, most)
 
 
 def width_at_the_end(squared: Tensor, earlier: Tensor) -> Tensor:
@@ -50,4 +50,4 @@ def width_at_the_end(squared: Tensor, earlier: Tensor) -> Tensor:
     Data around one shape have one width. Real images have detail at every scale, and the width estimated from a step
     shrinks with its sigmas; it is extrapolated to shrink by the same factor, w^2 / earlier w^2, once more.
     """
-    return squared * torch.where(earlier > squared, squared / earlier, 1.0)
+    return squared * (squared / earlier).masked_fill(earlier <= squared, 1.0)

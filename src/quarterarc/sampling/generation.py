@@ -64,7 +64,7 @@ def batches(
     device = traits(plan.denoise).device or "cpu"
     for first in range(0, len(seeds), batch_size):
         part = seeds[first : first + batch_size]
-        classes = None if labels is None else torch.tensor(labels[first : first + batch_size], device=device)
+        classes = None if labels is None else labels[first : first + batch_size]
         with memory_checked(
             lambda: (
                 f"sampling a batch of {counted(len(part), 'image')} of shape {tuple(shape)} on {device}: "  # noqa: B023

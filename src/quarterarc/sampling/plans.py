@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .. import grids
 from ..arc import NOISE_END, ROUNDING
+from ..common.devices import send
 from ..common.errors import InputError
 from ..common.streams import Purpose, streams
 from ..common.text import counted, one_line
@@ -211,7 +212,7 @@ def _as_tensor(labels: Tensor | Sequence[int], device: torch.device) -> Tensor:
         raise InputError(f"labels are whole numbers, one per image: {one_line(error)}") from None
     if tensor.ndim != 1 or tensor.is_floating_point() or tensor.dtype == torch.bool:
         raise InputError(f"labels are whole numbers of shape (B,), got {tensor.dtype} of shape {tuple(tensor.shape)}")
-    return tensor.to(device, torch.int64)
+    return send(tensor, device, torch.int64)
 
 
 @torch.no_grad()
