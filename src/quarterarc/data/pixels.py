@@ -10,7 +10,7 @@ from torch import Tensor
 from ..common.devices import send
 from ..common.errors import InputError
 
-__all__ = ["apply_flips", "axes_call", "to_float", "to_uint8"]
+__all__ = ["apply_flips", "axes_call", "levels", "to_float", "to_uint8"]
 
 
 def to_float(pixels: Tensor) -> Tensor:
@@ -34,6 +34,11 @@ def to_uint8(images: Tensor) -> Tensor:
             f"{where} has pixels that are NaN or infinite ({int(missing.sum()):,} of {images.numel():,}): check "
             "the network's weights and the sampler's options"
         )
+    return levels(images)
+
+
+def levels(images: Tensor) -> Tensor:
+    """`to_uint8` without its check, for which the host waits for the device: NaN and infinity get any level."""
     if images.dtype.itemsize < 4:
         images = images.float()
     return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

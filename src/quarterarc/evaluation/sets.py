@@ -20,7 +20,7 @@ from ..common.errors import InputError
 from ..common.text import counted, ranges
 from ..data.image_set import Shape, Wanted
 from ..data.memory import as_pixels
-from ..data.pixels import to_uint8
+from ..data.pixels import levels
 from ..data.sources import digest
 from ..denoiser import Denoise, traits
 from ..sampling.generation import batches, count_evaluations, mean_evaluations
@@ -188,7 +188,7 @@ class SampledSet:
                     f"first the image of seed {first}: check the network's weights and the sampler's options"
                 )
             self._evaluated.append((result.nfe, len(seeds)))
-            yield number, to_uint8(result.images)
+            yield number, levels(result.images)
 
 
 def _seed_text(seeds: Sequence[int]) -> str:

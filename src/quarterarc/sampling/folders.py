@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence, Set
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,15 @@ from ..common.errors import InputError
 from ..common.limits import check_batch_size
 from ..common.progress import progress_bar
 from ..common.text import counted, ranges
-from ..data.pixels import to_uint8
+from ..data.pixels import levels
 from ..denoiser import Denoise, required_shape, traits
 from ..samplers import current_options
 from ..storage.files import flush, make_folder, read_json, write_json
 from ..storage.locks import LOCK, locked
 from ..storage.pictures import contact_sheet, is_whole_png, read_png, write_png
 from ..storage.temporary import is_temporary, sweep
-from .generation import batches, check_finite, count_evaluations, mean_evaluations
+from .arrivals import arriving, check_finite
+from .generation import batches, count_evaluations, mean_evaluations
 from .plans import Plan, Sampling, check_labels, labels_in_turn
 from .trajectories import IN_SHEET
 
@@ -133,13 +134,18 @@ def _write(
     bar = progress_bar(len(mine), "image", "sample", progress and process.rank == 0)
     undone = _removed_on_error(out, existed) if process.rank == 0 else nullcontext()
     with undone, bar, ThreadPoolExecutor(4) as writers:
-        for part, result in results:
-            evaluated.append((result.nfe, len(part)))
-            check_finite(part, result.images)
-            pixels = to_uint8(result.images).cpu()
-            # a batch is written before the next one is sampled: memory stays bounded, and finished images are kept
-            list(writers.map(write_png, (out / _name(seed) for seed in part), pixels))
-            bar.update(len(part))
+        writing: list[Future[None]] = []
+        for batch in arriving(results, levels):
+            evaluated.append((batch.nfe, len(batch.seeds)))
+            check_finite(batch.seeds, batch.finite)
+            # a batch is written while the next one is computed, and before a third one is: memory stays bounded
+            _wait_for(writing)
+            writing = [
+                writers.submit(write_png, out / _name(seed), pixels)
+                for seed, pixels in zip(batch.seeds, batch.images, strict=True)
+            ]
+            bar.update(len(batch.seeds))
+        _wait_for(writing)
         list(writers.map(flush, (out / _name(seed) for seed in mine)))
     seconds = time.perf_counter() - started
     evaluated = [batch for parts in process.gathered(evaluated) for batch in parts]
@@ -159,6 +165,12 @@ def _write(
     return _describe(
         out, settings, whole | {*seeds}, complete=True, classes=classes, nfe=nfe, device=device, **speed, **named
     )
+
+
+def _wait_for(writing: Sequence[Future[None]]) -> None:
+    """Wait for files; raise the error of the first one that could not be written."""
+    for file in writing:
+        file.result()
 
 
 @contextmanager

@@ -16,10 +16,11 @@ from ..common.streams import FORMAT, Purpose, streams
 from ..common.text import counted
 from ..denoiser import Denoise, required_shape, traits
 from ..samplers import Sampler
+from .arrivals import arriving, check_finite
 from .plans import GridLike, Plan, Sampling
 from .trajectories import Result, run
 
-__all__ = ["batches", "check_finite", "count_evaluations", "first_noise", "generate", "mean_evaluations", "noise"]
+__all__ = ["batches", "count_evaluations", "first_noise", "generate", "mean_evaluations", "noise"]
 
 
 def noise(
@@ -118,13 +119,17 @@ def generate(
         labels = [labels] * len(seeds)
     elif isinstance(labels, Tensor):
         labels = labels.tolist()
-    parts = []
+    results = batches(plan, seeds, batch_size=batch_size, labels=labels, shape=shape)
+    images, done = torch.empty(0), 0
     with progress_bar(len(seeds), "image", "sample", progress) as bar:
-        for part, result in batches(plan, seeds, batch_size=batch_size, labels=labels, shape=shape):
-            check_finite(part, result.images)
-            parts.append(result.images.cpu())
-            bar.update(len(part))
-    return torch.cat(parts)
+        for batch in arriving(results, lambda images: images):
+            check_finite(batch.seeds, batch.finite)
+            if not done:
+                images = batch.images.new_empty((len(seeds), *batch.images.shape[1:]))
+            images[done : done + len(batch.seeds)] = batch.images
+            done += len(batch.seeds)
+            bar.update(len(batch.seeds))
+    return images
 
 
 def count_evaluations(plan: Plan, seed: int, label: int | None = None) -> float:
@@ -137,14 +142,3 @@ def mean_evaluations(batches: Sequence[tuple[float, int]]) -> float:
     """Network evaluations per image, from those of batches and their sizes; an int where the mean is whole."""
     mean = sum(nfe * images for nfe, images in batches) / sum(images for _, images in batches)
     return int(mean) if mean.is_integer() else round(mean, 2)
-
-
-def check_finite(seeds: Sequence[int], images: Tensor) -> None:
-    """Raise an InputError that names the first seed whose image has NaN or infinity."""
-    finite = images.flatten(1).isfinite().all(1).tolist()
-    bad = [seed for seed, good in zip(seeds, finite, strict=True) if not good]
-    if bad:
-        raise InputError(
-            f"the image of seed {bad[0]} has pixels that are NaN or infinite: check the network's weights and the "
-            "sampler's options"
-        )
