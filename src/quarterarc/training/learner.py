@@ -53,7 +53,7 @@ class Learner:
         self.objective = recipe.objective.build()
         self.notes: list[str] = []
         self._compiles = compiled
-        self._graphs = 0  # compiled so far, counted after the first step
+        self._graphs: int | None = None  # compiled in this process, counted after the first step
         if compiled:
             self._compile()
         self.average: nn.Module | None = None
@@ -84,7 +84,7 @@ class Learner:
         """
         if not self._compiles:
             return self._step(parts, step)
-        if self._graphs:
+        if self._graphs is not None:
             results = self._step(parts, step)
             if compiled_graphs() > self._graphs:
                 self._graphs = compiled_graphs()
