@@ -151,7 +151,7 @@ def is_long(words: list[str]) -> bool:
     """Whether a command asks for much work: large numbers, a large recipe, compilation, or the counts of the papers."""
     numbers = [abs(float(text)) for word in words for text in re.findall(r"\d+(?:\.\d+)?(?:e\d+)?", word[:200])]
     usual = words[0] in ("demo", "experiment", "evaluate", "tune") or "fuzz.yaml" in words
-    usual = usual or "training.compile=true" in words
+    usual = usual or "training.compile=true" in words or "network=unet" in words  # the default size
     return usual or any(number > 64 for number in numbers) or any(word.startswith("c") for word in words[1:2])
 
 

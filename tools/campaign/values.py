@@ -193,5 +193,7 @@ def mutated(value: Any, rng: np.random.Generator) -> Any:
             return [*value[:place], mutated(value[place], rng), *value[place + 1 :]]
         return value[:place] + value[place + 1 :] if rng.random() < 0.5 else [*value, *value]
     if isinstance(value, int | float) and not isinstance(value, bool) and rng.random() < 0.4:
-        return [-value, value * 1000, 0, value + 1, 10**30, str(value), value / 3][int(rng.integers(7))]
+        return [-value, value * 1000, 0, value + 1, 10**30, str(value), value / 3 if abs(value) < 1e300 else 0.5][
+            int(rng.integers(7))
+        ]
     return leaf(rng)

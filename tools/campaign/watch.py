@@ -21,7 +21,7 @@ __all__ = ["GOOD", "Rules", "Watched", "judge", "remarks", "watched", "watched_t
 LIMIT = 10.0
 """Seconds that a command may take before it counts as hanging."""
 CTRL_C = 5.0
-"""Seconds after which a command that has much work gets SIGINT, as from Ctrl-C."""
+"""Seconds after which a command that has much work gets SIGINT, as from Ctrl-C; half of it later once more."""
 ADDRESSES = 12 * 2**30
 """Address space of a command in bytes: torch alone maps some GB; what exceeds this is out of memory."""
 GOOD = ("success", "one-line error", "stopped by Ctrl-C")
@@ -100,6 +100,8 @@ def watched(words: Sequence[str], folder: Path, rules: Rules, limit: float = LIM
     if rules.long and not attempt.wait(CTRL_C):
         send(pid, signal.SIGINT)
         interrupted = True
+        if not attempt.wait(CTRL_C / 2):  # in a step of much work
+            send(pid, signal.SIGINT)
     hung = not attempt.wait(max(0.0, started + limit - time.monotonic()))
     if hung:
         send(pid, signal.SIGUSR1)  # prints where each thread is
@@ -170,6 +172,11 @@ def remarks(seen: Watched) -> tuple[str, ...]:
     return tuple(found)
 
 
+def _loads_compiled(words: Any) -> bool:
+    """Whether a process is that in which `torch.compile` tries whether it can load what it has compiled."""
+    return isinstance(words, list) and words[:2] == [sys.executable, "-c"] and "cdll.LoadLibrary(" in str(words[2])
+
+
 def _watch(events: Path, rules: Rules) -> None:
     """Set limits and the audit hook, in the fork."""
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESSES, ADDRESSES))
@@ -207,7 +214,7 @@ def _watch(events: Path, rules: Rules) -> None:
             raise ConnectionRefusedError(111, "no network in the campaign")
         elif event in _STARTS:
             program = arguments[0] if isinstance(arguments[0], str) else str((arguments[1] or ["?"])[0])
-            if program not in _OURS:
+            if program not in _OURS and not _loads_compiled(arguments[1]):
                 report(f"process: {event} {arguments[:2]!r}")  # the environment does not belong into a report
 
     sys.addaudithook(spy)
