@@ -1,4 +1,4 @@
-"""`quarterarc sample`: images from seeds, as PNG files."""
+"""`quarterarc sample`: images from seeds, as PNG files or as one npz."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from .parser import Parser
 def add_arguments(parser: Parser) -> None:
     """The arguments of `quarterarc sample`."""
     parser.add_argument("model", type=a_text, metavar="RUN", help="a run folder, or one of its checkpoints")
-    parser.add_argument("--out", required=True, type=a_path, metavar="DIR", help="the folder of the images")
+    out = "the folder of the images, or a file that ends in .npz, in ADM's layout"
+    parser.add_argument("--out", required=True, type=a_path, metavar="PATH", help=out)
     seeds = "one per image: 0-63 or 1,5,10-19 (default: %(default)s)"
     parser.add_argument("--seeds", default="0-63", metavar="LIST", help=seeds)
     add_sampling_arguments(parser)
@@ -53,5 +54,6 @@ def run(args: argparse.Namespace) -> int:
     )
     if made:
         images, evaluations = counted(made["count"], "image"), counted(made["nfe"], "network evaluation")
-        print(f"{images}, {evaluations} per image, in {args.out} (overview: contact-sheet.png)")
+        overview = " (overview: contact-sheet.png)" if args.out.is_dir() else ""
+        print(f"{images}, {evaluations} per image, in {args.out}{overview}")
     return 0

@@ -26,7 +26,9 @@ from ..data.memory import MEMORY
 from ..data.sources import Labels, Source, digest
 from ..data.spec import DataSpec
 from ..data.survey import survey
-from ..sampling.folders import LABELS, NAMES, is_sample
+from ..sampling.archives import read_record
+from ..sampling.folders import is_sample
+from ..sampling.records import LABELS, NAMES
 from ..storage.files import read_json, read_text
 from ..storage.npz import Npz
 from .sets import batch_rows
@@ -42,6 +44,8 @@ _MOST_PIXELS = 2**26  # of an image in an npz, the default of data.max_pixels
 class NpzSet:
     """The images of an npz in ADM's layout: `arr_0`, uint8 (N, H, W, C); read batch by batch.
 
+    The record of an npz that `quarterarc sample` wrote gives `ImageSet.sampling`.
+
     Args:
         path: the file.
         limit: number of images to use, the first ones; all if None.
@@ -49,8 +53,6 @@ class NpzSet:
     Raises:
         InputError: if the file holds no such images.
     """
-
-    sampling: dict[str, Any] | None = None
 
     def __init__(self, path: Path, limit: int | None = None) -> None:
         self.what, self._npz = f"{path}", Npz(path)
@@ -73,6 +75,8 @@ class NpzSet:
         entry = self._npz.entry("arr_0")
         self.fingerprint = digest(entry.CRC, entry.file_size, self.count)
         self.identity = digest(self.fingerprint, str(path.resolve()), path.stat().st_mtime_ns)
+        record = read_record(self._npz)
+        self.sampling = None if record is None else _sampling_of(record)
 
     def batches(self, size: int, wanted: Wanted) -> Iterator[tuple[int, Tensor]]:
         bytes_per_image = math.prod(self._shape[1:])
@@ -228,8 +232,13 @@ def _read_sampling(folder: Path) -> dict[str, Any]:
     about = read_json(folder / "samples.json")
     if not isinstance(about, dict) or not about.get("complete", False):
         raise InputError(f"the samples in {folder} are not complete: run the same `quarterarc sample` again to finish")
+    return _sampling_of(about)
+
+
+def _sampling_of(record: dict[str, Any]) -> dict[str, Any]:
+    """How images were sampled, for results, from the record of the images."""
     results = ("complete", "count", "images_per_second", LABELS, NAMES)
-    return {key: value for key, value in about.items() if key not in results}
+    return {key: value for key, value in record.items() if key not in results}
 
 
 def training_images(run: Path, limit: int | None = None) -> ImageSet:

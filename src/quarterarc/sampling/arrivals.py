@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from ..common.errors import InputError
 from .trajectories import Result
 
-__all__ = ["Arrived", "arriving", "check_finite"]
+__all__ = ["Arrived", "arriving", "check_finite", "wait_for"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,3 +86,9 @@ def check_finite(seeds: Sequence[int], finite: Tensor) -> None:
             f"the image of seed {bad[0]} has pixels that are NaN or infinite: check the network's weights and the "
             "sampler's options"
         )
+
+
+def wait_for(writing: Sequence[Future[None]]) -> None:
+    """Wait for files that threads write; raise the error of the first one that could not be written."""
+    for file in writing:
+        file.result()

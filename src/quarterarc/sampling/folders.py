@@ -25,29 +25,24 @@ from ..common.progress import progress_bar
 from ..common.text import counted, ranges
 from ..data.pixels import levels
 from ..denoiser import Denoise, required_shape, traits
-from ..samplers import current_options
 from ..storage.files import flush, make_folder, read_json, write_json
 from ..storage.locks import LOCK, locked
 from ..storage.pictures import contact_sheet, is_whole_png, read_png, write_png
 from ..storage.temporary import is_temporary, sweep
-from .arrivals import arriving, check_finite
+from .archives import write_archive
+from .arrivals import arriving, check_finite, wait_for
 from .generation import batches, count_evaluations, mean_evaluations
-from .plans import Plan, Sampling, check_labels, labels_in_turn
+from .plans import Sampling, check_labels, labels_in_turn
+from .records import ABOUT, LABELS, Job, changed_settings, names_of
 from .trajectories import IN_SHEET
 
-__all__ = ["LABELS", "NAMES", "SHEETS", "is_sample", "write_samples"]
+__all__ = ["SHEETS", "is_sample", "write_samples"]
 
 logger = logging.getLogger("quarterarc")
 
-ABOUT, SHEET = "samples.json", "contact-sheet.png"
+SHEET = "contact-sheet.png"
 SHEETS = (SHEET, "grid.png")
 """File names of the contact sheet, which is no sample; the second one is of version 0.1."""
-LABELS = "image_labels"
-"""The key of samples.json with the label of each image, by seed as text: {"0": 3, "1": 7}."""
-NAMES = "class_names"
-"""The key of samples.json with the name of each label used, as text: {"0": "cat"}."""
-RESULTS = ("complete", "count", "seeds", LABELS, NAMES, "nfe", "images_per_second", "device")
-"""The keys of samples.json that describe the outcome; the others are settings, which determine the images."""
 
 
 def write_samples(
@@ -61,52 +56,48 @@ def write_samples(
     about: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> dict[str, Any] | None:
-    """Sample to a folder in bounded memory, skipping the seeds that are already there; processes share the seeds.
+    """Sample to a folder or an npz in bounded memory, skipping the seeds that are there; processes share the seeds.
 
-    Images that are incomplete, damaged or of another size are sampled again. Other files stay; the log names them.
+    Images of a folder that are incomplete, damaged or of another size are sampled again. Other files stay; the log
+    names them.
 
     Args:
         denoise: a denoiser that declares the shape of its images.
-        out: the folder; it may hold images of the same settings.
+        out: the folder; it may hold images of the same settings. A name that ends in .npz is a file in ADM's layout
+            (`archives`), which may exist only if it holds the same images.
         seeds: one per image; the PNG of seed 7 is 000007.png.
         sampling: the request; the defaults if None.
         batch_size: images per batch.
         labels: classes, used in turn over `seeds`: the image of seeds[k] has the label labels[k % len(labels)], which
-            samples.json records. An image that the folder already has must have the same label.
+            the record keeps. An image that the folder already has must have the same label.
         about: further settings to record, such as the checkpoint's hash.
         progress: whether to show a progress bar on a terminal.
 
     Returns:
-        The contents of samples.json; None in every process but the first.
+        The record: the contents of samples.json. None in every process but the first.
 
     Raises:
-        InputError: for settings that `sample` does not accept, a folder with samples of other settings or labels, or
-            one that another process is filling.
+        InputError: for settings that `sample` does not accept, a folder or file with other images, settings or labels,
+            or one that another process is filling.
+        OSError: if an image cannot be written, for example to a full disk.
     """
     check_batch_size(batch_size)
     check_labels(denoise, labels)
     plan = (sampling or Sampling()).plan(denoise)
     settings = {**(about or {}), **plan.describe(), "labels": None if labels is None else list(labels)}
+    job = Job(plan, seeds, labels_in_turn(labels, len(seeds)), settings, batch_size, progress)
+    if out.suffix.lower() == ".npz" and not out.is_dir():
+        return write_archive(out, job)
     process = processes()
     existed = out.exists()
     make_folder(out)
     with locked(out, "writing samples") if process.rank == 0 else nullcontext():
-        return _write(denoise, out, seeds, plan, settings, batch_size, labels, process, existed, progress)
+        return _write(out, job, process, existed)
 
 
-def _write(
-    denoise: Denoise,
-    out: Path,
-    seeds: Sequence[int],
-    plan: Plan,
-    settings: Mapping[str, Any],
-    batch_size: int,
-    labels: Sequence[int] | None,
-    process: Processes,
-    existed: bool,
-    progress: bool,
-) -> dict[str, Any] | None:
-    """Sample to a folder that the first process has locked; arguments and result as for `write_samples`."""
+def _write(out: Path, job: Job, process: Processes, existed: bool) -> dict[str, Any] | None:
+    """Sample to a folder that the first process has locked; result as for `write_samples`."""
+    plan, seeds, settings = job.plan, job.seeds, job.settings
     if process.rank == 0:
         sweep(out, locked=True)
     if not plan.exact and _seeds_in(out):
@@ -115,7 +106,7 @@ def _write(
             "another --out"
         )
     nfe, classes = _check_same(out, settings)
-    label_of = dict(zip(seeds, labels_in_turn(labels, len(seeds)) or (), strict=labels is not None))
+    label_of = dict(zip(seeds, job.labels or (), strict=job.labels is not None))
     _check_same_labels(out, classes, label_of)
     classes |= label_of
     whole = process.from_first(set() if process.rank else _whole(out, seeds, required_shape(plan.denoise)))
@@ -126,12 +117,12 @@ def _write(
     results = batches(
         plan,
         mine,
-        batch_size=batch_size,
-        labels=None if labels is None else [label_of[seed] for seed in mine],
+        batch_size=job.batch_size,
+        labels=None if job.labels is None else [label_of[seed] for seed in mine],
     )
     started = time.perf_counter()
     evaluated: list[tuple[float, int]] = []
-    bar = progress_bar(len(mine), "image", "sample", progress and process.rank == 0)
+    bar = progress_bar(len(mine), "image", "sample", job.progress and process.rank == 0)
     undone = _removed_on_error(out, existed) if process.rank == 0 else nullcontext()
     with undone, bar, ThreadPoolExecutor(4) as writers:
         writing: list[Future[None]] = []
@@ -139,13 +130,13 @@ def _write(
             evaluated.append((batch.nfe, len(batch.seeds)))
             check_finite(batch.seeds, batch.finite)
             # a batch is written while the next one is computed, and before a third one is: memory stays bounded
-            _wait_for(writing)
+            wait_for(writing)
             writing = [
                 writers.submit(write_png, out / _name(seed), pixels)
                 for seed, pixels in zip(batch.seeds, batch.images, strict=True)
             ]
             bar.update(len(batch.seeds))
-        _wait_for(writing)
+        wait_for(writing)
         list(writers.map(flush, (out / _name(seed) for seed in mine)))
     seconds = time.perf_counter() - started
     evaluated = [batch for parts in process.gathered(evaluated) for batch in parts]
@@ -160,17 +151,11 @@ def _write(
     flush(out / SHEET)
     flush(out)  # the names of the images
     speed = {"images_per_second": round(len(mine) * process.count / seconds, 2)} if mine else {}
-    device, names = str(traits(denoise).device or "cpu"), traits(denoise).class_names
-    named = {NAMES: {str(label): names[label] for label in sorted(set(classes.values()))}} if names and classes else {}
+    declared = traits(plan.denoise)
+    device, named = str(declared.device or "cpu"), names_of(classes.values(), declared.class_names)
     return _describe(
         out, settings, whole | {*seeds}, complete=True, classes=classes, nfe=nfe, device=device, **speed, **named
     )
-
-
-def _wait_for(writing: Sequence[Future[None]]) -> None:
-    """Wait for files; raise the error of the first one that could not be written."""
-    for file in writing:
-        file.result()
 
 
 @contextmanager
@@ -202,13 +187,7 @@ def _check_same(out: Path, settings: Mapping[str, Any]) -> tuple[float | None, d
         before = read_json(out / ABOUT)
         if not isinstance(before, dict):
             raise InputError(f"{out / ABOUT} does not hold the settings of its images: give another --out")
-        earlier = _current({key: value for key, value in before.items() if key not in RESULTS})
-        if "tuned_weights" not in earlier:  # until version 0.2 only the tuned angles were recorded
-            settings = {key: value for key, value in settings.items() if key != "tuned_weights"}
-        names = earlier.keys() | settings.keys()
-        if settings.get("checkpoint_sha256"):
-            names -= {"model"}  # one run has many paths, and may have been moved
-        changed = sorted(key for key in names if earlier.get(key) != settings.get(key))
+        changed = changed_settings(before, settings)
         if changed:
             raise InputError(f"{out} holds samples with other settings ({', '.join(changed)}): give another --out")
         nfe = before.get("nfe")
@@ -274,15 +253,6 @@ def _whole(out: Path, seeds: Sequence[int], shape: Sequence[int]) -> set[int]:
         names = ", ".join(other[:3]) + (", ..." if len(other) > 3 else "")
         logger.warning("%s also holds %s, which stay: %s", out, counted(len(other), "other file"), names)
     return whole
-
-
-def _current(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings of a samples.json with the options under their current names."""
-    name, options = settings.get("sampler"), settings.get("options")
-    if isinstance(name, str) and isinstance(options, dict):
-        with suppress(InputError):  # the name of a class, or of a sampler that is not installed
-            return {**settings, "options": current_options(name, options, warn=False)}
-    return settings
 
 
 def _describe(

@@ -1,11 +1,15 @@
-"""Arrays in npz files from anyone: what an entry claims is checked before memory is allocated for it."""
+"""Arrays in npz files.
+
+Those that are read come from anyone: what an entry claims is checked before memory is allocated for it. Those that are
+written need not fit into memory.
+"""
 
 from __future__ import annotations
 
 import math
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -15,8 +19,9 @@ from numpy.typing import NDArray
 
 from ..common.errors import InputError
 from ..common.text import one_line, shortened
+from .files import replace_file
 
-__all__ = ["Header", "Npz"]
+__all__ = ["Header", "Npz", "Rows", "write_npz"]
 
 _MOST_ENTRIES = 1_000
 _RATIO = 16  # of compression; numbers hardly compress
@@ -123,6 +128,10 @@ class Npz:
                 f"{self.path}: its {name} holds a pickle, which is never loaded: save arrays of numbers; images are "
                 "uint8 (N, H, W, C)"
             )
+        if not header.dtype.itemsize:
+            raise InputError(
+                f"{self.path}: its {name} has elements of 0 bytes ({header.dtype}): save arrays of numbers"
+            )
         size = math.prod(header.shape) * header.dtype.itemsize
         entry = self.entry(name)
         stored = min(entry.file_size, _DEFLATE * entry.compress_size + len(header.shape), _DEFLATE * self._size())
@@ -135,3 +144,40 @@ class Npz:
 
     def _size(self) -> int:
         return self.path.stat().st_size
+
+
+class Rows(NamedTuple):
+    """An array that is written part by part.
+
+    Attributes:
+        shape: the shape of the whole.
+        dtype: its type, which is that of the parts.
+        parts: arrays that follow each other along the first axis.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    parts: Iterable[NDArray[Any]]
+
+
+def write_npz(path: Path, arrays: Mapping[str, NDArray[Any] | Rows], durable: bool = True) -> None:
+    """Write arrays of numbers or text to an npz, not compressed, replacing the file; equal arrays give equal bytes.
+
+    Args:
+        path: the file; it appears when it is complete.
+        arrays: the arrays by name.
+        durable: as for `replace_file`.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    with replace_file(path, durable) as beside, zipfile.ZipFile(beside, "w") as archive:
+        for name, array in arrays.items():
+            rows = array if isinstance(array, Rows) else Rows(array.shape, array.dtype, [array])
+            header = {
+                "descr": np.lib.format.dtype_to_descr(rows.dtype), "fortran_order": False, "shape": rows.shape
+            }  # fmt: skip
+            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as file:
+                np.lib.format.write_array_header_1_0(file, header)
+                for part in rows.parts:
+                    file.write(np.ascontiguousarray(part).data.cast("B") if part.size else b"")
