@@ -486,7 +486,7 @@ def test_out_of_memory_is_one_line_with_the_sizes_and_what_to_lower(
     assert training.returncode == 2
     last = training.stderr.splitlines()[-1]
     assert "out of memory: training.batch=8 in parts of 8 images of 8x8 pixels" in last
-    assert "lower training.batch" in last
+    assert "lower training.batch, raise training.accumulate" in last
     sampling = cli("sample", tiny_run, "--out", tmp_path / "made", "--seeds", "0-3")
     assert sampling.returncode == 2
     assert (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -43,10 +44,22 @@ def memory_checked(describe: Callable[[], str]) -> Iterator[None]:
     except (MemoryError, RuntimeError, OSError, ValueError) as error:
         if not is_out_of_memory(error):
             raise
-        message = f"out of memory: {describe()}"
+        message = f"out of memory: {describe()}{_peak()}"
     else:
         return
     raise InputError(message)  # outside the handler, whose traceback would keep the tensors
+
+
+def _peak() -> str:
+    """The most memory that was in use, on a GPU if one is used, for messages; empty where it is not known."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return f" (at most {torch.cuda.max_memory_allocated() / 1e9:.1f} GB were in use on the GPU)"
+    try:
+        import resource
+    except ImportError:  # Windows
+        return ""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return f" (at most {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9:.1f} GB were in use)"
 
 
 def require_memory(size: float, device: torch.device, describe: Callable[[], str]) -> None:

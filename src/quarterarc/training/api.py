@@ -68,7 +68,8 @@ def train(
             processes are started with `accelerate launch`, and each takes its own GPU.
         resume: continue from the newest complete checkpoint, or start if there is none yet. From the recipe of the run
             may differ: the number of steps and how often files are written; and, recorded in changes.jsonl, the
-            learning rate, the clip and the precision (after a divergence), and the source of the same images.
+            learning rate, the clip and the precision (after a divergence), `training.accumulate` and `training.compile`
+            (which change the weights by rounding alone), and the source of the same images.
         progress: show a progress bar on a terminal.
 
     Returns:

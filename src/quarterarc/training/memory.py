@@ -28,8 +28,8 @@ def what_to_lower(recipe: Recipe, part: int, device: torch.device) -> str:
     unet = f" (network.channels={network.channels})" if network.name == "unet" else ""
     return (
         f"training.batch={settings.batch} in parts of {part:,} images of {data.height}x{data.width} pixels, with the "
-        f"network '{network.name}'{unet}, on {device}: lower training.batch, raise training.accumulate, or choose a "
-        "smaller network.channels or data.size"
+        f"network '{network.name}'{unet}, on {device}: lower training.batch, raise training.accumulate (which a "
+        "resumed run may change), or choose a smaller network.channels or data.size"
     )
 
 
