@@ -13,6 +13,7 @@ import torch
 from conftest import Cli
 from quarterarc.common.errors import InputError
 from quarterarc.data import DataSpec
+from quarterarc.networks import UNet
 from quarterarc.training.recipe import Recipe, differences
 from quarterarc.training.recipe_text import read_recipe, recipe_names
 
@@ -373,3 +374,27 @@ def test_a_source_has_any_name_that_a_file_system_allows(name: str, tmp_path: Pa
 def test_a_source_whose_name_is_not_utf_8_gets_one_line() -> None:
     with pytest.raises(InputError, match=r"data\.source: .* unicode"):
         read_recipe("digits", ["data.source=bad\udcff"])
+
+
+def test_heads_of_attention_and_recomputation_are_fields_that_reach_the_network() -> None:
+    from quarterarc.training.network import recipe_network
+
+    recipe = read_recipe("digits", ["network.head_channels=16", "training.recompute=true"])
+    network = recipe_network(recipe, 1, 2, None)
+    assert isinstance(network, UNet)
+    assert network.config["head_channels"] == 16
+    assert recipe.model_dump()["network"]["head_channels"] == 16
+    assert Recipe(**recipe.model_dump()) == recipe
+    assert network.recompute
+    plain = recipe_network(read_recipe("digits"), 1, 2, None)
+    assert isinstance(plain, UNet)
+    assert plain.config["head_channels"] is None
+    assert not plain.recompute
+    assert plain.state_dict().keys() == network.state_dict().keys()
+    with pytest.raises(InputError, match=r"head_channels 5 must divide the widths"):
+        recipe_network(read_recipe("digits", ["network.head_channels=5"]), 1, 2, None)
+    for value in ("0", "-1", "1.5", "all"):
+        with pytest.raises(InputError, match=r"network\.head_channels"):
+            read_recipe("digits", [f"network.head_channels={value}"])
+    with pytest.raises(InputError, match=r"training\.recompute=true is for the U-Net"):
+        read_recipe({"data": "digits", "size": 8, "network": "a.module:Net", "training": {"recompute": True}})

@@ -16,6 +16,9 @@ from quarterarc.common.memory import is_out_of_memory, memory_checked, memory_of
 from quarterarc.data.patterns import matching_files
 from quarterarc.networks import UNet, build_network
 from quarterarc.networks.unet import fewest_weights
+from quarterarc.training.memory import fewest_bytes
+from quarterarc.training.recipe_text import read_recipe
+from tools.training_memory import largest_batch, step_bytes
 
 
 @pytest.mark.parametrize(
@@ -177,3 +180,20 @@ def test_a_pattern_visits_a_bounded_number_of_files(tmp_path: Path, monkeypatch:
         (tmp_path / f"{number}").mkdir()
     with pytest.raises(InputError, match="visits more than 10 files: give a narrower one"):
         list(matching_files(f"{tmp_path}/**/*.parquet"))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_bound_of_a_training_step_is_below_what_the_step_takes(precision: str) -> None:
+    """For eager mode; a compiled step keeps the same tensors at least."""
+    needs = {}
+    for recompute in ("false", "true"):
+        fields = ["network.channels=8", "network.blocks=1", "network.attention=auto", "data.size=16"]
+        recipe = read_recipe("digits", [*fields, f"training.precision={precision}", f"training.recompute={recompute}"])
+        bytes_of = step_bytes(recipe, 64)
+        needs[recompute] = bytes_of["kept"]
+        assert 0.05 * bytes_of["peak"] < fewest_bytes(recipe, 64) <= bytes_of["peak"]
+    assert needs["true"] < needs["false"] / 4
+    peak = step_bytes(recipe, 40)["peak"]
+    assert largest_batch(recipe, peak) == 40
+    assert largest_batch(recipe, peak - 1) == 39
+    assert largest_batch(recipe, 1.0) == 0

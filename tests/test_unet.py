@@ -1,9 +1,11 @@
 """The U-Net: any size and channel count, time computed once, labels, precision, and a config that rebuilds it."""
 
 import json
+from copy import deepcopy
 
 import pytest
 import torch
+from torch import Tensor
 
 from quarterarc.common.errors import InputError
 from quarterarc.networks import UNet, attention_levels
@@ -105,11 +107,57 @@ def test_dropout_keeps_the_mean_and_is_seeded() -> None:
     assert drop(x, 1 - 1e-7, True).isfinite().all()
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+def test_recomputation_keeps_less_and_changes_no_bit_of_output_and_gradients(autocast: bool) -> None:
+    def step(recompute: bool) -> tuple[list[Tensor], int]:
+        network, kept = make(dropout=0.3, classes=2, head_channels=8).train(), {}
+        network.recompute = recompute
+
+        def keep(tensor: Tensor) -> Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        x, labels = torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 0])
+        torch.manual_seed(3)
+        saving = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+        with saving, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            output = network(x, torch.rand(4) * 1000, labels)
+        size = sum(kept.values()) - sum(4 * weight.numel() for weight in network.parameters())
+        output.square().sum().backward()
+        gradients = [weight.grad for weight in network.parameters() if weight.grad is not None]
+        return [output.detach(), *gradients, torch.rand(3)], size
+
+    (plain, most), (recomputed, least) = step(False), step(True)
+    assert len(plain) == len(recomputed) > 60
+    assert all(torch.equal(a, b) for a, b in zip(plain, recomputed, strict=True))
+    assert least < most / 2
+
+
+def test_recomputation_is_no_part_of_the_weights_or_the_description() -> None:
+    network, other = make(), make()
+    network.recompute = True
+    assert network.config == other.config
+    assert network.state_dict().keys() == other.state_dict().keys()
+    assert torch.equal(deepcopy(network)(torch.ones(1, 3, 8, 8), 1.0), other(torch.ones(1, 3, 8, 8), 1.0))
+
+
 def test_memory_is_channels_last_on_the_cpu_and_channels_first_elsewhere() -> None:
     network = make()
     out = network(torch.randn(2, 3, 8, 8), torch.tensor(1.0))
     assert out.is_contiguous(memory_format=torch.channels_last)
     assert all(weight.is_contiguous() for weight in network.to("meta").parameters())
+
+
+def test_the_layout_can_be_chosen_and_lasts_until_the_network_moves() -> None:
+    network = make()
+    assert network.lay_out(last=False) is network
+    out = network.to(torch.float64)(torch.randn(2, 3, 8, 8), 1.0)
+    assert out.is_contiguous()
+    network.load_state_dict(make().state_dict())
+    assert network.output.weight.is_contiguous()
+    elsewhere = network.to("meta").lay_out(last=True)
+    assert elsewhere.output.weight.is_contiguous(memory_format=torch.channels_last)
+    assert not elsewhere.output.weight.is_contiguous()
 
 
 def test_the_output_has_the_layout_of_the_weights_and_the_same_values() -> None:

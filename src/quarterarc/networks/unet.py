@@ -3,20 +3,22 @@
 Residual blocks of GroupNorm and SiLU, a sinusoidal embedding of the time added inside each, self-attention at
 chosen levels, strided convolutions on the way down, nearest-neighbour upsampling on the way up.
 
-Activations have the memory layout of the weights, channels-last on the CPU and channels-first on a GPU; only the output
-of attention is always channels-last. Everything that depends on time and label alone (the embedding, its two layers,
-and the projections of all blocks, which are one matrix) is computed first, once per batch if all images share a time.
+Activations have the memory layout of the weights (`UNet.lay_out`), channels-last on the CPU and channels-first on a
+GPU; only the output of attention is always channels-last. Everything that depends on time and label alone (the
+embedding, its two layers, and the projections of all blocks, which are one matrix) is computed first, once per batch
+if all images share a time.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..common import limits
 from ..common.errors import InputError
@@ -98,6 +100,10 @@ class UNet(nn.Module):
         frequency_shift: the frequencies of the time embedding are 10000^(-i/(n - frequency_shift)), i < n.
         cosine_first: order of the time embedding: cosines before sines.
 
+    Attributes:
+        recompute: keep only the inputs of blocks and resampling for the backward pass, which computes the rest again
+            (activation checkpointing, Chen et al. 2016): less memory, the same gradients. False in a new network.
+
     Raises:
         InputError: if the arguments contradict each other.
     """
@@ -121,6 +127,7 @@ class UNet(nn.Module):
         cosine_first: bool = False,
     ) -> None:
         super().__init__()
+        self.recompute = False
         self.config: dict[str, Any] = {
             "in_channels": in_channels,
             "out_channels": out_channels,
@@ -180,20 +187,28 @@ class UNet(nn.Module):
         self.shifts = [block.out_channels for block in residuals]
         self.project = nn.Linear(embedding, sum(self.shifts))
         self._initialise()
-        self._lay_out()
+        self.lay_out()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """The step behind `to`, `cuda` and the like; weights on a new device get its memory layout."""
         before = self.output.weight.device
         super()._apply(fn, recurse)
         if self.output.weight.device != before:
-            self._lay_out()
+            self.lay_out()
         return self
 
-    def _lay_out(self) -> None:
-        """Channels-last, which oneDNN prefers; on a GPU channels-first, the only layout of CUDA's group norm."""
-        last = self.output.weight.device.type == "cpu"
-        self.to(memory_format=torch.channels_last if last else torch.contiguous_format)  # type: ignore[call-overload]
+    def lay_out(self, last: bool | None = None) -> Self:
+        """Choose the memory layout of weights and activations; a move to another device chooses its default again.
+
+        Args:
+            last: channels-last or channels-first. By default channels-last on the CPU, which oneDNN prefers, and
+                channels-first on a GPU, the only layout of CUDA's own group norm. A compiled network should be
+                channels-last on any device: its norms have either layout, and tensor cores compute convolutions in it.
+        """
+        if last is None:
+            last = self.output.weight.device.type == "cpu"
+        layout = torch.channels_last if last else torch.contiguous_format
+        return self.to(memory_format=layout)  # type: ignore[call-overload]
 
     def _initialise(self) -> None:
         """DDPM's initial weights: uniform of variance 1/mean(fan in, fan out); zeros in the last layer of a block."""
@@ -230,18 +245,24 @@ class UNet(nn.Module):
             raise InputError(
                 f"the network takes images of shape (B, {self.input.in_channels}, H, W), got {tuple(x.shape)}"
             )
+        run = _recomputed if self.recompute and torch.is_grad_enabled() else _directly
         shifts = iter(self._embed(x, time, labels).split(self.shifts, dim=1))
         last = self.output.weight.is_contiguous(memory_format=torch.channels_last)
         layout = torch.channels_last if last else torch.contiguous_format
         x = x.to(self.input.weight.dtype).contiguous(memory_format=layout)
         skips = [self.input(x)]
         for stage in self.down:
-            skips += stage(skips[-1], shifts)
-        x = self.middle(skips[-1], shifts)[-1]
+            skips += stage(skips[-1], shifts, run)
+        x = self.middle(skips[-1], shifts, run)[-1]
         for stage in self.up:
-            x = stage(x, shifts, skips)
-        with torch.autocast(x.device.type, enabled=False):  # the output keeps the precision of the weights
-            return self.output(self.norm(x.to(self.norm.weight.dtype)))
+            x = stage(x, shifts, skips, run)
+        return run(self._read, x)
+
+    def _read(self, x: Tensor) -> Tensor:
+        """The output from that of the last stage, in the precision of the weights."""
+        with torch.autocast(x.device.type, enabled=False):
+            output: Tensor = self.output(self.norm(x.to(self.norm.weight.dtype)))
+            return output
 
     def _embed(self, x: Tensor, time: Tensor | float, labels: Tensor | None) -> Tensor:
         """The shifts of all residual blocks' channels: shape (B, sum(shifts)), or (1, sum(shifts)) if all are equal."""
@@ -274,6 +295,25 @@ def sinusoid(time: Tensor, count: int, shift: float, cosine_first: bool, odd: in
     return F.pad(torch.cat(waves, dim=1), (0, odd))
 
 
+Run: TypeAlias = Callable[..., Tensor]
+"""Calls a function of tensors: `run(function, *arguments)`."""
+
+
+def _directly(function: Run, *arguments: Any) -> Tensor:
+    return function(*arguments)
+
+
+def _recomputed(function: Run, *arguments: Any) -> Tensor:
+    result: Tensor = checkpoint(function, *arguments, use_reentrant=False)
+    return result
+
+
+def _attended(block: nn.Module, attention: nn.Module, shift: Tensor, *inputs: Tensor) -> Tensor:
+    """A residual block of the inputs' channels together, then attention or nothing."""
+    x: Tensor = attention(block(inputs[0] if len(inputs) == 1 else torch.cat(inputs, dim=1), shift))
+    return x
+
+
 class Stage(nn.Module):
     """The residual blocks of a level, each followed by attention or nothing, and the resampling to the next level."""
 
@@ -287,25 +327,25 @@ class Stage(nn.Module):
 class Down(Stage):
     """A stage on the way down, or in the middle."""
 
-    def forward(self, x: Tensor, shifts: Iterator[Tensor]) -> list[Tensor]:
+    def forward(self, x: Tensor, shifts: Iterator[Tensor], run: Run) -> list[Tensor]:
         """The outputs of all blocks, then the input of the next level."""
         outputs = []
         for block, attention in zip(self.blocks, self.attentions, strict=True):
-            x = attention(block(x, next(shifts)))
+            x = run(_attended, block, attention, next(shifts), x)
             outputs.append(x)
         if self.resample is not None:
-            outputs.append(self.resample(x))
+            outputs.append(run(self.resample, x))
         return outputs
 
 
 class Up(Stage):
     """A stage on the way up: the input of a block includes the last unused output of the way down (skip connection)."""
 
-    def forward(self, x: Tensor, shifts: Iterator[Tensor], skips: list[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, shifts: Iterator[Tensor], skips: list[Tensor], run: Run) -> Tensor:
         """The input of the next level; removes outputs from the end of `skips`."""
         for block, attention in zip(self.blocks, self.attentions, strict=True):
-            x = attention(block(torch.cat([x, skips.pop()], dim=1), next(shifts)))
-        return x if self.resample is None else self.resample(x, skips[-1].shape[-2:])
+            x = run(_attended, block, attention, next(shifts), x, skips.pop())
+        return x if self.resample is None else run(self.resample, x, skips[-1].shape[-2:])
 
 
 class ResidualBlock(nn.Module):

@@ -34,10 +34,13 @@ def recipe_network(recipe: Recipe, in_channels: int, out_channels: int, classes:
         description = {
             "in_channels": in_channels, "out_channels": out_channels, "channels": chosen.channels,
             "multipliers": chosen.multipliers, "blocks": chosen.blocks, "attention": attention,
-            "dropout": chosen.dropout, "classes": classes,
+            "dropout": chosen.dropout, "head_channels": chosen.head_channels, "classes": classes,
         }  # fmt: skip
         arguments = {**description, **chosen.arguments}
-        return build_network({"name": "unet", "arguments": arguments})
+        network = build_network({"name": "unet", "arguments": arguments})
+        assert isinstance(network, UNet)
+        network.recompute = recipe.training.recompute
+        return network
     known = {
         "in_channels": in_channels,
         "out_channels": out_channels,

@@ -67,6 +67,8 @@ class NetworkSpec(Section):
     """U-Net: resolutions with self-attention, in pixels. `auto`: the largest resolution of at most 16 pixels."""
     dropout: Fraction = 0.0
     """U-Net: dropout probability in the residual blocks."""
+    head_channels: Positive | None = None
+    """U-Net: channels per attention head, which divide the width of levels with attention; `null` for one head."""
 
     @field_validator("arguments")
     @classmethod
@@ -84,10 +86,11 @@ class NetworkSpec(Section):
 
     @model_serializer(mode="wrap")
     def _serialize(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """The fields that apply; a U-Net has neither name nor empty arguments, as in recipes of version 0.1."""
+        """The fields that apply; a U-Net has no name, and fields that version 0.1 did not have only if they are set."""
         values: dict[str, Any] = handler(self)
         unused = {"name"} if self.name == "unet" else self._unet_fields()
-        return {name: values[name] for name in values if name not in unused and (name != "arguments" or values[name])}
+        unused |= {name for name in ("arguments", "head_channels") if not values.get(name)}
+        return {name: values[name] for name in values if name not in unused}
 
     @classmethod
     def _unet_fields(cls) -> set[str]:
@@ -189,6 +192,8 @@ class TrainingSpec(Section):
     compile: bool | Literal["auto"] = "auto"
     """Compile the network by `torch.compile`, with CUDA graphs on a GPU. `auto`: on a GPU, from 5000 steps.
     `true` needs a C++ compiler on the CPU."""
+    recompute: bool = False
+    """U-Net: keep less for the backward pass, which computes it again: less memory, slower, the same gradients."""
     drop_labels: Fraction = 0.1
     """Share of labels replaced by "no label", which guidance needs. At 0 sampling needs labels for all images."""
     log_every: Positive = 100
@@ -295,6 +300,8 @@ class Recipe(Section):
                 f"the objective '{self.objective.name}' with a learned variance needs a head that estimates one: "
                 f"head={self.head}+variance, or objective.variance=small"
             )
+        if self.training.recompute and self.network.name != "unet":
+            raise InputError(f"training.recompute=true is for the U-Net, not for '{self.network.name}': leave it out")
         if self.training.batch % self.training.accumulate:
             raise InputError(
                 f"training.batch={self.training.batch} cannot be split into {self.training.accumulate} equal parts"

@@ -60,7 +60,7 @@ logger = logging.getLogger("quarterarc")
 
 MAY_CHANGE = (
     "training.steps", "training.log_every", "training.checkpoint_every", "training.keep", "training.sample_every",
-    "training.sample_count", "data.max_pixels",
+    "training.sample_count", "training.recompute", "data.max_pixels",
 )  # fmt: skip
 """Fields of a recipe that may change when a run is resumed, since they do not decide the weights of a step."""
 CORRECTIONS = (
