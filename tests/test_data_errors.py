@@ -207,6 +207,13 @@ def test_rows_without_a_whole_image_are_named(tmp_path: Path) -> None:
         assert reason in message
 
 
+def test_a_parquet_file_whose_columns_have_no_readable_names(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    write_parquet(path)
+    path.write_bytes(path.read_bytes().replace(b"image", b"\x80mage"))
+    assert f"cannot read {path} as parquet: 'utf-8' codec can't decode" in message_of(path, tmp_path)
+
+
 def test_damaged_and_empty_parquet_files_are_named(tmp_path: Path) -> None:
     write_parquet(tmp_path / "whole.parquet")
     whole = (tmp_path / "whole.parquet").read_bytes()

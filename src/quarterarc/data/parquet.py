@@ -105,7 +105,7 @@ def _opened(file: Path) -> Iterator[Any]:
         check_regular(file)
         with arrow.parquet.ParquetFile(file, memory_map=True) as parquet:
             yield parquet
-    except (OSError, arrow.ArrowException) as error:
+    except (OSError, UnicodeDecodeError, arrow.ArrowException) as error:  # the names of columns are text
         raise InputError(f"cannot read {file} as parquet: {one_line(error)}; is it complete?") from error
 
 
