@@ -26,7 +26,7 @@ FLOORS = (
     {"heads", "objectives"},
     {"denoiser"},
     {"wrappers"},
-    {"closed_form", "samplers", "storage"},
+    {"closed_form", "flow_map", "samplers", "storage"},
     {"report", "data"},
     {"sampling"},
     {"likelihood", "training"},

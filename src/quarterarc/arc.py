@@ -36,6 +36,7 @@ __all__ = [
     "rotate",
     "sigma",
     "sigma_to_angle",
+    "through",
     "velocity",
 ]
 
@@ -83,6 +84,22 @@ def rotate(x: Tensor, v: Tensor, by: Angle) -> tuple[Tensor, Tensor]:
     """
     c, s = cos_sin(by, x)
     return c * x + s * v, c * v - s * x
+
+
+def through(x_b: Tensor, b: Angle, x_a: Tensor, a: Angle) -> tuple[Tensor, Tensor]:
+    """Image and noise of the one arc through two points: x_b at angle b, and x_a at a cleaner angle a < b.
+
+        image = (sin b x_a - sin a x_b)/sin(b - a)        noise = (cos a x_b - cos b x_a)/sin(b - a)
+
+    For a -> b along the probability flow they become the estimates at x_b that agree on x and on its velocity.
+
+    Args:
+        x_b, x_a: points, shape (B, *).
+        b, a: their angles, a < b; one for all images or one per image, shape (B,).
+    """
+    (cos_b, sin_b), (cos_a, sin_a) = cos_sin(b, x_b), cos_sin(a, x_b)
+    span = sin_b * cos_a - cos_b * sin_a
+    return (sin_b * x_a - sin_a * x_b) / span, (cos_a * x_b - cos_b * x_a) / span
 
 
 def float64(angle: Angle) -> Tensor:

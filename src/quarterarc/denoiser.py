@@ -55,6 +55,11 @@ class Denoise(Protocol):
     It returns estimates of image and noise, in the shape and dtype of x. Any function is a denoiser. One that is not
     defined on the whole arc, or has classes, declares that by an attribute `traits` of type `Traits`
     (`DeclaresTraits`).
+
+    A flow map is a denoiser that is also told where the step ends: `denoise(x, angle, to=a)` with a <= angle returns
+    image and noise of the arc through x and the point to which the probability flow moves x at angle a, so that
+    cos(a) image + sin(a) noise is that point. Without `to` it is an ordinary denoiser, the case `to = angle`. It
+    declares `Traits.maps`.
     """
 
     def __call__(self, *args: Any, **options: Any) -> Estimate: ...
@@ -77,6 +82,7 @@ class Traits:
         checkpoint: the checkpoint folder of the weights, if there is one; grids tuned for it are stored there.
         altered: how the flow differs from that of the checkpoint, exactly ("guided by 1.5"); None if it does not.
             Grids that were tuned for the checkpoint are not valid for an altered flow.
+        maps: whether the denoiser is a flow map, which takes the end of a step, `to`.
         streams: the format of the random streams from which the noise of a seed is drawn (`common.streams`).
     """
 
@@ -91,6 +97,7 @@ class Traits:
     evaluations: int = 1
     checkpoint: Path | None = None
     altered: str | None = None
+    maps: bool = False
     streams: int = STREAMS
 
 
@@ -338,6 +345,15 @@ class Denoiser:
         return f"Denoiser({', '.join(parts)})"
 
 
-def call(denoise: Denoise, x: Tensor, angle: Angle, labels: Tensor | None) -> Estimate:
-    """Evaluate a denoiser, passing labels only if there are any, so that a bare `(x, angle)` function works."""
-    return denoise(x, angle) if labels is None else denoise(x, angle, labels)
+def call(denoise: Denoise, x: Tensor, angle: Angle, labels: Tensor | None = None, to: Angle | None = None) -> Estimate:
+    """Evaluate a denoiser, passing labels only if there are any, so that a bare `(x, angle)` function works.
+
+    Args:
+        denoise: a denoiser.
+        x, angle, labels: as for `Denoise`.
+        to: the end of the step, which is passed to a flow map alone.
+    """
+    further = () if labels is None else (labels,)
+    if to is not None and traits(denoise).maps:
+        return denoise(x, angle, *further, to=to)
+    return denoise(x, angle, *further)

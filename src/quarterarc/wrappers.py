@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -44,8 +45,8 @@ class Clipped:
         kept = "" if self.rederive else " without its noise"
         return _altered(traits(self.inner), f"clipped to {self.low!r}..{self.high!r}{kept}")
 
-    def __call__(self, x: Tensor, angle: Angle, labels: Tensor | None = None) -> Estimate:
-        estimate = call(self.inner, x, angle, labels)
+    def __call__(self, x: Tensor, angle: Angle, labels: Tensor | None = None, to: Angle | None = None) -> Estimate:
+        estimate = call(self.inner, x, angle, labels, to)
         image = estimate.image.clamp(self.low, self.high)
         if not self.rederive:
             return replace(estimate, image=image)
@@ -75,8 +76,8 @@ class Projected:
         """The traits of the inner denoiser, with an altered flow."""
         return _altered(traits(self.inner), f"projected by '{self.keep}'")
 
-    def __call__(self, x: Tensor, angle: Angle, labels: Tensor | None = None) -> Estimate:
-        return call(self.inner, x, angle, labels).projected(x, angle, self.keep)
+    def __call__(self, x: Tensor, angle: Angle, labels: Tensor | None = None, to: Angle | None = None) -> Estimate:
+        return call(self.inner, x, angle, labels, to).projected(x, angle, self.keep)
 
 
 @dataclass(frozen=True)
@@ -107,12 +108,12 @@ class Guided:
         inner = traits(self.inner)
         return _altered(replace(inner, evaluations=2 * inner.evaluations), f"guided by {self.scale!r}")
 
-    def __call__(self, x: Tensor, angle: Angle, labels: Tensor | None = None) -> Estimate:
+    def __call__(self, x: Tensor, angle: Angle, labels: Tensor | None = None, to: Angle | None = None) -> Estimate:
         classes = traits(self.inner).classes
         if labels is None or classes is None:
             raise InputError("guidance needs labels and a denoiser that was trained with classes")
-        twice = torch.cat([angle, angle]) if isinstance(angle, Tensor) and angle.numel() > 1 else angle
-        estimate = self.inner(torch.cat([x, x]), twice, torch.cat([labels, torch.full_like(labels, classes)]))
+        both = torch.cat([labels, torch.full_like(labels, classes)])
+        estimate = call(self.inner, torch.cat([x, x]), _twice(angle), both, None if to is None else _twice(to))
         fraction = estimate.variance_fraction
         return Estimate(
             self._combine(estimate.image),
@@ -123,6 +124,11 @@ class Guided:
     def _combine(self, both: Tensor) -> Tensor:
         conditional, unconditional = both.chunk(2)
         return unconditional + self.scale * (conditional - unconditional)
+
+
+def _twice(angle: Angle) -> Angle:
+    """Angles of a batch that is concatenated with itself."""
+    return torch.cat([angle, angle]) if isinstance(angle, Tensor) and angle.numel() > 1 else angle
 
 
 def _altered(inner: Traits, change: str) -> Traits:
@@ -168,20 +174,16 @@ class Evaluator:
         self.traits = traits(inner)
         self._evaluated = self._images = 0
 
-    def __call__(self, x: Tensor, angle: Angle, labels: Tensor | None = None) -> Estimate:
-        return self._evaluate(x, angle, self.labels if labels is None else labels)
+    def __call__(self, x: Tensor, angle: Angle, labels: Tensor | None = None, to: Angle | None = None) -> Estimate:
+        self._images = max(self._images, len(x))
+        self._evaluated += len(x) * self.traits.evaluations
+        return call(self.inner, x, angle, self.labels if labels is None else labels, to)
 
     def of_rows(self, rows: Tensor) -> Denoise:
         """The denoiser of a part of the batch, given by row numbers; its evaluations are counted here too."""
         if self.labels is None:
             return self
-        labels = self.labels[send(rows, self.labels.device)]
-        return lambda x, angle: self._evaluate(x, angle, labels)
-
-    def _evaluate(self, x: Tensor, angle: Angle, labels: Tensor | None) -> Estimate:
-        self._images = max(self._images, len(x))
-        self._evaluated += len(x) * self.traits.evaluations
-        return call(self.inner, x, angle, labels)
+        return partial(self, labels=self.labels[send(rows, self.labels.device)])
 
     @property
     def nfe(self) -> float:
@@ -199,21 +201,21 @@ class Replayed:
     def __init__(self, inner: Denoise) -> None:
         self.inner = inner
         self.traits = traits(inner)
-        self._run: list[tuple[Tensor, Angle, Estimate]] = []
+        self._run: list[tuple[Tensor, tuple[Angle, Angle | None], Estimate]] = []
         self._first, self._call = True, 0
 
     def rewind(self) -> None:
         """Start another run."""
         self._first, self._call = False, 0
 
-    def __call__(self, x: Tensor, angle: Angle, labels: Tensor | None = None) -> Estimate:
+    def __call__(self, x: Tensor, angle: Angle, labels: Tensor | None = None, to: Angle | None = None) -> Estimate:
         if self._first:
-            self._run.append((x, angle, call(self.inner, x, angle, labels)))
+            self._run.append((x, (angle, to), call(self.inner, x, angle, labels, to)))
             return self._run[-1][2]
         if self._call < len(self._run):
             point, at, estimate = self._run[self._call]
-            if at == angle and (point is x or torch.equal(point, x)):  # which waits for the device
+            if at == (angle, to) and (point is x or torch.equal(point, x)):  # which waits for the device
                 self._call += 1
                 return estimate
             self._call = len(self._run)  # the runs differ from this point on
-        return call(self.inner, x, angle, labels)
+        return call(self.inner, x, angle, labels, to)

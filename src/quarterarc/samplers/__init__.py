@@ -20,6 +20,7 @@ from .ddim import DDIM
 from .ddpm import DDPM
 from .forms import FORMS
 from .gradient import EULER, HEUN, MIDPOINT, RK4, Gradient, Tableau
+from .jump import Jump
 from .multistep import Multistep
 from .options import Option, describe, is_plain, options_of, renames_of
 from .rotation import Rotation
@@ -39,6 +40,7 @@ __all__ = [
     "ColdNaive",
     "Draw",
     "Gradient",
+    "Jump",
     "LinearSampler",
     "Multistep",
     "Option",
@@ -91,6 +93,7 @@ SAMPLERS: Registry[Callable[..., Sampler]] = Registry(
         ),
         "rotation": Rotation,
         "multistep": Multistep,
+        "jump": Jump,
         "adaptive": Adaptive,
     },
     _check,

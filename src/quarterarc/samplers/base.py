@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from ..common.errors import InputError
-from ..denoiser import Denoise
+from ..denoiser import Denoise, call
 from ..estimate import Estimate
 from ..wrappers import Evaluator
 
@@ -106,7 +106,15 @@ class LinearSampler(Sampler):
     """A sampler with one evaluation per step, linear in x and the two estimates: DDPM, DDIM, Cold and rotation.
 
     The marginals of the arc are kept where x cos b + image = cos a and (x sin b + noise)^2 + fresh^2 = sin^2 a.
+
+    Attributes:
+        jumps: whether the step is the arc through the two estimates, so that it is exact with those of a flow map,
+            which is then told where the step ends.
     """
+
+    @property
+    def jumps(self) -> bool:
+        return False
 
     @abstractmethod
     def weights(self, b: float, a: float) -> Weights:
@@ -124,7 +132,7 @@ class LinearSampler(Sampler):
     def __call__(self, denoise: Denoise, x: Tensor, angles: Sequence[float], draw: Draw) -> Iterator[State]:
         """Yield the state at every angle of the grid."""
         for b, a in pairwise(angles):
-            estimate = denoise(x, b)
+            estimate = call(denoise, x, b, to=a if self.jumps else None)
             yield State(x, b, estimate)
             x = self.step(x, estimate, b, a, draw)
         yield State(x, angles[-1], None)

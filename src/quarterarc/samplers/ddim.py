@@ -36,6 +36,10 @@ class DDIM(LinearSampler):
         if not 0.0 <= self.eta <= 1.0:
             raise InputError(f"eta lies in 0..1, got {self.eta!r}")
 
+    @property
+    def jumps(self) -> bool:
+        return self.eta == 0.0
+
     def weights(self, b: float, a: float) -> Weights:
         fresh = self.eta * math.sqrt(float(variance(b, a)))
         # sqrt(sin^2 a - fresh^2), whose difference rounds below 0 near pi/2, without the difference:

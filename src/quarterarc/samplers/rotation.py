@@ -18,6 +18,10 @@ class Rotation(LinearSampler):
     estimates agree on x; where they disagree, rotation keeps the residual in x and DDIM drops it.
     """
 
+    @property
+    def jumps(self) -> bool:
+        return True
+
     def weights(self, b: float, a: float) -> Weights:
         s = math.sin(b - a)
         return Weights(math.cos(b - a), s * math.sin(b), -s * math.cos(b))

@@ -55,7 +55,8 @@ class Sampling:
     50))`.
 
     Attributes:
-        sampler: a registered name of `quarterarc.samplers.SAMPLERS`, an import path, or a sampler; multistep if None.
+        sampler: a registered name of `quarterarc.samplers.SAMPLERS`, an import path, or a sampler; if None
+            `multistep`, and `jump` for a flow map.
         steps: number of steps; 10 if None, or the sampler's own default. The cost is `Result.nfe`.
         grid: a name in `quarterarc.grids.GRIDS`, from the denoiser's largest angle to 0; `tuned` for the grid that
             `quarterarc tune` fitted to this network; or the angles themselves. The sampler's default grid if None.
@@ -107,7 +108,7 @@ class Sampling:
                 the denoiser's angles.
         """
         denoise = self.denoiser(denoise)
-        name, sampler, options, exact = self._sampler()
+        name, sampler, options, exact = self._sampler("jump" if traits(denoise).maps else DEFAULT_SAMPLER)
         settings = {"guidance": self.guidance, "projection": self.projection}
         grid, steps = self.grid, self.steps
         if grid is None:
@@ -128,10 +129,14 @@ class Sampling:
         grid_name = grid if isinstance(grid, str) else "explicit"
         return Plan(denoise, sampler, name, options, grid_name, angles, settings, exact)
 
-    def _sampler(self) -> tuple[str, Sampler, dict[str, Any], bool]:
-        """Name, sampler and options, under their current names; whether name and options determine the sampler."""
+    def _sampler(self, default: str) -> tuple[str, Sampler, dict[str, Any], bool]:
+        """Name, sampler and options, under their current names; whether name and options determine the sampler.
+
+        Args:
+            default: the name of the sampler if none is requested.
+        """
         if not isinstance(self.sampler, Sampler):
-            name = DEFAULT_SAMPLER if self.sampler is None else self.sampler
+            name = default if self.sampler is None else self.sampler
             options = current_options(name, self.options)
             return name, named_sampler(name, **options), options, is_plain(options)
         if self.options:
