@@ -50,7 +50,7 @@ class Rules:
         write: the folders that it may write to.
         secret: a folder that it may not open either; None if its words may name it.
         network: whether its words ask for a connection, which fails then as without a network.
-        memory: the largest resident memory in bytes.
+        memory: the largest resident memory in bytes, beyond that of the process of which it is a fork.
         long: whether its words ask for much work: then it gets SIGINT after `CTRL_C` seconds.
     """
 
@@ -72,7 +72,7 @@ class Watched:
         interrupted: whether it got SIGINT.
         seconds: its time.
         cpu: its processor time in seconds.
-        memory: its largest resident memory in bytes.
+        memory: its largest resident memory in bytes, beyond that of the process of which it is a fork.
         output: what it printed.
         events: what it did against the rules, in words.
     """
@@ -93,7 +93,7 @@ def watched(words: Sequence[str], folder: Path, rules: Rules, limit: float = LIM
     log, events = folder.with_name(f"{folder.name}.log"), folder.with_name(f"{folder.name}.events")
     for path in (log, events):
         path.unlink(missing_ok=True)
-    started = time.monotonic()
+    started, own = time.monotonic(), _resident()
     pid = start_fork(words, folder, log, before=lambda: _watch(events, rules))
     attempt = Attempt("", [pid], "fork", log)
     interrupted = False
@@ -111,7 +111,12 @@ def watched(words: Sequence[str], folder: Path, rules: Rules, limit: float = LIM
     end = attempt.ended[pid]
     lines = events.read_text(encoding="utf-8").splitlines() if events.exists() else []
     seconds = time.monotonic() - started
-    return Watched(end.status, end.signal, hung, interrupted, seconds, end.cpu, end.memory, attempt.output, lines)
+    return Watched(end.status, end.signal, hung, interrupted, seconds, end.cpu, end.memory - own, attempt.output, lines)
+
+
+def _resident() -> int:
+    """The resident memory of this process in bytes."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def watched_twice(words: Sequence[str], folder: Path, rules: Rules, renew: Callable[[], object]) -> Watched:
