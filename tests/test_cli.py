@@ -134,7 +134,7 @@ def test_the_arguments_of_sampling_are_the_fields_of_the_request() -> None:
     add_sampling_arguments(parser)
     add_device_argument(parser)
     fields = {field.name for field in dataclasses.fields(Sampling)}
-    assert {*fields, "labels", "bf16", "device"} == {*vars(parser.parse_args([]))} - {"option"} | {"options"}
+    assert {*fields, "labels", "bf16", "compile", "device"} == {*vars(parser.parse_args([]))} - {"option"} | {"options"}
     words = ["--sampler", "ddim", "--steps", "4", "--grid", "1.5,0.5,0", "--option", "eta=0.5", "--guidance", "2"]
     request = sampling_request(parser.parse_args([*words, "--labels", "3", "--projection", "none"]))
     assert request == Sampling("ddim", 4, [1.5, 0.5, 0.0], {"eta": 0.5}, 2.0, "none")

@@ -44,6 +44,16 @@ def a_path(text: str) -> Path:
     return Path(a_text(text))
 
 
+def a_compile(text: str) -> bool | str:
+    """The argument of `--compile`: true, false or auto."""
+    if text not in _COMPILE:
+        raise argparse.ArgumentTypeError(f"true, false or auto is expected, got {text!r}")
+    return _COMPILE[text]
+
+
+_COMPILE: dict[str, bool | str] = {"true": True, "false": False, "auto": "auto"}
+
+
 def add_device_argument(parser: argparse._ActionsContainer) -> None:
     """`--device`."""
     parser.add_argument("--device", default="auto", help="cpu, cuda or mps (default: the fastest one available)")
@@ -57,7 +67,7 @@ def add_sampler_arguments(parser: argparse._ActionsContainer) -> None:
 
 
 def add_sampling_arguments(parser: argparse._ActionsContainer) -> None:
-    """One argument per field of `quarterarc.Sampling`, and the labels and the precision of the network."""
+    """One argument per field of `quarterarc.Sampling`, the labels, and precision and compilation of the network."""
     add_sampler_arguments(parser)
     parser.add_argument("--steps", type=int, metavar="N", help="number of steps (default: 10)")
     grid = "a grid, tuned, package.module:name, or the angles 1.57,1.2,0.6,0 (default: the sampler's own grid)"
@@ -69,6 +79,8 @@ def add_sampling_arguments(parser: argparse._ActionsContainer) -> None:
     projection = "what is kept where image and noise estimates disagree: velocity, image, noise, or none for both"
     parser.add_argument("--projection", metavar="NAME", help=f"{projection} (default: velocity)")
     parser.add_argument("--bf16", action="store_true", help="run the network in bfloat16")
+    compile = "compile the network: true, false, or auto, on a GPU for many images (default: auto)"
+    parser.add_argument("--compile", type=a_compile, default="auto", metavar="auto|true|false", help=compile)
 
 
 def sampling_request(args: argparse.Namespace) -> Sampling:

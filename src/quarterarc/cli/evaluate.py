@@ -114,6 +114,7 @@ def run(args: argparse.Namespace) -> int:
         out=args.out,
         save_to=args.save_reference,
         save_features=args.with_features,
+        compile=args.compile,
     )
     if result:
         _report(result)

@@ -51,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
         labels=labels,
         about=model.about,
+        compile=args.compile,
     )
     if made:
         images, evaluations = counted(made["count"], "image"), counted(made["nfe"], "network evaluation")

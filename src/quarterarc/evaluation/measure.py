@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from .. import __version__
+from ..common.compiling import Compile
 from ..common.devices import pick_device, processes
 from ..common.errors import InputError, unknown_name
 from ..common.limits import MOST_IMAGES
@@ -72,6 +73,7 @@ def evaluate(
     save_to: str | Path | None = None,
     save_features: bool = False,
     progress: bool = True,
+    compile: Compile = "auto",
 ) -> dict[str, Any]:
     """Compute metrics of a run, a denoiser or images; every image is generated or read once.
 
@@ -104,6 +106,7 @@ def evaluate(
         save_to: file for the statistics of the images, see `save_statistics`.
         save_features: whether `save_to` gets the feature vectors too.
         progress: whether to show a progress bar on a terminal.
+        compile: whether to compile the network that is sampled, as for `quarterarc.generate`.
 
     Returns:
         The result as JSON types, with the values under `metrics`; empty in every process but the first.
@@ -133,7 +136,7 @@ def evaluate(
     if save_features and save_to is None:
         raise InputError("feature vectors are saved with the statistics: give the file of the statistics (save_to) too")
     request = Sampling.of(sampler, steps, grid, options or {}, guidance, projection)
-    _check_sampling_arguments(source, request, seeds, labels, precision, likelihoods)
+    _check_sampling_arguments(source, request, seeds, labels, precision, compile, likelihoods)
     result_path, statistics_path = (None if path is None else Path(path) for path in (out, save_to))
     for path in (result_path, statistics_path):
         if path is not None:
@@ -162,7 +165,7 @@ def evaluate(
     if is_model(source):
         number = count or min(known.count or LARGEST_DEFAULT, LARGEST_DEFAULT)
         model = open_model(source, device, precision, request.projection, request.guidance)
-        images = _sampled(model, request, range(number) if seeds is None else seeds, labels)
+        images = _sampled(model, request, range(number) if seeds is None else seeds, labels, compile)
     else:
         images = as_set(source, "the images", count)
     network = (
@@ -201,6 +204,7 @@ def _check_sampling_arguments(
     seeds: Sequence[int] | None,
     labels: Sequence[int] | None,
     precision: torch.dtype | None,
+    compile: Compile,
     likelihoods: Sequence[str],
 ) -> None:
     """Raise an InputError for arguments of sampling that have no effect, or contradict each other."""
@@ -212,6 +216,7 @@ def _check_sampling_arguments(
         "options": request.options or None,
         "labels": labels,
         "guidance": request.guidance,
+        "compile": None if compile == "auto" else compile,
     }
     given = [name for name, value in arguments.items() if value is not None]
     of_model = {"projection": request.projection, "precision": precision}
@@ -231,10 +236,12 @@ def _check_sampling_arguments(
         raise InputError("guidance needs labels: it steers towards a class")
 
 
-def _sampled(model: Model, request: Sampling, seeds: Sequence[int], labels: Sequence[int] | None) -> ImageSet:
+def _sampled(
+    model: Model, request: Sampling, seeds: Sequence[int], labels: Sequence[int] | None, compile: Compile
+) -> ImageSet:
     if "checkpoint" in model.about:  # a run's network is loaded with its projection
         request = replace(request, projection=None)
-    return SampledSet(model.denoise, seeds, request, labels=labels, what=model.what, about=model.about)
+    return SampledSet(model.denoise, seeds, request, labels=labels, what=model.what, about=model.about, compile=compile)
 
 
 def _projected(model: Model, request: Sampling) -> Denoise:

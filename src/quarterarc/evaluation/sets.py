@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..common.compiling import Compile
 from ..common.errors import InputError
 from ..common.text import counted, ranges
 from ..data.image_set import Shape, Wanted
@@ -23,6 +24,7 @@ from ..data.memory import as_pixels
 from ..data.pixels import levels
 from ..data.sources import digest
 from ..denoiser import Denoise, traits
+from ..sampling.compiled import compiled
 from ..sampling.generation import batches, count_evaluations, mean_evaluations
 from ..sampling.plans import Sampling, check_labels, labels_in_turn
 
@@ -120,6 +122,7 @@ class SampledSet:
         labels: classes, used in turn over `seeds`: the image of seeds[k] has the label labels[k % len(labels)].
         what: name of the model, for messages and results.
         about: further entries of `sampling` that decide the images, such as the checkpoint's hash.
+        compile: whether to compile the network, as for `quarterarc.generate`.
 
     Attributes:
         sampling: how the images are sampled, as JSON types, with the network evaluations per image, `nfe`: the mean of
@@ -140,6 +143,7 @@ class SampledSet:
         labels: Sequence[int] | None = None,
         what: str = "the model",
         about: Mapping[str, Any] | None = None,
+        compile: Compile = "auto",
     ) -> None:
         shape = traits(denoise).shape
         if shape is None:
@@ -167,6 +171,7 @@ class SampledSet:
         parts = (decisive, images) if altered is None else (decisive, images, altered)
         self.fingerprint = self.identity = digest(*parts) if identified else None
         self._evaluated: list[tuple[float, int]] = []
+        self._compile = compile
 
     @property
     def sampling(self) -> dict[str, Any] | None:
@@ -176,10 +181,12 @@ class SampledSet:
         return {**self._settings, "nfe": mean_evaluations(self._evaluated)}
 
     def batches(self, size: int, wanted: Wanted) -> Iterator[tuple[int, Tensor]]:
-        for number, rows in batch_rows(self.count, size, wanted):
+        rows_of = batch_rows(self.count, size, wanted)
+        plan = compiled(self._plan, self._compile, sum(len(rows) for _, rows in rows_of), size)
+        for number, rows in rows_of:
             seeds = self._seeds[rows.start : rows.stop]
             labels = None if self._labels is None else self._labels[rows.start : rows.stop]
-            ((_, result),) = batches(self._plan, seeds, batch_size=size, labels=labels)
+            ((_, result),) = batches(plan, seeds, batch_size=size, labels=labels)
             wrong = ~torch.isfinite(result.images).flatten(1).all(1)
             if wrong.any():
                 first = seeds[int(wrong.nonzero()[0, 0])]

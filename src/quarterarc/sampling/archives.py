@@ -37,6 +37,7 @@ from ..storage.locks import LOCK, locked
 from ..storage.npz import Npz, Rows, write_npz
 from ..storage.temporary import is_temporary, remove_folder, sweep, sweep_beside
 from .arrivals import arriving, check_finite, wait_for
+from .compiled import compiled
 from .generation import batches, mean_evaluations
 from .records import ABOUT, Job, changed_settings, names_of
 
@@ -144,7 +145,7 @@ def _write(out: Path, folder: Path, new: Sequence[Path], job: Job, process: Proc
     chunks = chunks[process.rank :: process.count]
     places = [place for chunk in chunks for place in chunk]
     results = batches(
-        job.plan,
+        compiled(job.plan, job.compile, len(places), job.batch_size),
         [job.seeds[place] for place in places],
         batch_size=job.batch_size,
         labels=None if job.labels is None else [job.labels[place] for place in places],

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from ..common.compiling import Compile
 from ..common.devices import Processes, processes
 from ..common.errors import InputError
 from ..common.limits import check_batch_size
@@ -31,6 +32,7 @@ from ..storage.pictures import contact_sheet, is_whole_png, read_png, write_png
 from ..storage.temporary import is_temporary, sweep
 from .archives import write_archive
 from .arrivals import arriving, check_finite, wait_for
+from .compiled import compiled
 from .generation import batches, count_evaluations, mean_evaluations
 from .plans import Sampling, check_labels, labels_in_turn
 from .records import ABOUT, LABELS, Job, changed_settings, names_of
@@ -55,6 +57,7 @@ def write_samples(
     labels: Sequence[int] | None = None,
     about: Mapping[str, Any] | None = None,
     progress: bool = True,
+    compile: Compile = "auto",
 ) -> dict[str, Any] | None:
     """Sample to a folder or an npz in bounded memory, skipping the seeds that are there; processes share the seeds.
 
@@ -72,6 +75,7 @@ def write_samples(
             the record keeps. An image that the folder already has must have the same label.
         about: further settings to record, such as the checkpoint's hash.
         progress: whether to show a progress bar on a terminal.
+        compile: true, false, or `auto` to compile the network on a GPU for many images, which takes a minute or two.
 
     Returns:
         The record: the contents of samples.json. None in every process but the first.
@@ -85,7 +89,7 @@ def write_samples(
     check_labels(denoise, labels)
     plan = (sampling or Sampling()).plan(denoise)
     settings = {**(about or {}), **plan.describe(), "labels": None if labels is None else list(labels)}
-    job = Job(plan, seeds, labels_in_turn(labels, len(seeds)), settings, batch_size, progress)
+    job = Job(plan, seeds, labels_in_turn(labels, len(seeds)), settings, batch_size, progress, compile)
     if out.suffix.lower() == ".npz" and not out.is_dir():
         return write_archive(out, job)
     process = processes()
@@ -115,7 +119,7 @@ def _write(out: Path, job: Job, process: Processes, existed: bool) -> dict[str, 
         _describe(out, settings, whole, complete=False, classes=classes, **({} if nfe is None else {"nfe": nfe}))
     mine = [seed for seed in seeds[process.rank :: process.count] if seed not in whole]
     results = batches(
-        plan,
+        compiled(plan, job.compile, len(mine), job.batch_size),
         mine,
         batch_size=job.batch_size,
         labels=None if job.labels is None else [label_of[seed] for seed in mine],

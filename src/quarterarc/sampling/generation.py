@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..common.compiling import Compile
 from ..common.errors import InputError
 from ..common.limits import check_batch_size
 from ..common.memory import memory_checked
@@ -17,6 +18,7 @@ from ..common.text import counted
 from ..denoiser import Denoise, required_shape, traits
 from ..samplers import Sampler
 from .arrivals import arriving, check_finite
+from .compiled import compiled
 from .plans import GridLike, Plan, Sampling
 from .trajectories import Result, run
 
@@ -89,6 +91,7 @@ def generate(
     projection: str | None = None,
     shape: Sequence[int] | None = None,
     progress: bool = True,
+    compile: Compile = "auto",
     **options: Any,
 ) -> Tensor:
     """Images from seeds, in their order: shape (len(seeds), C, H, W), float32 on the CPU.
@@ -104,6 +107,7 @@ def generate(
         labels: classes, one per seed, or one for all images, for a denoiser with classes.
         shape: (C, H, W) of an image, for a denoiser that does not declare it.
         progress: whether to show a progress bar on a terminal.
+        compile: true, false, or `auto` to compile the network on a GPU for many images, which takes a minute or two.
 
     Raises:
         InputError: for an unknown shape, a batch size below 1, labels that are not one per seed, an image with NaN or
@@ -114,7 +118,8 @@ def generate(
     if not len(seeds):
         raise InputError("no seeds were given: give one per image")
     request = Sampling.of(sampler, steps, grid, options, guidance, projection)
-    plan = request.plan(denoise, required_shape(denoise, shape))
+    check_batch_size(batch_size)
+    plan = compiled(request.plan(denoise, required_shape(denoise, shape)), compile, len(seeds), batch_size)
     if isinstance(labels, int):
         labels = [labels] * len(seeds)
     elif isinstance(labels, Tensor):

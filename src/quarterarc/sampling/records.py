@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from ..common.compiling import Compile
 from ..common.errors import InputError
 from ..samplers import current_options
 from .plans import Plan
@@ -36,6 +37,7 @@ class Job:
         settings: the settings to record, which determine the images.
         batch_size: images per batch.
         progress: whether to show a progress bar on a terminal.
+        compile: whether to compile the network, see `compiled`.
     """
 
     plan: Plan
@@ -44,6 +46,7 @@ class Job:
     settings: Mapping[str, Any]
     batch_size: int
     progress: bool
+    compile: Compile
 
 
 def changed_settings(recorded: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
