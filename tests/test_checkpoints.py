@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,8 +30,8 @@ SMALL = {"in_channels": 1, "out_channels": 1, "channels": 8, "multipliers": (1,)
 class Negative(UNet):
     """A U-Net whose output has the other sign."""
 
-    def forward(self, x: Tensor, time: Tensor | float, labels: Tensor | None = None) -> Tensor:
-        return -super().forward(x, time, labels)
+    def forward(self, x: Tensor, time: Tensor | float, *rest: Any) -> Tensor:
+        return -super().forward(x, time, *rest)
 
 
 class Scaled(UNet):
@@ -44,7 +45,7 @@ class Scaled(UNet):
 class OneTooMany(UNet):
     """A U-Net whose output does not fit its head."""
 
-    def forward(self, x: Tensor, time: Tensor | float, labels: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor | float, *rest: Any) -> Tensor:
         return torch.cat([x, x], 1)
 
 

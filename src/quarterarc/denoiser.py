@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from .arc import NOISE_END, ROUNDING, Angle, mix
+from .arc import NOISE_END, ROUNDING, Angle, float64, mix
 from .common.devices import send
 from .common.errors import InputError
 from .common.streams import FORMAT as STREAMS
@@ -179,7 +179,8 @@ class Denoiser:
 
     Attributes:
         network: called as `network(x, time, labels)` with x of shape (B, C, H, W), time float32 of shape () or (B,) in
-            0..1000, labels int64 of shape (B,) or None; returns `head.channels(C)` channels.
+            0..1000, labels int64 of shape (B,) or None; returns `head.channels(C)` channels. That of a flow map is
+            called as `network(x, time, labels, span)`, with the span of the jump, 0..1000 for 0..pi/2, like the time.
         schedule: maps the angle to the training step.
         head: the meaning of the output channels.
         shape: (C, H, W) of the training images, if known.
@@ -194,6 +195,7 @@ class Denoiser:
         checkpoint: the checkpoint folder of the weights, if there is one.
         altered, streams: as in `Traits`.
         class_names: the names of the classes by label; empty where they have none.
+        maps: whether it is a flow map.
     """
 
     network: Callable[..., Tensor]
@@ -210,6 +212,7 @@ class Denoiser:
     altered: str | None = None
     streams: int = STREAMS
     class_names: tuple[str, ...] = ()
+    maps: bool = False
 
     @property
     def traits(self) -> Traits:
@@ -225,6 +228,7 @@ class Denoiser:
             device=self.device,
             checkpoint=self.checkpoint,
             altered=self.altered,
+            maps=self.maps,
             streams=self.streams,
         )
 
@@ -246,19 +250,21 @@ class Denoiser:
         weight = self._weight()
         return torch.device("cpu") if weight is None else weight.device
 
-    def __call__(self, x: Tensor, angle: Angle, labels: Tensor | None = None) -> Estimate:
+    def __call__(self, x: Tensor, angle: Angle, labels: Tensor | None = None, to: Angle | None = None) -> Estimate:
         """Estimate image and noise.
 
         Args:
             x: points of the arc, shape (B, C, H, W).
             angle: one for all images, or one per image, shape (B,), within `smallest_angle`..`largest_angle`.
             labels: classes, int64, shape (B,), for a network with classes.
+            to: for a flow map, the end of the step, at most the angle; one for all images, or one per image.
 
         Returns:
             The estimate, in the dtype of x.
 
         Raises:
-            InputError: for an angle outside the range, a network whose output channels do not fit the head, or missing
+            InputError: for an angle outside the range, the end of a step above its angle or given to a denoiser that is
+                not a flow map, a network whose output channels do not fit the head, or missing
                 labels if the network was trained with a label for every image.
         """
         if labels is None and self.classes is not None and not self.unlabelled:
@@ -269,10 +275,14 @@ class Denoiser:
         check_angle(angle, (self.smallest_angle, self.largest_angle), what)
         weight = self._weight()
         dtype = x.dtype if weight is None else weight.dtype
-        time = self._time(angle, x.device)
+        arguments = [self._time(angle, x.device), labels]
+        if self.maps:
+            arguments.append(_span(angle, angle if to is None else to, x.device))
+        elif to is not None:
+            raise InputError("the end of a step, `to`, is for flow maps, and this denoiser estimates at one angle")
         cast = torch.autocast(x.device.type, self.precision) if self.precision else nullcontext()
         with cast:
-            output = self.network(x.to(dtype), time, labels)
+            output = self.network(x.to(dtype), *arguments)
         check_channels(output, x, self.head)
         estimate = self.head.read(output.to(x.dtype), x, angle)
         if self.projection is None or self.head.agrees:
@@ -343,6 +353,17 @@ class Denoiser:
         if self.classes is not None:
             parts.append(f"{self.classes} classes")
         return f"Denoiser({', '.join(parts)})"
+
+
+def _span(angle: Angle, to: Angle, device: torch.device) -> Tensor:
+    """The length of the step from `angle` to `to`, in 0..1000 for 0..pi/2: float32, shape () or (B,)."""
+    span = float64(angle) - float64(to)
+    if span.device.type == "cpu" and float(span.min()) < -ROUNDING:
+        raise InputError(
+            f"a flow map moves towards the image: the step from angle {float(float64(angle).max()):.6g} to "
+            f"{float(float64(to).max()):.6g} moves away from it"
+        )
+    return send((span * (1000.0 / NOISE_END)).clamp(min=0.0), device, torch.float32)
 
 
 def call(denoise: Denoise, x: Tensor, angle: Angle, labels: Tensor | None = None, to: Angle | None = None) -> Estimate:

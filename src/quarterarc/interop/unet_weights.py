@@ -147,9 +147,11 @@ def to_diffusers(unet: UNet) -> UNet2DModel:
         The model in evaluation mode, in the dtype and on the device of the weights.
 
     Raises:
-        InputError: if diffusers is not installed.
+        InputError: if diffusers is not installed, or the network takes spans, which diffusers' does not.
     """
     diffusers = need("diffusers", "diffusers", "a diffusers model")
+    if unet.span is not None:
+        raise InputError("diffusers' UNet2DModel takes one time, and the network of a flow map also takes a span")
     model: UNet2DModel = diffusers.UNet2DModel(**diffusers_config(unet)).to(unet.input.weight)
     model.load_state_dict(_to_theirs(unet))
     return model.eval()

@@ -34,13 +34,15 @@ def _plain(*tensors: Tensor) -> bool:
     """Whether the forms for the CPU apply: float32, without compilation, autocast, functorch or forward mode."""
     if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return False
-    return all(
-        x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
-        and torch.autograd.forward_ad.unpack_dual(x).tangent is None
-        for x in tensors
-    )
+    return all(x.device.type == "cpu" and x.dtype == torch.float32 and not _transformed(x) for x in tensors)
+
+
+def _transformed(x: Tensor) -> bool:
+    """Whether x is differentiated in forward mode or by `torch.func`, which some kernels do not support."""
+    if torch.compiler.is_compiling():
+        return False
+    wrapped: bool = torch._C._functorch.is_functorch_wrapped_tensor(x)
+    return wrapped or torch.autograd.forward_ad.unpack_dual(x).tangent is not None
 
 
 class GroupNorm(nn.GroupNorm):
@@ -52,7 +54,7 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """X of shape (B, channels, H, W); returns the same shape."""
-        x = super().forward(x)
+        x = super().forward(x.contiguous() if _transformed(x) else x)
         return F.silu(x, inplace=not torch.is_grad_enabled()) if self.activate else x
 
 
@@ -83,6 +85,9 @@ def attend(qkv: Tensor, heads: int) -> Tensor:
         scores = (q @ k.transpose(1, 2)).mul_((c // 3) ** -0.5)
         return scores.softmax(dim=2) @ v
     q, k, v = (part.transpose(1, 2) for part in qkv.view(b, n, 3, heads, -1).unbind(2))
+    if _transformed(qkv):
+        scores = (q @ k.transpose(2, 3)) * (c // (3 * heads)) ** -0.5
+        return (scores.softmax(dim=3) @ v).transpose(1, 2).reshape(b, n, c // 3)
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, c // 3)
 
 

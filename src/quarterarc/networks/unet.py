@@ -99,6 +99,7 @@ class UNet(nn.Module):
             only, as DDPM does for even sizes.
         frequency_shift: the frequencies of the time embedding are 10000^(-i/(n - frequency_shift)), i < n.
         cosine_first: order of the time embedding: cosines before sines.
+        spans: whether the network also takes the span of a jump, as flow maps do.
 
     Attributes:
         recompute: keep only the inputs of blocks and resampling for the backward pass, which computes the rest again
@@ -125,6 +126,7 @@ class UNet(nn.Module):
         symmetric: bool = False,
         frequency_shift: float = 1.0,
         cosine_first: bool = False,
+        spans: bool = False,
     ) -> None:
         super().__init__()
         self.recompute = False
@@ -143,6 +145,7 @@ class UNet(nn.Module):
             "symmetric": symmetric,
             "frequency_shift": frequency_shift,
             "cosine_first": cosine_first,
+            "spans": spans,
         }
         widths = _widths(self.config)
         groups = _groups(self.config, widths)
@@ -158,6 +161,9 @@ class UNet(nn.Module):
 
         self.frequencies = (channels // 2, frequency_shift, cosine_first)
         self.time = nn.Sequential(nn.Linear(channels, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+        self.span = None
+        if spans:
+            self.span = nn.Sequential(nn.Linear(channels, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         self.labels = None if classes is None else nn.Embedding(classes + 1, embedding)
         self.input = Convolution(in_channels, channels)
 
@@ -225,8 +231,19 @@ class UNet(nn.Module):
         nn.init.zeros_(self.output.weight)
         if self.labels is not None:
             nn.init.zeros_(self.labels.weight[-1].detach())
+        if self.span is not None:
+            nn.init.zeros_(self.span.get_parameter("2.weight"))
 
-    def forward(self, x: Tensor, time: Tensor | float, labels: Tensor | None = None) -> Tensor:
+    def with_spans(self) -> UNet:
+        """A copy that also takes the span of a jump; until it is trained, the span has no effect on the output."""
+        copy = UNet(**{**self.config, "spans": True}).to(self.output.weight)
+        copy.load_state_dict(self.state_dict(), strict=False)
+        copy.recompute = self.recompute
+        return copy.train(self.training)
+
+    def forward(
+        self, x: Tensor, time: Tensor | float, labels: Tensor | None = None, span: Tensor | float | None = None
+    ) -> Tensor:
         """Run the network.
 
         Args:
@@ -234,19 +251,21 @@ class UNet(nn.Module):
             time: in 0..1000, fractions allowed; a number or a tensor of shape () or (1,) for the whole batch, or one
                 per image, shape (B,).
             labels: int64, shape (B,), in 0..classes, where `classes` means "no label"; None for no labels.
+            span: for a network with spans, the length of the jump in the unit of the time; shapes as for the time; None
+                for 0.
 
         Returns:
             Shape (B, out_channels, H, W), in the dtype of the weights; under autocast in float32.
 
         Raises:
-            InputError: if shapes do not fit, or labels are given to a network without classes.
+            InputError: if shapes do not fit, or labels or spans are given to a network without them.
         """
         if x.ndim != 4 or x.shape[1] != self.input.in_channels:
             raise InputError(
                 f"the network takes images of shape (B, {self.input.in_channels}, H, W), got {tuple(x.shape)}"
             )
         run = _recomputed if self.recompute and torch.is_grad_enabled() else _directly
-        shifts = iter(self._embed(x, time, labels).split(self.shifts, dim=1))
+        shifts = iter(self._embed(x, time, labels, span).split(self.shifts, dim=1))
         last = self.output.weight.is_contiguous(memory_format=torch.channels_last)
         layout = torch.channels_last if last else torch.contiguous_format
         x = x.to(self.input.weight.dtype).contiguous(memory_format=layout)
@@ -264,14 +283,13 @@ class UNet(nn.Module):
             output: Tensor = self.output(self.norm(x.to(self.norm.weight.dtype)))
             return output
 
-    def _embed(self, x: Tensor, time: Tensor | float, labels: Tensor | None) -> Tensor:
+    def _embed(self, x: Tensor, time: Tensor | float, labels: Tensor | None, span: Tensor | float | None) -> Tensor:
         """The shifts of all residual blocks' channels: shape (B, sum(shifts)), or (1, sum(shifts)) if all are equal."""
-        dtype = self.project.weight.dtype
-        precise = torch.promote_types(dtype, torch.float32)
-        time = torch.as_tensor(time, dtype=precise, device=x.device).reshape(-1)
-        if len(time) not in (1, len(x)):
-            raise InputError(f"{len(time)} times for {len(x)} images: give one, or one per image")
-        embedding = self.time(sinusoid(time, *self.frequencies, odd=self.config["channels"] % 2).to(dtype))
+        embedding = self.time(self._waves(x, time, "times"))
+        if self.span is not None:
+            embedding = embedding + self.span(self._waves(x, 0.0 if span is None else span, "spans"))
+        elif span is not None:
+            raise InputError("a span for a network without spans: leave it out, or build it with spans=True")
         if self.labels is not None:
             if labels is None:
                 labels = torch.full((1,), self.labels.num_embeddings - 1, device=x.device)
@@ -281,6 +299,15 @@ class UNet(nn.Module):
         elif labels is not None:
             raise InputError("labels for a network without classes: leave them out, or build it with classes=...")
         return self.project(F.silu(embedding))
+
+    def _waves(self, x: Tensor, time: Tensor | float, what: str) -> Tensor:
+        """The sinusoids of times, in the dtype of the weights: shape (B, channels), or (1, channels)."""
+        dtype = self.project.weight.dtype
+        precise = torch.promote_types(dtype, torch.float32)
+        time = torch.as_tensor(time, dtype=precise, device=x.device).reshape(-1)
+        if len(time) not in (1, len(x)):
+            raise InputError(f"{len(time)} {what} for {len(x)} images: give one, or one per image")
+        return sinusoid(time, *self.frequencies, odd=self.config["channels"] % 2).to(dtype)
 
 
 def sinusoid(time: Tensor, count: int, shift: float, cosine_first: bool, odd: int = 0) -> Tensor:

@@ -131,6 +131,8 @@ def describe_denoiser(denoise: Denoiser) -> dict[str, Any]:
         "unlabelled": denoise.unlabelled,
         "streams": denoise.streams,
     }
+    if denoise.maps:
+        description["maps"] = True
     if denoise.class_names:
         description["class_names"] = list(denoise.class_names)
     if denoise.time_shift != 0.0 or denoise.time_scale is not None:  # networks of other libraries
@@ -184,6 +186,7 @@ def build_denoiser(description: Mapping[str, Any], precision: torch.dtype | None
             class_names=tuple(map(str, names)),
             time_shift=description.get("time_shift", 0.0),
             time_scale=description.get("time_scale"),
+            maps=description.get("maps", False) is True,
             streams=description.get("streams", 1),  # which version 0.2 did not record
         )
     except InputError:
