@@ -126,6 +126,18 @@ def test_a_larger_batch_is_computed_without_compilation(denoise: qa.Denoiser, mo
     assert compiled_graphs() == before
 
 
+def test_times_of_single_images_are_filled_up_like_images(
+    denoise: qa.Denoiser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_backend("eager", monkeypatch)
+    plan = compiled(Sampling("adaptive").plan(denoise), True, 8, 5)
+    x, angles = qa.noise(range(3), (1, 4, 4)), torch.tensor([0.1, 0.5, 1.5], dtype=torch.float64)
+    labels = torch.tensor([0, 1, 2])
+    with torch.no_grad():
+        made, expected = (each(x, angles, labels) for each in (plan.denoise, denoise))
+    torch.testing.assert_close(made.image, expected.image, rtol=0, atol=1e-5)
+
+
 def test_the_commands_compile(tiny_run: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     given = use_backend("eager", monkeypatch)
     for out in ("made", "made.npz"):
