@@ -11,6 +11,7 @@ Training and sampling use `Streams` of the format that the checkpoint records, s
 
 from __future__ import annotations
 
+import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence, Sized
@@ -21,13 +22,14 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
-from .philox import WORD, Words, box_muller, philox, philox_cpu, unit
+from .philox import WORD, box_muller, philox, philox_cpu, unit
 
 __all__ = ["FORMAT", "Purpose", "Streams", "normal", "stream", "streams"]
 
 FORMAT = 2
 """The format of the streams of new runs."""
-_AT_ONCE = 1 << 17  # blocks of four words drawn together, which fit the cache of a processor
+_AT_ONCE, _AT_ONCE_ON_DEVICE = 1 << 14, 1 << 20
+"""Blocks of four words drawn together: so few on the CPU that all steps find them in its cache."""
 
 
 class Purpose(IntEnum):
@@ -153,13 +155,13 @@ class _Counters(Streams):
 
     def __init__(self, purpose: Purpose, seeds: Sequence[int], step: int, places: Sequence[int]) -> None:
         self.purpose, self.step = int(purpose), _word(step, WORD)
-        self.seeds = [_word(seed, WORD**2) for seed in seeds]
-        self.places = [_word(place, WORD) for place in places]
+        self.seeds = np.array([_word(seed, WORD**2) for seed in seeds], np.uint64)
+        self.places = np.array([_word(place, WORD) for place in places], np.uint64)
         self.drawn = 0  # blocks
 
     def uniform(self, count: int) -> Tensor:
         blocks = -(-count // 2)
-        a, b, c, d = self._words(blocks, torch.device("cpu"))
+        a, b, c, d = self._words(range(blocks), slice(None), torch.device("cpu"))
         self.drawn += blocks
         return torch.stack([_53_bits(a, b) / (1 << 53), _53_bits(c, d) / (1 << 53)], -1).flatten(1)[:, :count]
 
@@ -169,39 +171,40 @@ class _Counters(Streams):
     def normal(
         self, shape: Sequence[int], dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
     ) -> Tensor:
-        device, count = torch.device(device), math.prod(shape)
-        blocks = -(-count // (2 if dtype == torch.float64 else 4))
-        out = torch.empty((len(self.seeds), *shape), dtype=dtype, device=device)
-        rows = max(1, _AT_ONCE // max(1, blocks))  # bounds the memory of the intermediate words
-        for first in range(0, len(out), rows):
-            words = self._words(blocks, device, slice(first, first + rows))
-            out[first : first + rows] = _noise(words, dtype)[:, :count].reshape(-1, *shape)
+        device, count, per_block = torch.device(device), math.prod(shape), 2 if dtype == torch.float64 else 4
+        out = torch.empty((len(self.seeds), count), dtype=dtype, device=device)
+        blocks, most = -(-count // per_block), _AT_ONCE if device.type == "cpu" else _AT_ONCE_ON_DEVICE
+        rows = max(1, most // max(1, blocks))
+        for row, first in itertools.product(range(0, len(out), rows), range(0, blocks, most)):
+            drawn = range(first, min(first + most, blocks))
+            part = slice(row, row + rows)
+            target = out[part, drawn.start * per_block : drawn.stop * per_block]
+            target.copy_(_noise(self._words(drawn, part, device), dtype)[:, : target.shape[1]])
         self.drawn += blocks
-        return out
+        return out.view(len(out), *shape)
 
-    def _words(self, blocks: int, device: torch.device, part: slice = slice(None)) -> Words:
-        """The next words of a part of the streams: four tensors of shape (streams, blocks)."""
-        seeds, places = self.seeds[part], self.places[part]
-        keys = [[[seed % WORD], [seed // WORD], [place]] for seed, place in zip(seeds, places, strict=True)]
+    def _words(self, blocks: range, part: slice, device: torch.device) -> Tensor:
+        """Of a part of the streams, the words of blocks counted from the next one: shape (4, streams, blocks)."""
+        numbers = self.drawn + np.arange(blocks.start, blocks.stop, dtype=np.uint64)
+        seeds, place = self.seeds[part, None], self.places[part, None]
         if device.type == "cpu":
-            blocks_of_each = np.arange(self.drawn, self.drawn + blocks, dtype=np.uint32)
-            low, high, place = np.array(keys, np.uint32).transpose(1, 0, 2)
-            return philox_cpu((blocks_of_each, self.step, low, high), (self.purpose, place))
-        low, high, place = torch.tensor(keys).to(device, non_blocking=True).unbind(1)
-        numbers = torch.arange(self.drawn, self.drawn + blocks, device=device)
-        return philox((numbers, self.step, low, high), (self.purpose, place))
+            return philox_cpu((numbers, self.step, seeds % WORD, seeds // WORD), (self.purpose, place))
+        keys = np.concatenate([seeds % WORD, seeds // WORD, place], 1).view(np.int64)
+        low, high, place_there = torch.from_numpy(keys).to(device, non_blocking=True)[:, :, None].unbind(1)
+        counted = torch.arange(int(numbers[0]), int(numbers[-1]) + 1, device=device)
+        return philox((counted, self.step, low, high), (self.purpose, place_there))
 
 
-def _noise(words: Words, dtype: torch.dtype) -> Tensor:
-    """Standard normal numbers from words (streams, blocks): four per block, or two for float64; shape (streams, n)."""
+def _noise(words: Tensor, dtype: torch.dtype) -> Tensor:
+    """Standard normal numbers (streams, n) from words (4, streams, blocks): four per block, or two for float64."""
     a, b, c, d = words
     if dtype == torch.float64:
         pairs = [(_53_bits(high, low) + 1.0) / (1 << 53) for high, low in ((a, b), (c, d))]  # in (0, 1]
-        numbers: tuple[Tensor, ...] = box_muller(*pairs)
-    else:
-        real = torch.float64 if a.device.type != "mps" else torch.float32  # which has no float64
-        numbers = (*box_muller(unit(a, real), unit(b, real)), *box_muller(unit(c, real), unit(d, real)))
-    out = torch.empty(*numbers[0].shape, len(numbers), dtype=dtype, device=a.device)
+        return torch.stack(box_muller(*pairs), -1).flatten(1)
+    real = torch.float64 if a.device.type != "mps" else torch.float32  # which has no float64
+    (radius, turn), (other_radius, other_turn) = unit(words, real).view(2, 2, *a.shape)
+    numbers = (*box_muller(radius, turn), *box_muller(other_radius, other_turn))
+    out = torch.empty(*a.shape, len(numbers), dtype=dtype, device=a.device)
     for place, values in enumerate(numbers):
         out[..., place] = values
     return out.flatten(1)
