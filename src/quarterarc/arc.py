@@ -122,7 +122,7 @@ def spread(coefficient: Tensor, like: Tensor) -> Tensor:
     """
     if coefficient.ndim == 0:
         return coefficient
-    if coefficient.ndim > 1 or len(coefficient) not in (1, len(like)):
+    if coefficient.ndim > 1 or coefficient.shape[0] not in (1, like.shape[0]):  # `len` of a tensor is slow
         raise InputError(
             f"angles have shape {tuple(coefficient.shape)} but the images {tuple(like.shape)}: "
             f"give one angle, or one per image, shape ({len(like)},)"

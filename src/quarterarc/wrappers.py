@@ -175,8 +175,9 @@ class Evaluator:
         self._evaluated = self._images = 0
 
     def __call__(self, x: Tensor, angle: Angle, labels: Tensor | None = None, to: Angle | None = None) -> Estimate:
-        self._images = max(self._images, len(x))
-        self._evaluated += len(x) * self.traits.evaluations
+        rows = x.shape[0]  # `len` of a tensor is slow
+        self._images = max(self._images, rows)
+        self._evaluated += rows * self.traits.evaluations
         return call(self.inner, x, angle, self.labels if labels is None else labels, to)
 
     def of_rows(self, rows: Tensor) -> Denoise:

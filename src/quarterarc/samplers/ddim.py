@@ -41,7 +41,7 @@ class DDIM(LinearSampler):
         return self.eta == 0.0
 
     def weights(self, b: float, a: float) -> Weights:
-        fresh = self.eta * math.sqrt(float(variance(b, a)))
+        fresh = self.eta * math.sqrt(float(variance(b, a))) if self.eta else 0.0
         # sqrt(sin^2 a - fresh^2), whose difference rounds below 0 near pi/2, without the difference:
         # sin a sqrt(1 - eta^2 + eta^2 tan^2 a / tan^2 b), because sin^2 b - beta = cos^2 b tan^2 a
         kept = math.hypot(math.sqrt((1.0 - self.eta) * (1.0 + self.eta)), self.eta * math.tan(a) / math.tan(b))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from torch import Tensor
 
@@ -36,9 +37,7 @@ class DDPM(LinearSampler):
             raise unknown_name("variance", self.variance, VARIANCES)
 
     def weights(self, b: float, a: float) -> Weights:
-        image, x = mean_weights(b, a)
-        chosen = step_variance(b, a) if self.variance == "large" else variance(b, a)
-        return Weights(float(x), float(image), 0.0, float(chosen.sqrt()) if a > 0.0 else 0.0)
+        return _weights(self.variance == "large", b, a)
 
     def step(self, x: Tensor, estimate: Estimate, b: float, a: float, draw: Draw) -> Tensor:
         if self.variance != "learned":
@@ -53,5 +52,18 @@ class DDPM(LinearSampler):
         mean = w.x * x + w.image * estimate.image
         if a == 0.0:
             return mean
-        log_large, log_small = float(step_variance(b, a).log()), float(variance(b, a).log())
+        log_large, log_small = _log_variances(b, a)
         return mean + (0.5 * (fraction * log_large + (1.0 - fraction) * log_small)).exp() * draw(x)
+
+
+@lru_cache(maxsize=4096)  # the steps of one grid are those of every batch
+def _weights(large: bool, b: float, a: float) -> Weights:
+    image, x = mean_weights(b, a)
+    chosen = step_variance(b, a) if large else variance(b, a)
+    return Weights(float(x), float(image), 0.0, float(chosen.sqrt()) if a > 0.0 else 0.0)
+
+
+@lru_cache(maxsize=4096)
+def _log_variances(b: float, a: float) -> tuple[float, float]:
+    """The logarithms of the large and of the small variance."""
+    return float(step_variance(b, a).log()), float(variance(b, a).log())
