@@ -76,14 +76,43 @@ def _network(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cases", type=_names, default=",".join(CASES), help="networks (default: %(default)s)")
     parser.add_argument("--repeats", type=_positive, default=15, help="pairs of calls (default: %(default)s)")
     parser.add_argument("--batch", type=_positive, help="images per batch (default: the case's own)")
+    _device(parser, "compile both networks")
+    parser.add_argument(
+        "--channels-last", action="store_true", help="both networks in channels-last layout, also on a GPU"
+    )
+
+
+def _device(parser: argparse.ArgumentParser, compile: str = "also compiled, on a GPU in CUDA graphs") -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     parser.add_argument(
         "--dtype", choices=("fp32", "bf16"), default="fp32", help="bf16 is autocast (default: %(default)s)"
     )
-    parser.add_argument("--compile", action="store_true", help="compile both networks")
-    parser.add_argument(
-        "--channels-last", action="store_true", help="both networks in channels-last layout, also on a GPU"
-    )
+    parser.add_argument("--compile", action="store_true", help=compile)
+
+
+def _training(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--cases", type=_names, default=",".join(CASES), help="networks (default: %(default)s)")
+    _device(parser)
+    parser.add_argument("--batch", type=_positive, help="images per step (default: the case's own)")
+    parser.add_argument("--rounds", type=_positive, default=9, help="pairs of turns (default: %(default)s)")
+    parser.add_argument("--steps", type=_positive, default=5, help="steps per turn (default: %(default)s)")
+    parser.add_argument("--data", help="a folder of images or a parquet file (default: random pixels)")
+
+
+def _sampling(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--cases", type=_names, default=",".join(CASES), help="networks (default: %(default)s)")
+    _device(parser)
+    parser.add_argument("--count", type=_positive, default=1000, help="images per call (default: %(default)s)")
+    parser.add_argument("--batch", type=_positive, default=250, help="images per batch (default: %(default)s)")
+    parser.add_argument("--nfe", type=_positive, default=10, help="evaluations per image (default: %(default)s)")
+    parser.add_argument("--rounds", type=_positive, default=5, help="rounds of calls (default: %(default)s)")
+
+
+def _gpu(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--minutes", type=float, default=5.0, help="time of the whole command (default: %(default)s)")
+    parser.add_argument("--device", default="cuda", help="cuda, or cpu to try the command (default: %(default)s)")
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="bf16", help="default: %(default)s")
+    parser.add_argument("--eager", dest="compile", action="store_false", help="measure nothing compiled")
 
 
 def _evaluation(parser: argparse.ArgumentParser) -> None:
@@ -139,6 +168,9 @@ def _transfer(parser: argparse.ArgumentParser) -> None:
 
 
 _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
+    "training": ("whole training steps, data included, against diffusers' example", _training),
+    "sampling": ("images per second from seeds to files, against diffusers' DDIMPipeline", _sampling),
+    "gpu": ("training and sampling on a GPU, all at once and within minutes", _gpu),
     "network": ("the U-Net against diffusers' UNet2DModel, with the same weights", _network),
     "evaluation": ("Frechet distance, precision and recall against the usual implementations", _evaluation),
     "samplers": ("all samplers against diffusers' schedulers, at equal NFE", _samplers),

@@ -8,7 +8,6 @@ calls, so that other load on the machine affects both alike; its quartiles show 
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import diffusers
 import torch
 from torch import Tensor, nn
 
-from benchmarks.report import Row, environment
+from benchmarks.report import Row, environment, now, quartiles
 from quarterarc.common.devices import pick_device
 from quarterarc.common.errors import unknown_name
 from quarterarc.interop.unet_weights import to_diffusers
@@ -186,27 +185,18 @@ def _time_pairs(calls: Sequence[Callable[[], None]], count: int, settings: _Sett
     for repeat in range(settings.repeats):
         for index in (0, 1) if repeat % 2 else (1, 0):
             seconds[index].append(_seconds(calls[index], settings.device))
-    ratios = [theirs / ours for ours, theirs in zip(*seconds, strict=True)]
-    low, high = (statistics.quantiles(ratios)[index] for index in (0, 2)) if len(ratios) > 1 else ratios * 2
     return {
         "ours": count / statistics.median(seconds[0]),
         "theirs": count / statistics.median(seconds[1]),
-        "ratio": statistics.median(ratios),
-        "low": low,
-        "high": high,
+        **quartiles([theirs / ours for ours, theirs in zip(*seconds, strict=True)]),
         "seconds": {"ours": seconds[0], "theirs": seconds[1]},
     }
 
 
 def _seconds(call: Callable[[], None], device: torch.device) -> float:
-    def now() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter()
-
-    start = now()
+    start = now(device)
     call()
-    return now() - start
+    return now(device) - start
 
 
 def randomise(network: UNet) -> None:

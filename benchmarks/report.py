@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import statistics
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,25 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 def number(value: float | None, digits: int = 3) -> str:
     """A number with this many significant digits; a dash for None."""
     return "-" if value is None else f"{value:.{digits}g}"
+
+
+def quartiles(ratios: Sequence[float]) -> Row:
+    """The median "ratio" and its quartiles "low" and "high"."""
+    low, high = (statistics.quantiles(ratios)[index] for index in (0, 2)) if len(ratios) > 1 else (*ratios, *ratios)
+    return {"ratio": statistics.median(ratios), "low": low, "high": high}
+
+
+def reason(error: Exception) -> str:
+    """An error in one short line, for a cell of a table; those of compilers have many lines."""
+    text = " ".join(str(error).replace("|", "/").split()) or type(error).__name__
+    return text if len(text) <= 160 else f"{text[:157]}..."
+
+
+def now(device: torch.device) -> float:
+    """The time in seconds, once the device has computed everything that was submitted to it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def environment(device: torch.device | None = None, **versions: str) -> Row:
