@@ -26,11 +26,12 @@ from torch import Tensor
 import quarterarc as qa
 from benchmarks.network import CASES, Case, randomise
 from benchmarks.report import Row, environment, now, quartiles, reason
-from quarterarc.common.compiling import compile_network
 from quarterarc.common.devices import pick_device
 from quarterarc.common.errors import unknown_name
+from quarterarc.denoiser import Denoise
 from quarterarc.interop.unet_weights import to_diffusers
 from quarterarc.networks import UNet
+from quarterarc.sampling.compiled import compiled
 from quarterarc.sampling.folders import write_samples
 
 Images = list[Image.Image]
@@ -126,36 +127,41 @@ class _Settings:
 class Ours:
     """quarterarc's sampling of a network."""
 
-    def __init__(self, unet: UNet, case: Case, settings: _Settings, compiled: bool) -> None:
+    def __init__(self, unet: UNet, case: Case, settings: _Settings, compile: bool) -> None:
         table = qa.schedule("linear", 1000)
         shape = (case.network["in_channels"], case.size, case.size)
         precision = torch.bfloat16 if settings.dtype == "bf16" else None
-        self.denoise = qa.Denoiser(unet.eval(), table, qa.head("noise", table), shape, precision=precision)
+        self.denoise: Denoise = qa.Denoiser(unet.eval(), table, qa.head("noise", table), shape, precision=precision)
         self.settings = settings
-        if compiled:
-            compile_network(unet, graphs=settings.device.type == "cuda")
+        if compile:  # once for all calls
+            plan = qa.Sampling(steps=settings.nfe).plan(self.denoise)
+            self.denoise = compiled(plan, True, settings.count, settings.batch).denoise
 
     def images(self, seeds: Sequence[int]) -> Images:
         """The images of these seeds, as 8-bit images in memory."""
         settings = self.settings
-        made = qa.generate(self.denoise, seeds, steps=settings.nfe, batch_size=settings.batch, progress=False)
+        made = qa.generate(
+            self.denoise, seeds, steps=settings.nfe, batch_size=settings.batch, progress=False, compile=False
+        )
         pixels = qa.to_uint8(made).permute(0, 2, 3, 1).numpy()
         return [Image.fromarray(image.squeeze()) for image in pixels]
 
     def files(self, folder: Path) -> None:
         """The images as PNG files."""
         settings = self.settings
-        sampling = qa.Sampling(steps=settings.nfe)
-        write_samples(self.denoise, folder, settings.seeds, sampling, batch_size=settings.batch, progress=False)
+        write_samples(
+            self.denoise, folder, settings.seeds, qa.Sampling(steps=settings.nfe), batch_size=settings.batch,
+            progress=False, compile=False,
+        )  # fmt: skip
 
 
 class Theirs:
     """diffusers' sampling of the same network."""
 
-    def __init__(self, unet: UNet, case: Case, settings: _Settings, compiled: bool) -> None:
+    def __init__(self, unet: UNet, case: Case, settings: _Settings, compile: bool) -> None:
         model = to_diffusers(unet).eval()
         model.register_to_config(sample_size=case.size)
-        if compiled:
+        if compile:
             model.to(memory_format=torch.channels_last)
             forward = torch.compile(
                 model.forward, mode="reduce-overhead" if settings.device.type == "cuda" else "default"
