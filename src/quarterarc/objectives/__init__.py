@@ -10,6 +10,7 @@
 | `mean`          | squared error of the mean of one training step (Ho et al. 2020, Eq. 8)       | `norm`           |
 | `vlb`           | T times one term of the variational bound, in bits per dimension             | `variance`       |
 | `hybrid`        | noise + 0.001 vlb (Nichol & Dhariwal 2021, Eq. 16)                           | `variance`, `norm` |
+| `flow-map`      | consistency of a flow map's jumps, from scratch (see `objectives.flow_map`)   | see `FlowMap`    |
 
 An objective is a callable `(estimate, image, noise, x, times, schedule) -> Losses` (the protocol `Objective`);
 `quarterarc.Denoiser.loss` calls it. `quarterarc.objectives.bound` has the terms of the variational bound.
@@ -27,14 +28,17 @@ from ..common.text import one_line
 from .base import NORMS, Losses, Objective
 from .bound import VLB, Hybrid
 from .errors import WeightedErrors, both, both_and_gradient, image, noise, velocity
+from .flow_map import FlowMap, MapObjective
 from .mean import StepMean
 
 __all__ = [
     "NORMS",
     "OBJECTIVES",
     "VLB",
+    "FlowMap",
     "Hybrid",
     "Losses",
+    "MapObjective",
     "Objective",
     "StepMean",
     "WeightedErrors",
@@ -60,6 +64,7 @@ OBJECTIVES: Registry[Callable[..., Objective]] = Registry(
         "mean": StepMean,
         "vlb": VLB,
         "hybrid": Hybrid,
+        "flow-map": FlowMap,
     },
     _check,
 )

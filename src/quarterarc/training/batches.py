@@ -25,12 +25,17 @@ __all__ = ["Batch", "Batches", "part_size"]
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Part of a step's global batch, on the device: images and noise (B, C, H, W), times and labels (B,)."""
+    """Part of a step's global batch, on the device: images and noise (B, C, H, W), times and labels (B,).
+
+    Attributes:
+        uniform: further numbers in [0, 1), float64, shape (B, 3), on the CPU, from which jumps of a flow map are drawn.
+    """
 
     image: Tensor
     noise: Tensor
     times: Tensor
     labels: Tensor | None
+    uniform: Tensor
 
 
 def part_size(recipe: Recipe, processes: int) -> int:
@@ -110,4 +115,4 @@ class Batches:
             assert self.data.classes is not None
             dropped = send(dropped < settings.drop_labels, self.device)
             labels = torch.where(dropped, self.data.classes, send(labels, self.device))
-        return Batch(image, noise, times, labels)
+        return Batch(image, noise, times, labels, drawn.uniform(3))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import replace
@@ -20,6 +20,8 @@ from ..common.memory import is_out_of_memory
 from ..common.streams import Purpose, torch_seed
 from ..common.text import one_line
 from ..denoiser import Denoiser
+from ..estimate import Estimate
+from ..objectives import Losses, MapObjective
 from . import ema
 from .batches import Batch
 from .learning_rate import factor_at
@@ -146,13 +148,30 @@ class Learner:
                 torch.compiler.cudagraph_mark_step_begin()  # outputs of the pass before are not used any more
             last = place == len(parts) - 1
             with nullcontext() if last else self.accelerator.no_sync(self._parallel):
-                losses = self._denoise.loss(self.objective, batch.image, batch.noise, batch.times, batch.labels)
+                losses = self._losses(batch, step)
                 self.accelerator.backward(losses.total.mean() / len(parts))
             means = (losses.total, losses.image, losses.noise, losses.velocity, losses.residual)
             logged += torch.stack([loss.detach().mean() for loss in means]) / len(parts)
         if self._parallel is self.network and self.accelerator.num_processes > 1:
             self._average_gradients()
         return logged, torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.optimizer.clip)
+
+    def _losses(self, batch: Batch, step: int) -> Losses:
+        if not isinstance(self.objective, MapObjective):
+            return self._denoise.loss(self.objective, batch.image, batch.noise, batch.times, batch.labels)
+        start, end = self.objective.angles(batch.uniform, self._denoise.largest_angle)
+        progress = step / self.recipe.training.steps
+        return self.objective.losses(self._same_dropout(), batch.image, batch.noise, start, end, batch.labels, progress)
+
+    def _same_dropout(self) -> Callable[..., Estimate]:
+        """The denoiser, with the same random numbers in every call."""
+        seed = torch.initial_seed()
+
+        def denoise(*arguments: Any, **further: Any) -> Estimate:
+            torch.manual_seed(seed)
+            return self._denoise(*arguments, **further)
+
+        return denoise
 
     def _average_gradients(self) -> None:
         """Average the gradients over all processes on the CPU, in the order of the parameters.

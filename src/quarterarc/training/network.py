@@ -35,6 +35,7 @@ def recipe_network(recipe: Recipe, in_channels: int, out_channels: int, classes:
             "in_channels": in_channels, "out_channels": out_channels, "channels": chosen.channels,
             "multipliers": chosen.multipliers, "blocks": chosen.blocks, "attention": attention,
             "dropout": chosen.dropout, "head_channels": chosen.head_channels, "classes": classes,
+            "spans": recipe.is_map,
         }  # fmt: skip
         arguments = {**description, **chosen.arguments}
         network = build_network({"name": "unet", "arguments": arguments})

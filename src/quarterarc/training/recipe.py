@@ -302,11 +302,23 @@ class Recipe(Section):
             )
         if self.training.recompute and self.network.name != "unet":
             raise InputError(f"training.recompute=true is for the U-Net, not for '{self.network.name}': leave it out")
+        if self.objective.name == "flow-map" and (self.head == "mean" or self.head.endswith("+variance")):
+            raise InputError(
+                f"a flow map (objective=flow-map) has no head '{self.head}', which belongs to one step of DDPM: give "
+                "head=both, velocity, image, noise or gated"
+            )
         if self.training.batch % self.training.accumulate:
             raise InputError(
                 f"training.batch={self.training.batch} cannot be split into {self.training.accumulate} equal parts"
             )
         return self
+
+    @property
+    def is_map(self) -> bool:
+        """Whether the objective trains a flow map; an import path is imported."""
+        from ..objectives import MapObjective
+
+        return isinstance(self.objective.build(), MapObjective)
 
     def resolved(self) -> Recipe:
         """The recipe with numbers in place of `auto` for the warm-up and the resolutions of attention."""

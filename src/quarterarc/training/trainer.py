@@ -257,7 +257,10 @@ class Trainer:
         precision = torch.bfloat16 if recipe.training.precision == "bf16" else None
         shape = (data.channels, data.height, data.width)
         unlabelled = recipe.training.drop_labels > 0
-        return Denoiser(network, table, head, shape, classes, precision, unlabelled=unlabelled, class_names=names)
+        return Denoiser(
+            network, table, head, shape, classes, precision, unlabelled=unlabelled, class_names=names,
+            maps=recipe.is_map,
+        )  # fmt: skip
 
     def _resume(self) -> None:
         complete = checkpoints(self.run)
