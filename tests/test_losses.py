@@ -219,9 +219,10 @@ def test_hybrid_detaches_the_mean_of_a_noise_head() -> None:
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_gradients_equal_finite_differences(name: str) -> None:
     batch = Batch()
+    chosen = objective(name, power=0.0) if name == "flow-map" else objective(name)  # whose weight has no gradient
 
     def total(image: Tensor, noise: Tensor, fraction: Tensor) -> Tensor:
-        return batch.losses(objective(name), Estimate(image, noise, fraction)).total
+        return batch.losses(chosen, Estimate(image, noise, fraction)).total
 
     leaves = (batch.image_hat, batch.noise_hat, batch.fraction)
     if name == "hybrid":  # detached estimates have no gradient of vlb: only the variance has the whole derivative

@@ -139,51 +139,46 @@ class FlowMap:
         """The losses of a batch; see `MapObjective`."""
         x, v = mix(image, noise, start), velocity(image, noise, start)
         estimate = denoise(x, start, labels, to=end)
-        jump = estimate.velocity(start)
         with torch.no_grad():
             part = self.share(progress) * (start - end)
             middle = start - part
             x_middle = rotate(x, v, -part)[0]
             target = denoise(x_middle, middle, labels, to=end).velocity(middle)
-            ends = rotate(x_middle, target, end - middle)[0] - rotate(x, jump, end - start)[0]
-        return self._losses(estimate, x, start, jump, v, ends, part)
+            ends = rotate(x_middle, target, end - middle)[0] - rotate(x, estimate.velocity(start), end - start)[0]
+        return self._losses(estimate, image, noise, x, start, ends, part)
 
     def __call__(
         self, estimate: Estimate, image: Tensor, noise: Tensor, x: Tensor, times: Tensor, schedule: Schedule
     ) -> Losses:
         """The losses on the diagonal; arguments as for `Objective`."""
         start = schedule.angle(times)
-        jump, v = estimate.velocity(start), velocity(image, noise, start)
-        return self._losses(estimate, x, start, jump, v, torch.zeros_like(v), torch.zeros_like(start))
+        return self._losses(estimate, image, noise, x, start, torch.zeros_like(x), torch.zeros_like(start))
 
     def _losses(
-        self, estimate: Estimate, x: Tensor, start: Tensor, jump: Tensor, v: Tensor, ends: Tensor, part: Tensor
+        self, estimate: Estimate, image: Tensor, noise: Tensor, x: Tensor, start: Tensor, ends: Tensor, part: Tensor
     ) -> Losses:
         """The losses of jumps.
 
         Args:
             estimate: that of the jumps.
-            x, start: where they start.
-            jump: their velocity there, F.
-            v: the velocity on the diagonal.
+            image, noise: the true ones.
+            x, start: where the jumps start.
             ends: X' - X.
             part: b - m; 0 on the diagonal.
         """
+        jump = estimate.velocity(start)
         with torch.no_grad():
             on_diagonal = spread(part == 0.0, x).bool()
-            error = jump - v
+            error = jump - velocity(image, noise, start)
             q = torch.where(on_diagonal, 2.0 * error, ends / spread(part.clamp(min=1e-9), x))
             size = mse(torch.where(on_diagonal, error, q))
             weight = (size + 1e-3) ** -self.power
-            residual = mse(estimate.residual(x, start))
-            losses = (mse(error), residual, weight * size, spread(weight, x) * q)
-        velocity_error, residual, value, direction = losses
+            direction = weight.reshape(on_diagonal.shape) * q
         surrogate = (jump * direction).flatten(1).mean(1)
-        total = value + (surrogate - surrogate.detach())  # the value of the loss, with the gradient of <F, w q>
+        total = weight * size + (surrogate - surrogate.detach())  # the value of the loss, the gradient of <F, w q>
         if self.residual:
             total = total + self.residual * on_diagonal.flatten() * mse(estimate.residual(x, start))
-        nothing = torch.zeros_like(velocity_error)
-        return Losses(total, nothing, nothing, velocity_error, residual)
+        return Losses.of(total, estimate, image, noise, x, start)
 
 
 def _log_normal(uniform: Tensor, mean: float, width: float) -> Tensor:
