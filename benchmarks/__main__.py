@@ -115,6 +115,17 @@ def _gpu(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--eager", dest="compile", action="store_false", help="measure nothing compiled")
 
 
+def _scaling(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--gpus", type=_numbers, default="1,8,16,32,64", help="numbers of GPUs (default: %(default)s)")
+    parser.add_argument("--node", type=_positive, default=8, help="GPUs per node (default: %(default)s)")
+    parser.add_argument(
+        "--nvlink", type=float, default=360.0, help="GB/s from a GPU to one of its node (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--network", type=float, default=40.0, help="GB/s from a GPU to another node (default: %(default)s)"
+    )
+
+
 def _evaluation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--parts", type=_names, default=",".join(PARTS), help="measurements (default: %(default)s)")
     parser.add_argument(
@@ -171,6 +182,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "training": ("whole training steps, data included, against diffusers' example", _training),
     "sampling": ("images per second from seeds to files, against diffusers' DDIMPipeline", _sampling),
     "gpu": ("training and sampling on a GPU, all at once and within minutes", _gpu),
+    "scaling": ("training on many GPUs, calculated from the step of one", _scaling),
     "network": ("the U-Net against diffusers' UNet2DModel, with the same weights", _network),
     "evaluation": ("Frechet distance, precision and recall against the usual implementations", _evaluation),
     "samplers": ("all samplers against diffusers' schedulers, at equal NFE", _samplers),
