@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import tracemalloc
 import zipfile
 from collections.abc import Iterator
@@ -189,6 +190,19 @@ def test_a_folder_of_another_purpose_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "folder.npz").mkdir()
     write(tmp_path / "folder.npz", range(2))  # a folder stays a folder
     assert (tmp_path / "folder.npz" / "000001.png").is_file()
+
+
+def test_what_is_no_file_and_no_seeds_are_errors_of_one_line(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "made.npz")
+    with pytest.raises(InputError, match="is not a regular file"):
+        write(tmp_path / "made.npz", range(2))
+    (tmp_path / "text").write_text("")
+    with pytest.raises(InputError, match="is not a writable folder"):
+        write(tmp_path / "text" / "made.npz", range(2))
+    for name in ("none.npz", "none"):
+        with pytest.raises(InputError, match="no seeds were given"):
+            write(tmp_path / name, [])
+    assert {path.name for path in tmp_path.iterdir()} == {"made.npz", "text"}
 
 
 def test_an_error_before_the_first_image_leaves_nothing(tmp_path: Path) -> None:

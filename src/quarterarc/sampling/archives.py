@@ -106,6 +106,8 @@ def _complete(out: Path, job: Job) -> dict[str, Any] | None:
     """
     if not out.exists():
         return None
+    if not out.is_file():
+        raise InputError(f"{out} is not a regular file: give another --out")
     stored = Npz(out)
     record = read_record(stored)
     if record is None:

@@ -87,6 +87,8 @@ def write_samples(
     """
     check_batch_size(batch_size)
     check_labels(denoise, labels)
+    if not len(seeds):
+        raise InputError("no seeds were given: give one per image")
     plan = (sampling or Sampling()).plan(denoise)
     settings = {**(about or {}), **plan.describe(), "labels": None if labels is None else list(labels)}
     job = Job(plan, seeds, labels_in_turn(labels, len(seeds)), settings, batch_size, progress, compile)
