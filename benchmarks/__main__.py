@@ -126,6 +126,18 @@ def _scaling(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _overhead(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--cases", type=_names, default="digits,small", help="networks (default: %(default)s)")
+    parser.add_argument(
+        "--samplers", type=_names, default="multistep,ddim,rotation,ddpm",
+        help="samplers with one evaluation per step (default: %(default)s)",
+    )  # fmt: skip
+    _device(parser, "compile the network, on a GPU in CUDA graphs")
+    parser.add_argument("--nfe", type=_positive, default=10, help="evaluations per image (default: %(default)s)")
+    parser.add_argument("--repeats", type=_positive, default=15, help="pairs of measurements (default: %(default)s)")
+    parser.add_argument("--batch", type=_positive, help="images per batch (default: the case's own)")
+
+
 def _evaluation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--parts", type=_names, default=",".join(PARTS), help="measurements (default: %(default)s)")
     parser.add_argument(
@@ -184,6 +196,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "gpu": ("training and sampling on a GPU, all at once and within minutes", _gpu),
     "scaling": ("training on many GPUs, calculated from the step of one", _scaling),
     "network": ("the U-Net against diffusers' UNet2DModel, with the same weights", _network),
+    "overhead": ("a sampler against bare calls of its network, at equal evaluations", _overhead),
     "evaluation": ("Frechet distance, precision and recall against the usual implementations", _evaluation),
     "samplers": ("all samplers against diffusers' schedulers, at equal NFE", _samplers),
     "multistep": ("what each choice inside the multistep sampler contributes, on exact denoisers", _multistep),
