@@ -138,6 +138,19 @@ def test_times_of_single_images_are_filled_up_like_images(
     torch.testing.assert_close(made.image, expected.image, rtol=0, atol=1e-5)
 
 
+def test_a_flow_map_is_compiled_with_the_spans_of_its_jumps(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = qa.schedule("arc", 100)
+    network = UNet(1, 2, channels=8, multipliers=(1,), blocks=1, attention=(), spans=True)
+    randomise(network)
+    jumps = qa.Denoiser(network.eval(), table, qa.head("both", table), (1, 4, 4), maps=True)
+    options: dict[str, Any] = {"steps": 2, "batch_size": 2, "progress": False}
+    expected = qa.generate(jumps, range(3), **options)
+    use_backend(buffered, monkeypatch)
+    before = compiled_graphs()
+    torch.testing.assert_close(qa.generate(jumps, range(3), compile=True, **options), expected, rtol=0, atol=1e-4)
+    assert compiled_graphs() == before + 1
+
+
 def test_the_commands_compile(tiny_run: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     given = use_backend("eager", monkeypatch)
     for out in ("made", "made.npz"):

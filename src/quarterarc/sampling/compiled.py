@@ -86,27 +86,26 @@ class _OneSize(nn.Module):
         self._called = False
         compile_network(self.network, graphs=any(weight.is_cuda for weight in self.network.parameters()))
 
-    def forward(self, x: Tensor, time: Tensor, labels: Tensor | None = None, **times: Tensor) -> Tensor:
-        """The output of the network; arguments as for `Denoiser.network`, and further times by name."""
+    def forward(self, x: Tensor, time: Tensor, labels: Tensor | None = None, *spans: Tensor) -> Tensor:
+        """The output of the network; arguments as for `Denoiser.network`."""
         rows, missing = len(x), self.rows - len(x)
         if missing < 0:
-            output: Tensor = self.network.forward(x, time, labels, **times)
+            output: Tensor = self.network.forward(x, time, labels, *spans)
             return output
         if missing:
             x, labels = _filled(x, missing), None if labels is None else _filled(labels, missing)
-            times = {"time": time, **times}  # one per image, or one for all
-            times = {name: at if at.numel() == 1 else _filled(at, missing) for name, at in times.items()}
-            time = times.pop("time")
+            # one per image, or one for all
+            time, *spans = (at if at.numel() == 1 else _filled(at, missing) for at in (time, *spans))
         torch.compiler.cudagraph_mark_step_begin()  # the output of the call before was copied
         call = self.network if self._called else self._first_call
-        return call(x, time, labels, **times)[:rows].clone()  # CUDA graphs write every output to the same memory
+        return call(x, time, labels, *spans)[:rows].clone()  # CUDA graphs write every output to the same memory
 
-    def _first_call(self, *arguments: Tensor | None, **times: Tensor) -> Tensor:
+    def _first_call(self, *arguments: Tensor | None) -> Tensor:
         """The call that compiles; where that fails, `auto` goes on without compilation."""
         self._called = True
         started, before = time.perf_counter(), compiled_graphs()
         try:
-            output: Tensor = self.network(*arguments, **times)
+            output: Tensor = self.network(*arguments)
         except InputError:
             raise
         except Exception as error:  # the compiler may raise anything
@@ -117,7 +116,7 @@ class _OneSize(nn.Module):
                 raise InputError(f"the network cannot be compiled ({reason}): sample with compile=false") from None
             logger.warning("the network is not compiled: %s", reason)
             undo(self.network)
-            return self._first_call(*arguments, **times)
+            return self._first_call(*arguments)
         graphs = compiled_graphs() - before
         if graphs:
             logger.info("compiled the network in %.0f s (graphs: %d)", time.perf_counter() - started, graphs)
