@@ -94,8 +94,9 @@ class _OneSize(nn.Module):
             return output
         if missing:
             x, labels = _filled(x, missing), None if labels is None else _filled(labels, missing)
-            # one per image, or one for all
-            time, *spans = (at if at.numel() == 1 else _filled(at, missing) for at in (time, *spans))
+            # times are one per image, or one for all
+            time = time if time.numel() == 1 else _filled(time, missing)
+            spans = tuple(span if span.numel() == 1 else _filled(span, missing) for span in spans)
         torch.compiler.cudagraph_mark_step_begin()  # the output of the call before was copied
         call = self.network if self._called else self._first_call
         return call(x, time, labels, *spans)[:rows].clone()  # CUDA graphs write every output to the same memory
