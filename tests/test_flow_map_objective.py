@@ -125,7 +125,7 @@ def test_on_the_diagonal_it_is_the_loss_of_the_velocity() -> None:
 
 def test_the_drawn_jumps() -> None:
     chosen = FlowMap(diagonal=0.25, end_mean=-3.0)
-    start, end = chosen.angles(uniform(40_000), math.pi / 2)
+    start, end = chosen.angles(uniform(40_000), math.pi / 2, 0.0)
     on_diagonal = start == end
     assert float(on_diagonal.double().mean()) == pytest.approx(0.25, abs=0.011)  # five standard errors
     assert bool(((start - end)[~on_diagonal] >= 0.999e-3).all())
@@ -134,7 +134,7 @@ def test_the_drawn_jumps() -> None:
     logs = start.tan().log()
     middle = logs[(start > 1.1e-3) & (start < 1.55)]
     assert float(middle.median()) == pytest.approx(-0.9, abs=0.06)
-    limited, _ = chosen.angles(uniform(4000), 1.2)
+    limited, _ = chosen.angles(uniform(4000), 1.2, 0.0)
     assert float(limited.max()) == 1.2
     assert FlowMap().share(0.0) == 1.0
     assert FlowMap().share(1.0) == pytest.approx(0.05)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .denoiser import Denoiser, Traits
     from .estimate import Estimate
     from .evaluation.measure import evaluate
+    from .flow_map import SolvedMap
     from .grids import grid
     from .heads import head
     from .likelihood.flow import log_likelihood
@@ -36,12 +37,14 @@ if TYPE_CHECKING:
     from .schedules import Schedule, schedule
     from .storage.checkpoints import load, save
     from .training.api import train
+    from .training.distilling import distill
     from .training.recipe import Recipe
     from .wrappers import Clipped, Guided, Projected
 
 _HOME = {
     "arc": ("mix", "rotate", "velocity"),
     "closed_form": ("GaussianData", "MixtureData"),
+    "flow_map": ("SolvedMap",),
     "common.errors": ("InputError",),
     "data.loading": ("open_data",),
     "data.pixels": ("to_float", "to_uint8"),
@@ -63,6 +66,7 @@ _HOME = {
     "schedules": ("Schedule", "schedule"),
     "storage.checkpoints": ("load", "save"),
     "training.api": ("train",),
+    "training.distilling": ("distill",),
     "training.recipe": ("Recipe",),
     "wrappers": ("Clipped", "Guided", "Projected"),
 }
@@ -82,9 +86,11 @@ __all__ = [
     "Result",
     "Sampling",
     "Schedule",
+    "SolvedMap",
     "Traits",
     "bits_per_dim",
     "decode",
+    "distill",
     "encode",
     "evaluate",
     "generate",

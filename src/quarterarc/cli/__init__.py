@@ -28,6 +28,7 @@ __all__ = ["COMMANDS", "command_parser", "main"]
 COMMANDS = {
     "demo": "train on handwritten digits, sample, and write a report: a few minutes on a laptop",
     "train": "train a model by a recipe, on your own images or a known data set",
+    "distill": "make a flow map of a trained model, which makes images in one to four evaluations",
     "sample": "make images from seeds with a trained model",
     "tune": "fit a sampler's grid to one network, for sampling in few evaluations",
     "evaluate": "measure images against a reference: FID, precision, recall and more",

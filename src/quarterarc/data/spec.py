@@ -26,8 +26,8 @@ class DataSpec(Section):
     source: Annotated[str, Field(min_length=1)]
     """`digits` (comes with the package), a folder of images, a `*.parquet` file, pattern or folder, a folder written by
     `save_to_disk` of the library `datasets`, an LSUN LMDB folder, `hub:owner/name` or `hub:owner/name:config` (Hugging
-    Face hub), `cifar10`, `celeba`, or `memory` (images given as objects in Python). A folder named like one of these
-    is written `./digits`."""
+    Face hub), `cifar10`, `celeba`, `memory` (images given as objects in Python), or `teacher` (images that the
+    teacher of a distillation makes). A folder named like one of these is written `./digits`."""
     split: str = "train"
     """The split of a hub dataset, of a folder of parquet files with split names, or of a saved `DatasetDict`."""
     image_column: str | None = None

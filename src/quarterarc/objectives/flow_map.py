@@ -42,12 +42,13 @@ class MapObjective(Objective, Protocol):
     As an ordinary `Objective` it is the loss on the diagonal, for jumps of length 0.
     """
 
-    def angles(self, uniform: Tensor, largest: float) -> tuple[Tensor, Tensor]:
+    def angles(self, uniform: Tensor, largest: float, progress: float) -> tuple[Tensor, Tensor]:
         """Start and end of the jump of each example: float64, shape (B,), on the CPU, end <= start <= largest.
 
         Args:
             uniform: independent numbers in [0, 1), float64, shape (B, 3), on the CPU.
             largest: the largest angle of the denoiser.
+            progress: the share of the run that is done, in [0, 1).
         """
         ...
 
@@ -68,7 +69,7 @@ class MapObjective(Objective, Protocol):
             image, noise: shape (B, C, H, W).
             start, end: the jumps, as `angles` returned them.
             labels: classes, int64, shape (B,), or None.
-            progress: the share of the run that is done, in [0, 1).
+            progress: as for `angles`.
         """
         ...
 
@@ -114,7 +115,7 @@ class FlowMap:
             if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
                 raise InputError(f"{name} of the objective 'flow-map' lies in {low:g}..{high:g}, got {value!r}")
 
-    def angles(self, uniform: Tensor, largest: float) -> tuple[Tensor, Tensor]:
+    def angles(self, uniform: Tensor, largest: float, progress: float) -> tuple[Tensor, Tensor]:
         """Start and end of each jump; see `MapObjective`."""
         first, second, third = uniform.unbind(1)
         most = min(largest, math.atan(80.0))
@@ -137,31 +138,36 @@ class FlowMap:
         progress: float,
     ) -> Losses:
         """The losses of a batch; see `MapObjective`."""
-        x, v = mix(image, noise, start), velocity(image, noise, start)
+        x, part = mix(image, noise, start), self.share(progress) * (start - end)
         estimate = denoise(x, start, labels, to=end)
         with torch.no_grad():
-            part = self.share(progress) * (start - end)
+            image, noise, x_middle = self.step(image, noise, x, start, part, labels)
             middle = start - part
-            x_middle = rotate(x, v, -part)[0]
             target = denoise(x_middle, middle, labels, to=end).velocity(middle)
             ends = rotate(x_middle, target, end - middle)[0] - rotate(x, estimate.velocity(start), end - start)[0]
-        return self._losses(estimate, image, noise, x, start, ends, part)
+        return self.compare(estimate, image, noise, x, start, ends, part)
+
+    def step(
+        self, image: Tensor, noise: Tensor, x: Tensor, start: Tensor, part: Tensor, labels: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Image and noise whose velocity at x is the flow's in expectation, and the point at start - part."""
+        return image, noise, rotate(x, velocity(image, noise, start), -part)[0]
 
     def __call__(
         self, estimate: Estimate, image: Tensor, noise: Tensor, x: Tensor, times: Tensor, schedule: Schedule
     ) -> Losses:
         """The losses on the diagonal; arguments as for `Objective`."""
         start = schedule.angle(times)
-        return self._losses(estimate, image, noise, x, start, torch.zeros_like(x), torch.zeros_like(start))
+        return self.compare(estimate, image, noise, x, start, torch.zeros_like(x), torch.zeros_like(start))
 
-    def _losses(
+    def compare(
         self, estimate: Estimate, image: Tensor, noise: Tensor, x: Tensor, start: Tensor, ends: Tensor, part: Tensor
     ) -> Losses:
         """The losses of jumps.
 
         Args:
             estimate: that of the jumps.
-            image, noise: the true ones.
+            image, noise: those whose velocity is compared on the diagonal.
             x, start: where the jumps start.
             ends: X' - X.
             part: b - m; 0 on the diagonal.

@@ -22,6 +22,7 @@ from ..common.errors import InputError
 from ..common.memory import memory_checked
 from ..data import DataSpec, is_open, memory_spec
 from ..data.memory import MEMORY
+from ..denoiser import Denoiser
 from ..storage.files import make_folder, replace_file
 from ..storage.locks import locked
 from ..storage.runs import checkpoints
@@ -48,6 +49,7 @@ def train(
     device: torch.device | str | None = None,
     resume: bool = False,
     progress: bool = True,
+    teacher: Denoiser | None = None,
 ) -> Path:
     """Train a network by a recipe.
 
@@ -71,6 +73,7 @@ def train(
             learning rate, the clip and the precision (after a divergence), `training.accumulate` and `training.compile`
             (which change the weights by rounding alone), and the source of the same images.
         progress: show a progress bar on a terminal.
+        teacher: for a recipe with a teacher, the denoiser, in place of the folder that the recipe names.
 
     Returns:
         The folder of the newest checkpoint, which `qa.load` accepts.
@@ -100,7 +103,7 @@ def train(
                 # before anything slow, such as reading the images
                 written = _recipe_written(chosen, run) if main and not checkpoints(run) else nullcontext()
                 with written, memory_checked(lambda: _building(chosen)):
-                    trainer = Trainer(chosen, run, accelerator, progress, images)
+                    trainer = Trainer(chosen, run, accelerator, progress, images, teacher)
                 if changes and trainer.step >= chosen.training.steps:
                     raise InputError(
                         f"{run} is complete at step {trainer.step}, and {', '.join(changes)} would have no effect: "

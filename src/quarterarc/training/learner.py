@@ -21,7 +21,7 @@ from ..common.streams import Purpose, torch_seed
 from ..common.text import one_line
 from ..denoiser import Denoiser
 from ..estimate import Estimate
-from ..objectives import Losses, MapObjective
+from ..objectives import Losses, MapObjective, Objective
 from . import ema
 from .batches import Batch
 from .learning_rate import factor_at
@@ -41,6 +41,7 @@ class Learner:
         denoise: a denoiser of the new network, on the device.
         accelerator: this process among all.
         compiled: compile the network, at the first step.
+        objective: the objective; that of the recipe if None.
 
     Attributes:
         network: the network.
@@ -49,10 +50,17 @@ class Learner:
         notes: lines for the log about compilation.
     """
 
-    def __init__(self, recipe: Recipe, denoise: Denoiser, accelerator: Accelerator, compiled: bool) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        denoise: Denoiser,
+        accelerator: Accelerator,
+        compiled: bool,
+        objective: Objective | None = None,
+    ) -> None:
         assert isinstance(denoise.network, nn.Module)
         self.recipe, self.accelerator, self.network = recipe, accelerator, denoise.network
-        self.objective = recipe.objective.build()
+        self.objective = recipe.objective.build() if objective is None else objective
         self.notes: list[str] = []
         self._compiles = compiled
         self._graphs: int | None = None  # compiled in this process, counted after the first step
@@ -159,8 +167,8 @@ class Learner:
     def _losses(self, batch: Batch, step: int) -> Losses:
         if not isinstance(self.objective, MapObjective):
             return self._denoise.loss(self.objective, batch.image, batch.noise, batch.times, batch.labels)
-        start, end = self.objective.angles(batch.uniform, self._denoise.largest_angle)
         progress = step / self.recipe.training.steps
+        start, end = self.objective.angles(batch.uniform, self._denoise.largest_angle, progress)
         return self.objective.losses(self._same_dropout(), batch.image, batch.noise, start, end, batch.labels, progress)
 
     def _same_dropout(self) -> Callable[..., Estimate]:

@@ -208,6 +208,29 @@ class TrainingSpec(Section):
     """Images per contact sheet."""
 
 
+TEACHER = "teacher"
+"""`DataSpec.source` of the images that the teacher makes."""
+OBJECT = "object"
+"""`TeacherSpec.source` of a teacher that was given as an object."""
+
+
+class TeacherSpec(Section):
+    """The teacher of a distillation: the flow map starts as a copy of its network, and learns its flow."""
+
+    source: Annotated[str, Field(min_length=1)]
+    """The folder of a run or of a checkpoint; `object` for a denoiser given in Python."""
+    guidance: float | None = None
+    """Scale of classifier-free guidance under which the teacher is distilled."""
+    stage: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    """Share of the steps in which jumps are compared with the teacher's own trajectories, without data."""
+    steps: Positive = 8
+    """Steps of such a trajectory, by the sampler `multistep`."""
+    pairs: Positive = 4
+    """Jumps per trajectory in a batch."""
+    images: Positive = 2048
+    """Images that the teacher makes, for `data.source=teacher`."""
+
+
 Size: TypeAlias = int | tuple[int, int]
 
 
@@ -222,6 +245,7 @@ class Sections(TypedDict, total=False):
     optimizer: OptimizerSpec | Mapping[str, Any]
     ema: EMASpec | Mapping[str, Any]
     training: TrainingSpec | Mapping[str, Any]
+    teacher: TeacherSpec | Mapping[str, Any] | None
 
 
 class Recipe(Section):
@@ -237,8 +261,8 @@ class Recipe(Section):
         data: a path or name (`DataSpec.source`), a `DataSpec`, or a mapping of its fields.
         size: height and width in pixels, or (height, width): short for `data.size`.
         channels: image channels, 3 if not given: short for `data.channels`.
-        sections: `name`, `schedule`, `network`, `head`, `objective`, `optimizer`, `ema`, `training`: section objects,
-            or mappings of their fields; for schedule, network and objective also a name.
+        sections: `name`, `schedule`, `network`, `head`, `objective`, `optimizer`, `ema`, `training`, `teacher`: section
+            objects, or mappings of their fields; for schedule, network and objective also a name.
 
     Raises:
         InputError: for an unknown field (with the nearest name), a missing or wrong value, or settings that contradict
@@ -259,6 +283,8 @@ class Recipe(Section):
     optimizer: OptimizerSpec = OptimizerSpec()
     ema: EMASpec = EMASpec()
     training: TrainingSpec = TrainingSpec()
+    teacher: TeacherSpec | None = None
+    """The teacher of a distillation (`TeacherSpec`); None for training from data alone."""
 
     def __init__(
         self,
@@ -302,6 +328,10 @@ class Recipe(Section):
             )
         if self.training.recompute and self.network.name != "unet":
             raise InputError(f"training.recompute=true is for the U-Net, not for '{self.network.name}': leave it out")
+        if self.teacher is not None and self.objective.name != "flow-map":
+            raise InputError("a recipe with a teacher trains a flow map: give objective=flow-map")
+        if self.teacher is None and self.data.source == TEACHER:
+            raise InputError("data.source=teacher needs the teacher that makes the images: give teacher.source=RUN")
         if self.objective.name == "flow-map" and (self.head == "mean" or self.head.endswith("+variance")):
             raise InputError(
                 f"a flow map (objective=flow-map) has no head '{self.head}', which belongs to one step of DDPM: give "
@@ -333,6 +363,12 @@ class Recipe(Section):
         return self.model_copy(
             update={"network": network, "optimizer": self.optimizer.model_copy(update={"warmup": warmup})}
         )
+
+    @model_serializer(mode="wrap")
+    def _serialize(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The fields; a missing teacher is left out, as in recipes of earlier versions."""
+        values: dict[str, Any] = handler(self)
+        return {name: values[name] for name in values if name != "teacher" or values[name] is not None}
 
     def to_yaml(self) -> str:
         """The recipe as YAML that `read_recipe` reads back to an equal one."""

@@ -29,6 +29,7 @@ from ..common.text import counted, one_line
 from ..data import ImageData, is_open, open_data, to_uint8
 from ..data.images import log_bad
 from ..data.loading import NoSuchData
+from ..data.memory import MEMORY
 from ..denoiser import Denoiser
 from ..heads import Head
 from ..heads import head as named_head
@@ -48,10 +49,11 @@ from .learner import Learner
 from .log import LOGGED, Log, Pending
 from .memory import check_memory, what_to_lower
 from .network import recipe_network
-from .recipe import Recipe
+from .recipe import TEACHER, Recipe
 from .same_data import SameData
 from .soundness import unsound
 from .stopping import Interrupted, Stop
+from .teachers import distillation_of, images_of, open_teacher, student_of
 from .watch import Watch
 
 __all__ = ["CORRECTIONS", "MAY_CHANGE", "Diverged", "Trainer"]
@@ -88,6 +90,7 @@ class Trainer:
         accelerator: this process among all.
         progress: show a progress bar on a terminal.
         images: images in memory, in place of the recipe's source, see `quarterarc.train`; or opened data.
+        teacher: the teacher of a distillation, in place of the folder that the recipe names.
 
     Attributes:
         damaged: checkpoints newer than the one that the run continues from, which cannot be read.
@@ -97,7 +100,13 @@ class Trainer:
     """
 
     def __init__(
-        self, recipe: Recipe, run: Path, accelerator: Accelerator, progress: bool = True, images: Any = None
+        self,
+        recipe: Recipe,
+        run: Path,
+        accelerator: Accelerator,
+        progress: bool = True,
+        images: Any = None,
+        teacher: Denoiser | None = None,
     ) -> None:
         recipe = recipe.resolved()
         self.recipe, self.run, self.accelerator = recipe, run, accelerator
@@ -112,10 +121,12 @@ class Trainer:
         head = named_head(recipe.head, table)
         recipe.objective.build()
         compiled = decide(settings.compile, accelerator.device, settings.steps, "training.compile")
+        self.teacher = open_teacher(recipe, teacher, accelerator.device)
         self.data: ImageData = images if is_open(images) else self._open(images)
         self.denoise = self._build(table, head)
         self.description = describe_denoiser(self.denoise)
-        self.learner = Learner(recipe, self.denoise, accelerator, compiled)
+        objective = None if self.teacher is None else distillation_of(self.teacher, recipe)
+        self.learner = Learner(recipe, self.denoise, accelerator, compiled, objective)
         self.step = 0
         self.damaged: list[Path] = []
         self.pending = Pending()
@@ -241,6 +252,9 @@ class Trainer:
 
     def _open(self, images: Any) -> ImageData:
         spec, seed = self.recipe.data, self.recipe.training.seed
+        if self.teacher is not None and images is None and spec.source == TEACHER:
+            images = images_of(self.teacher, self.recipe, self.run, self.processes, self.progress)
+            spec = spec.model_copy(update={"source": MEMORY, "labels": self.teacher.classes is not None})
         try:
             return open_data(spec, self.accelerator.device, progress=self.progress, seed=seed, images=images)
         except NoSuchData as error:
@@ -250,6 +264,8 @@ class Trainer:
     def _build(self, table: Schedule, head: Head) -> Denoiser:
         """A denoiser with the recipe's new network, on the device."""
         recipe, data = self.recipe, self.data
+        if self.teacher is not None:
+            return self._student(self.teacher)
         classes, names = (data.classes, tuple(data.class_names)) if recipe.data.labels else (None, ())
         torch.manual_seed(torch_seed(recipe.training.seed, Purpose.WEIGHTS))
         network = recipe_network(recipe, data.channels, head.channels(data.channels), classes)
@@ -261,6 +277,21 @@ class Trainer:
             network, table, head, shape, classes, precision, unlabelled=unlabelled, class_names=names,
             maps=recipe.is_map,
         )  # fmt: skip
+
+    def _student(self, teacher: Denoiser) -> Denoiser:
+        """The flow map that starts as a copy of the teacher."""
+        recipe, data = self.recipe, self.data
+        if teacher.classes is not None and (data.classes is None or data.classes > teacher.classes):
+            has = "no labels" if data.classes is None else f"{data.classes} classes"
+            raise InputError(
+                f"the teacher has {teacher.classes} classes, and the data {has}: give data with its labels"
+            )
+        torch.manual_seed(torch_seed(recipe.training.seed, Purpose.WEIGHTS))
+        return replace(
+            student_of(teacher),
+            precision=torch.bfloat16 if recipe.training.precision == "bf16" else None,
+            unlabelled=teacher.unlabelled and recipe.training.drop_labels > 0,
+        )
 
     def _resume(self) -> None:
         complete = checkpoints(self.run)

@@ -1,0 +1,131 @@
+"""The teacher of a distillation: where it is, the denoiser that starts as a copy of it, and images that it makes."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..common.devices import Processes
+from ..common.errors import InputError
+from ..common.streams import FORMAT
+from ..common.text import counted
+from ..data.pixels import to_uint8
+from ..denoiser import Denoise, Denoiser
+from ..heads import LearnedVariance, Mean
+from ..networks import UNet
+from ..sampling.generation import generate
+from ..storage.checkpoints import load
+from ..storage.files import replace_file
+from ..storage.weights import read_weights, save_tensors
+from ..wrappers import Guided, project
+from .distillation import Distillation
+from .recipe import OBJECT, Recipe
+
+__all__ = ["distillation_of", "guided", "images_of", "open_teacher", "student_of"]
+
+logger = logging.getLogger("quarterarc")
+
+IMAGES = "teacher-images.safetensors"
+"""The images of the teacher in the run folder, so that a resumed run has the same ones."""
+FIRST_SEED = 2**40
+"""Seeds of the teacher's images, far from those of samples and previews."""
+
+
+def open_teacher(recipe: Recipe, given: Denoiser | None, device: torch.device) -> Denoiser | None:
+    """The teacher of a recipe, on a device; None for a recipe without one.
+
+    Args:
+        recipe: its section `teacher`.
+        given: the teacher as an object, in place of the folder that the recipe names.
+        device: the device.
+
+    Raises:
+        InputError: if the folder cannot be loaded, or the denoiser cannot be a teacher of the recipe's images.
+    """
+    if recipe.teacher is None:
+        return None
+    source = recipe.teacher.source
+    if given is None and source == OBJECT:
+        raise InputError("the teacher of this run was given as an object in Python: give it again (quarterarc.distill)")
+    teacher = load(source, device) if given is None else given.to(device)
+    check_teacher(teacher, source)
+    data = recipe.data
+    shape = (data.channels, data.height, data.width)
+    if teacher.shape != shape:
+        raise InputError(f"the teacher {source} makes images of shape {teacher.shape}, and the data have {shape}")
+    if recipe.teacher.guidance is not None and teacher.classes is None:
+        raise InputError(f"the teacher {source} has no classes, so that guidance does not apply: leave it out")
+    return teacher
+
+
+def check_teacher(teacher: Denoiser, what: str) -> None:
+    """Raise an InputError for a denoiser whose flow or network a flow map cannot start from."""
+    if not isinstance(teacher, Denoiser) or type(teacher.network) is not UNet:
+        kind = type(teacher.network if isinstance(teacher, Denoiser) else teacher).__name__
+        raise InputError(f"the teacher {what} is a {kind}: a flow map starts from a Denoiser with a quarterarc UNet")
+    if isinstance(teacher.head, Mean | LearnedVariance):
+        raise InputError(
+            f"the teacher {what} has the head '{teacher.head.name}', which belongs to one step of DDPM: a teacher has "
+            "the head both, velocity, image, noise or gated"
+        )
+
+
+def student_of(teacher: Denoiser) -> Denoiser:
+    """The flow map that starts as a copy of a teacher: it has its network with spans, its schedule and its head."""
+    assert isinstance(teacher.network, UNet)
+    network = teacher.network.with_spans().requires_grad_(True).train()
+    return replace(teacher, network=network, maps=True, checkpoint=None, altered=None, projection=None, streams=FORMAT)
+
+
+def guided(teacher: Denoiser, recipe: Recipe) -> Denoise:
+    """The denoiser whose flow is learned: the teacher with its projection, under the guidance of the recipe."""
+    assert recipe.teacher is not None
+    projected = project(teacher, "velocity")
+    scale = recipe.teacher.guidance
+    return projected if scale is None else Guided(projected, scale)
+
+
+def distillation_of(teacher: Denoiser, recipe: Recipe) -> Distillation:
+    """The objective of a recipe with a teacher.
+
+    Raises:
+        InputError: for an option outside its range, or one that the objective does not have.
+    """
+    settings = recipe.teacher
+    assert settings is not None
+    try:
+        return Distillation(
+            teacher=guided(teacher, recipe), stage=settings.stage, steps=settings.steps, pairs=settings.pairs,
+            **recipe.objective.options,
+        )  # fmt: skip
+    except TypeError as error:
+        raise InputError(
+            f"the objective 'flow-map' cannot use the options {recipe.objective.options}: {error}"
+        ) from None
+
+
+def images_of(teacher: Denoiser, recipe: Recipe, run: Path, processes: Processes, progress: bool) -> Any:
+    """Images that the teacher makes, as uint8 (N, C, H, W), with their labels if it has classes.
+
+    They are made by the first process, once per run, and read from the run folder by a resumed one.
+    """
+    assert recipe.teacher is not None
+    path, count = run / IMAGES, recipe.teacher.images
+    with processes.raising_together():
+        if processes.rank == 0 and not path.is_file():
+            logger.info("the teacher makes %s", counted(count, "image"))
+            labels = None if teacher.classes is None else [number % teacher.classes for number in range(count)]
+            seeds = range(FIRST_SEED, FIRST_SEED + count)
+            images = generate(guided(teacher, recipe), seeds, labels=labels, progress=progress, batch_size=64)
+            tensors: dict[str, Tensor] = {"images": to_uint8(images)}
+            if labels is not None:
+                tensors["labels"] = torch.tensor(labels)
+            with replace_file(path) as beside:
+                save_tensors(tensors, beside)
+    tensors = read_weights(path)
+    return (tensors["images"], tensors["labels"]) if "labels" in tensors else tensors["images"]
