@@ -309,6 +309,31 @@ def test_a_signal_ends_a_process_that_waits_in_a_library() -> None:
     assert done.returncode == 143
 
 
+@pytest.mark.parametrize(("pause", "expected"), [(0.8, "second"), (0.01, "first")])
+def test_a_second_ctrl_c_ends_a_process_that_computes_in_a_library(pause: float, expected: str) -> None:
+    """Two signals at once, from the terminal and from a launcher, are one request."""
+    code = f"""
+        import ctypes, os, signal, threading, time
+        from quarterarc.common import signals
+        signals._STUCK, signals._APART, signals._AT_ONCE = 2.5, 0.4, 0.1
+        begun = time.monotonic()
+        def report(number):
+            early = time.monotonic() < begun + 2.0
+            os.write(2, f"{{number.name}} {{'second' if early else 'first'}}".encode())
+        def press():
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep({pause})
+        threading.Timer(0.1, press).start()
+        with signals.stopping_in_order(report):
+            lock, library = ctypes.create_string_buffer(128), ctypes.CDLL(None)
+            library.pthread_mutex_lock(lock)
+            library.pthread_mutex_lock(lock)  # waits without end
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (130, f"SIGINT {expected}")
+
+
 def test_a_process_whose_parent_ended_before_it_looked_ends() -> None:
     code = """
         import time

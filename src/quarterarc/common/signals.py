@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import select
 import signal
 import threading
 import time
@@ -16,8 +18,11 @@ GRACE = 30.0
 """Seconds in which a process that was sent SIGTERM ends, before it is killed: the time to write a checkpoint."""
 
 _POLL = 0.5  # seconds between two looks at the parent
-_STUCK = 20.0  # seconds after which a signal ends a process that waits in a library, where Python cannot handle it
-_handled, _writers = threading.Event(), set[int]()
+_STUCK = 20.0  # seconds after which a signal ends a process that is in a library, where Python cannot handle it
+_AT_ONCE = 1.0  # the same after a second Ctrl-C
+_APART = 2.0  # seconds between two signals that are two requests: a terminal and a launcher may both send one
+_writers = set[int]()
+_last_handled = -math.inf
 
 
 class Terminated(KeyboardInterrupt):
@@ -33,9 +38,9 @@ def signal_of(stopped: KeyboardInterrupt) -> signal.Signals:
 def stopping_in_order(report: Callable[[signal.Signals], object] | None = None) -> Iterator[None]:
     """A block in which SIGINT raises KeyboardInterrupt and SIGTERM raises `Terminated`, so that `finally` blocks run.
 
-    The second signal ends the process at once, and so does the first one after twenty seconds if the process
-    waits in a library, such as for a process of a distributed run that has ended. Outside the main thread, which alone
-    can set handlers, nothing changes.
+    The second signal ends the process at once. If the process is in a library, which computes, or waits for a process
+    of a distributed run that has ended, the first one ends it after twenty seconds, and a second Ctrl-C, two seconds
+    later or more, after one. Outside the main thread, which alone can set handlers, nothing changes.
 
     Args:
         report: of a process that ends after the block, called before a signal ends it while a module is imported, where
@@ -65,7 +70,8 @@ def stopping_in_order(report: Callable[[signal.Signals], object] | None = None) 
 
 def handled() -> None:
     """Called by every handler of SIGINT and SIGTERM: the process is able to act on the signal."""
-    _handled.set()
+    global _last_handled
+    _last_handled = time.monotonic()
 
 
 @contextmanager
@@ -76,14 +82,26 @@ def _ended_if_stuck(report: Callable[[signal.Signals], object] | None) -> Iterat
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    _handled.clear()
 
     def watch() -> None:
-        while number := os.read(reader, 1):
-            if number[0] in _STOPPING and not _handled.wait(_STUCK):
+        requests, last, deadline, number = 0, -math.inf, math.inf, 0
+        while True:
+            waiting = deadline < math.inf
+            if select.select([reader], [], [], 0.05 if waiting else None)[0]:
+                received = os.read(reader, 1)
+                if not received:
+                    break
+                if received[0] in _STOPPING:
+                    now, number = time.monotonic(), received[0]
+                    requests += now > last + _APART
+                    patience = _AT_ONCE if requests > 1 and number == signal.SIGINT else _STUCK
+                    last, deadline = now, min(deadline, now + patience)
+            if _last_handled >= last - _AT_ONCE:  # a handler may have run before this thread
+                deadline = math.inf
+            elif time.monotonic() > deadline:
                 if report is not None:
-                    report(signal.Signals(number[0]))
-                os._exit(128 + number[0])
+                    report(signal.Signals(number))
+                os._exit(128 + number)
         os.close(reader)
 
     before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
