@@ -75,8 +75,8 @@ def main(folder: Path) -> None:
 
     from data_samples import encode, patch, table
     from quarterarc.common.errors import InputError
-    from quarterarc.data import DataSpec, open_data
-    from quarterarc.data.stream import StreamedImages, stream_dataset
+    from quarterarc.data import DataSpec, ImageData, open_data
+    from quarterarc.data.stream import stream_dataset
 
     secret = folder / "outside" / "secret.png"
     good = {"bytes": encode(patch(0)), "path": None}
@@ -115,7 +115,7 @@ def main(folder: Path) -> None:
             images = datasets.Dataset(both.cast(features.arrow_schema))
             open_data(spec("memory"), images=images, progress=False).batch([0, 1])
 
-    def stream_of(cells: list[str]) -> StreamedImages:
+    def stream_of(cells: list[str]) -> ImageData:
         """A stream of all cells in one block, with images in another column too."""
         images = table([{"bytes": None, "path": cell} for cell in cells])["image"]
         declared = {"info": {"features": {name: {"_type": "Image"} for name in ("image", "mask")}}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,12 @@ import torch
 
 from data_samples import encode, patch
 from quarterarc.common.errors import InputError
-from quarterarc.data import DataSpec, open_data, stream
+from quarterarc.data import DataSpec, ImageData, open_data, stream
 from quarterarc.data.decode import BadImage
 from quarterarc.data.stream import StreamedImages
 from quarterarc.data.tables import Columns
+from quarterarc.training.batches import Batches
+from quarterarc.training.recipe import Recipe
 
 COUNT = 70
 
@@ -36,7 +39,7 @@ def open_stream(seed: int = 0, count: int = COUNT, bad: tuple[int, ...] = (), **
     return data
 
 
-def values(data: StreamedImages, numbers: Any) -> list[int]:
+def values(data: ImageData, numbers: Any) -> list[int]:
     batch = data.batch(numbers)
     assert batch.labels is not None
     decoded = batch.images[:, 0, 0, 0].tolist()
@@ -219,3 +222,99 @@ def test_a_stream_reads_at_most_three_blocks_ahead(monkeypatch: pytest.MonkeyPat
     for start in range(0, 160, 8):
         data.batch(range(start, start + 8))
         assert len(pulled) <= start + 8 + 3 * 16
+
+
+class Files:
+    """Stands in for a `datasets.IterableDataset`: files of ten rows each, whose reading is recorded."""
+
+    features = None
+
+    def __init__(self, numbers: list[int], read: list[int], seed: int | None = None) -> None:
+        self.numbers, self.read, self.seed = numbers, read, seed
+
+    @property
+    def num_shards(self) -> int:
+        return len(self.numbers)
+
+    def shard(self, count: int, index: int, contiguous: bool) -> Files:
+        assert not contiguous
+        return Files(self.numbers[index::count], self.read)
+
+    def shuffle(self, seed: int, buffer_size: int) -> Files:
+        return Files(np.random.default_rng(seed).permutation(self.numbers).tolist(), self.read)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for number in self.numbers:
+            self.read.append(number)
+            yield from ({"image": cell(10 * number + row)} for row in range(10))
+
+
+def split(parts: int, files: int = 8, **fields: Any) -> tuple[Any, list[int]]:
+    """A stream in parts, and the files that it has read."""
+    spec = DataSpec(source="hub:a/b", size=2, channels=1, memory="stream", stream_parts=parts, **fields)
+    read: list[int] = []
+    data = stream.stream_dataset(spec, Files([*range(files)], read), "hub:a/b train", torch.device("cpu"), 0)
+    read.clear()  # the first row, for its columns
+    return data, read
+
+
+def pixels(data: Any, numbers: Any) -> list[int]:
+    values: list[int] = data.batch(numbers).images[:, 0, 0, 0].tolist()
+    return values
+
+
+def test_the_parts_of_a_stream_have_every_row_once_per_epoch_and_are_shuffled() -> None:
+    data, _ = split(4)
+    first, second = pixels(data, range(80)), pixels(data, range(80, 160))
+    assert sorted(first) == sorted(second) == list(range(80))
+    assert first != second
+    for part in range(4):
+        assert {value // 10 % 4 for value in first[part::4]} == {part}
+    assert pixels(split(4)[0], range(33, 50)) == first[33:50]  # a resumed run
+    assert data.fingerprint != split(2)[0].fingerprint
+
+
+def test_each_process_reads_the_files_of_its_own_parts() -> None:
+    """Of two processes, both together see what one sees, and no file is read by both."""
+    whole = pixels(split(4)[0], range(160))
+    seen: list[set[int]] = []
+    for rank in range(2):
+        data, read = split(4)
+        own = [value for step in range(10) for value in pixels(data, range(16 * step + rank, 16 * step + 16, 2))]
+        assert own == whole[rank::2]
+        seen.append(set(read))
+    assert seen == [{0, 2, 4, 6}, {1, 3, 5, 7}]
+    data, read = split(1)
+    pixels(data, range(0, 80, 2))
+    assert set(read) == set(range(8))  # without parts every process reads everything
+
+
+def test_the_trainer_gives_a_process_its_own_parts() -> None:
+    """The places of the processes make up the batch, and are the same ones in every step."""
+    recipe = Recipe("digits", size=8, channels=1, training={"batch": 12, "accumulate": 2})
+    data: Any = SimpleNamespace(count=None)
+    shares = []
+    for rank in range(3):
+        accelerator: Any = SimpleNamespace(device=torch.device("cpu"), process_index=rank, num_processes=3)
+        batches = Batches(data, recipe, accelerator, 1000)
+        shares.append(batches.places(5))
+        assert {number % 3 for number in batches.places(5) + batches.places(6)} == {rank}
+    assert sorted(number for share in shares for number in share) == list(range(60, 72))
+
+
+def test_wrong_parts_of_a_stream_are_an_error() -> None:
+    with pytest.raises(InputError, match=r"has 8 files, fewer than data\.stream_parts=9"):
+        split(9)
+    with pytest.raises(InputError, match=r"data\.limit"):
+        split(2, limit=5)
+    with pytest.raises(InputError, match="leave it out"):
+        open_data(DataSpec(source="digits", size=8, channels=1, stream_parts=2))
+
+
+def test_a_hub_stream_in_parts_has_every_row_once_per_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three files, with the real `datasets.IterableDataset`."""
+    hub(monkeypatch, iterable())
+    data = open_data(SPEC.model_copy(update={"stream_parts": 3}), seed=4)
+    whole = values(data, range(120))
+    assert sorted(whole[:60]) == sorted(whole[60:]) == list(range(60))
+    assert [len({value // 20 for value in whole[part::3]}) for part in range(3)] == [1, 1, 1]

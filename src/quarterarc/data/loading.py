@@ -76,6 +76,11 @@ def open_data(
 
         dataset = open_hub(spec, hub_id, cache, streaming=True, progress=progress)
         return stream_dataset(spec, dataset, f"hub:{hub_id} {spec.split}", device, seed)
+    if spec.stream_parts > 1:
+        raise InputError(
+            f"data.stream_parts={spec.stream_parts} divides a hub dataset that is streamed (hub:owner/name with "
+            "data.memory=stream): leave it out for other images"
+        )
     source = open_source(spec, cache, progress, images=images)
     size = source.count * spec.channels * spec.height * spec.width
     fits = spec.memory == "memory" or (spec.memory == "auto" and size <= spec.memory_limit_gb * 1e9)

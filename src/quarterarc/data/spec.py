@@ -70,6 +70,9 @@ class DataSpec(Section):
     memory: Literal["auto", "memory", "stream"] = "auto"
     """`memory`: decode all images into one tensor on the device. `stream`: decode on demand; a hub dataset is streamed
     instead of downloaded. `auto`: `memory` if the pixels fit `memory_limit_gb`, otherwise on demand."""
+    stream_parts: PositiveInt = 1
+    """Parts of a streamed hub dataset, each with files of its own; examples are taken from the parts in turn. A process
+    of several downloads its own parts if the number of processes divides that of the parts, and otherwise more."""
     memory_limit_gb: Annotated[float, Field(gt=0)] = 4.0
     """Limit of `auto`: images * channels * height * width bytes, in units of 1e9 bytes."""
 

@@ -5,7 +5,8 @@ rows of epoch e (the shards of the dataset, shuffled with seed + e) are divided 
 shuffled with a permutation drawn from (seed, e, block); the epochs follow one another. `batch` accepts any numbers, but
 is fast for ascending ones only: every process iterates over all rows and decodes those in its batches, and a number
 from an earlier block restarts the stream. A resumed run skips rows in the same way: those of the first epoch, which
-determines the length of an epoch, and those of the current epoch before the first example.
+determines the length of an epoch, and those of the current epoch before the first example. A stream in parts
+(`split_stream`) has such a sequence for each, of which a process iterates over its own.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ from numpy.typing import NDArray
 from ..common.errors import InputError
 from ..common.text import one_line
 from .decode import BadImage, Pixels, read_pixels
-from .images import Numbers, RawBatch, in_order
+from .images import ImageData, Numbers, RawBatch, in_order
 from .order import permutation
 from .sources import digest
 from .spec import DataSpec
+from .split_stream import SplitStream
 from .tables import Columns, choose_columns, encoded, schema_columns
 
 __all__ = ["BLOCK", "StreamedImages", "stream_dataset"]
@@ -59,6 +61,8 @@ class StreamedImages:
         what: the stream, for messages.
         device: the device of the batches.
         seed: the seed of the shuffling.
+        key: further numbers that the shuffling depends on.
+        block: rows per shuffled block; `BLOCK` if None.
     """
 
     def __init__(
@@ -69,9 +73,11 @@ class StreamedImages:
         what: str,
         device: torch.device,
         seed: int = 0,
+        key: tuple[int, ...] = (),
+        block: int | None = None,
     ) -> None:
         self._spec, self._rows, self._columns, self._what = spec, rows, columns, what
-        self._device, self._seed = device, seed
+        self._device, self._key, self._size = device, (seed, *key), block or BLOCK
         self._length: int | None = None  # rows per epoch, known after the end of the first one
         self._blocks: Iterator[_Block] | None = None
         self._block: _Block | None = None
@@ -185,8 +191,8 @@ class StreamedImages:
         while True:
             epoch, start = number // self._length if self._length else 0, 0
             rows = iter(self._rows(epoch))
-            while block := list(islice(rows, BLOCK)):
-                order = permutation(self._seed, epoch, start // BLOCK, count=len(block))
+            while block := list(islice(rows, self._size)):
+                order = permutation(*self._key, epoch, start // self._size, count=len(block))
                 first = epoch * (self._length or 0) + start
                 yield _Block(first, epoch, start, block, order)
                 start += len(block)
@@ -198,7 +204,7 @@ class StreamedImages:
             number = max(number, (epoch + 1) * start)
 
 
-def stream_dataset(spec: DataSpec, dataset: Any, what: str, device: torch.device, seed: int) -> StreamedImages:
+def stream_dataset(spec: DataSpec, dataset: Any, what: str, device: torch.device, seed: int) -> ImageData:
     """The images of a `datasets.IterableDataset`."""
     import datasets
 
@@ -216,13 +222,36 @@ def stream_dataset(spec: DataSpec, dataset: Any, what: str, device: torch.device
         dataset = dataset.select_columns([name for name in (columns.image, columns.label) if name])
     if dataset.features is not None and hasattr(dataset.features[columns.image], "decode_example"):
         dataset = dataset.cast_column(columns.image, datasets.Image(decode=False))
+    if spec.stream_parts > 1:
+        return _in_parts(spec, dataset, columns, what, device, seed)
     if spec.limit:
         dataset = dataset.take(spec.limit)  # before shuffling, so that every epoch has the same rows
+    return StreamedImages(spec, _shuffled(dataset, seed), columns, what, device, seed)
 
-    def rows(epoch: int) -> Iterable[Row]:
-        return dataset.shuffle(seed=seed + epoch, buffer_size=1)
 
-    return StreamedImages(spec, rows, columns, what, device, seed)
+def _in_parts(
+    spec: DataSpec, dataset: Any, columns: Columns, what: str, device: torch.device, seed: int
+) -> SplitStream:
+    count = spec.stream_parts
+    if dataset.num_shards < count:
+        raise InputError(
+            f"{what} has {dataset.num_shards} files, fewer than data.stream_parts={count}: give at most that many parts"
+        )
+    if spec.limit:
+        raise InputError("data.limit takes the first images of a stream, whatever its parts: leave out one of the two")
+    parts = [
+        StreamedImages(
+            spec, _shuffled(dataset.shard(count, part, contiguous=False), seed), columns, f"{what} part {part}",
+            device, seed, (part,), max(1, BLOCK // count),
+        )
+        for part in range(count)
+    ]  # fmt: skip
+    return SplitStream(parts, what, digest(what, columns, count))
+
+
+def _shuffled(dataset: Any, seed: int) -> Callable[[int], Iterable[Row]]:
+    """The rows of an epoch, with the files of the dataset in an order of this epoch."""
+    return lambda epoch: dataset.shuffle(seed=seed + epoch, buffer_size=1)
 
 
 def _kind_of_cell(cell: Any) -> str:

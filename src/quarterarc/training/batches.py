@@ -69,7 +69,7 @@ class Batches:
         self, data: ImageData, recipe: Recipe, accelerator: Accelerator, last_time: int, format: int = FORMAT
     ) -> None:
         self.data, self.recipe, self.last_time, self.format = data, recipe, last_time, format
-        self.device, self.rank = accelerator.device, accelerator.process_index
+        self.device, self.rank, self.count = accelerator.device, accelerator.process_index, accelerator.num_processes
         self.part = part_size(recipe, accelerator.num_processes)
         self.share = self.part * recipe.training.accumulate
 
@@ -87,9 +87,13 @@ class Batches:
         return [place for part in numbers for place in self._places(part)]
 
     def _numbers(self, step: int, part: int) -> range:
-        """The numbers, counted over the whole run, of this process's examples in a part of a step."""
-        first = step * self.recipe.training.batch + self.rank * self.share + part * self.part
-        return range(first, first + self.part)
+        """The numbers, counted over the whole run, of this process's examples in a part of a step.
+
+        The processes take turns, so that those of one always lie in the same parts of a stream (`SplitStream`).
+        """
+        batch = self.recipe.training.batch
+        own = range(step * batch + self.rank, (step + 1) * batch, self.count)
+        return own[part * self.part : (part + 1) * self.part]
 
     def _places(self, numbers: Sequence[int]) -> list[int]:
         """The image index of each example: a new order per epoch; a stream has its own order."""
