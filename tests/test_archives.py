@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
+import sys
 import tracemalloc
 import zipfile
 from collections.abc import Iterator
@@ -24,6 +26,7 @@ from quarterarc.evaluation.image_files import open_set
 from quarterarc.evaluation.references import open_reference
 from quarterarc.sampling import Sampling, write_samples
 from quarterarc.storage.npz import Rows, write_npz
+from quarterarc.storage.temporary import temporary
 
 SHAPE = (3, 4, 5)
 REQUEST = Sampling("rotation", 2)
@@ -169,8 +172,12 @@ def test_a_complete_file_is_not_computed_again_but_checked(tmp_path: Path) -> No
     partial = tmp_path / "made.npz.partial"
     partial.mkdir()
     (partial / "samples.json").write_text("{}")  # left by a process that was killed before it removed it
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    half = partial.with_name(temporary(partial).name.replace(f"-{os.getpid()}", f"-{ended.pid}"))
+    half.mkdir()  # or while it did
     assert write(out, range(6), denoiser(calls)) == record
-    assert (calls, out.read_bytes(), partial.exists()) == ([], content, False)
+    assert (calls, out.read_bytes(), [*tmp_path.iterdir()]) == ([], content, [out])
     damaged = bytearray(content)
     damaged[200] ^= 1
     out.write_bytes(damaged)

@@ -69,9 +69,9 @@ def write_archive(out: Path, job: Job) -> dict[str, Any] | None:
     with process.raising_together():
         if process.rank == 0:
             complete = _complete(out, job)
+            sweep_beside(folder)
             if complete is None:
                 check_writable(out)
-                sweep_beside(folder)
                 make_folder(folder)
             elif (folder / ABOUT).is_file():  # a process was killed before it removed it
                 with suppress(OSError):
