@@ -80,7 +80,7 @@ class Example:
         accelerator = new_accelerator(device, "bf16" if dtype == "bf16" else "no")
         self.accelerator = accelerator
         self.weight_dtype = torch.bfloat16 if dtype == "bf16" else torch.float32
-        self.scheduler = DDPMScheduler(num_train_timesteps=1000)
+        self.scheduler, self.tuned = DDPMScheduler(num_train_timesteps=1000), tuned
         if tuned:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         average = EMAModel(
@@ -118,6 +118,8 @@ class Example:
         noise = torch.randn(clean.shape, dtype=self.weight_dtype, device=clean.device)
         times = torch.randint(0, self.scheduler.config.num_train_timesteps, (len(clean),), device=clean.device).long()
         noisy = self.scheduler.add_noise(clean, noise, times)
+        if self.tuned:  # as ours does; otherwise CUDA graphs of this process would be captured anew at every step
+            torch.compiler.cudagraph_mark_step_begin()
         with accelerator.accumulate(model):
             loss = F.mse_loss(model(noisy, times).sample.float(), noise.float())
             accelerator.backward(loss)

@@ -53,6 +53,11 @@ def parts(device: str, dtype: str, compile: bool) -> list[Part]:
             "benchmarks.sampling",
             {**common, "cases": ["cifar10"], "count": 1000, "batch": 250, "nfe": 10, "rounds": 5},
         ),
+        Part(
+            "What a sampler adds to its network, cifar10",
+            "benchmarks.overhead",
+            {**common, "cases": ["cifar10"], "samplers": ["multistep"], "nfe": 10, "repeats": 20, "batch": 250},
+        ),
         Part("Training, small", "benchmarks.training", {**training, "cases": ["small"], "batch": 256}),
     ]
 

@@ -37,6 +37,8 @@ def run(
     dtype: str,
     compile: bool,
     show: Callable[[str], None] = print,
+    add: Callable[[Row], object] = lambda row: None,
+    ready: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
     """Measure the cases.
 
@@ -50,6 +52,8 @@ def run(
         dtype: "fp32", or "bf16" for autocast.
         compile: compile the network; on a GPU in CUDA graphs.
         show: receives each line of the table as soon as it is measured.
+        add: receives each row as soon as it is measured.
+        ready: called before the first pair of each row, when the network is compiled.
 
     Returns:
         "settings", "environment", and "rows", one per case and sampler, with the milliseconds of a "trajectory" and of
@@ -75,8 +79,9 @@ def run(
         used = compiled(Sampling("ddim", nfe).plan(denoise), compile, count, count).denoise
         for sampler in samplers:
             row = {"case": name, "batch": count, "sampler": sampler}
-            row |= _measure(Sampling(sampler, nfe).plan(used), count, nfe, repeats, place)
+            row |= _measure(Sampling(sampler, nfe).plan(used), count, nfe, repeats, place, ready)
             rows.append(row)
+            add(row)
             show(_LINE.format(**row))
     return {"settings": about, "environment": machine, "rows": rows}
 
@@ -98,7 +103,7 @@ def _denoiser(case: Case, device: torch.device, precision: torch.dtype | None) -
     )
 
 
-def _measure(plan: Plan, count: int, nfe: int, repeats: int, device: torch.device) -> Row:
+def _measure(plan: Plan, count: int, nfe: int, repeats: int, device: torch.device, ready: Callable[[], object]) -> Row:
     """Times of a trajectory and of as many bare calls, in pairs whose order alternates."""
     denoise = plan.denoise
     assert isinstance(denoise, qa.Denoiser)
@@ -118,6 +123,7 @@ def _measure(plan: Plan, count: int, nfe: int, repeats: int, device: torch.devic
     calls = (trajectory, bare)
     for call in calls * WARMUP:
         call()
+    ready()
     seconds: tuple[list[float], list[float]] = ([], [])
     for repeat in range(repeats):
         for index in (0, 1) if repeat % 2 else (1, 0):

@@ -169,6 +169,7 @@ class Theirs:
 
             @functools.wraps(forward)
             def call(sample: Tensor, timestep: Tensor, **options: Any) -> Any:
+                torch.compiler.cudagraph_mark_step_begin()  # as ours does, in the same process
                 return forward(sample, timestep.to(sample.device), **options)  # CUDA graphs take no input on the CPU
 
             model.forward = call
