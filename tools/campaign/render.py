@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,9 @@ def store(name: str, sources: Sequence[Path], results: Path = RESULTS) -> None:
     merged: dict[str, Any] = {}
     for source in sources:
         value = json.loads(source.read_text(encoding="utf-8"))
-        merged = {**value, "parts": {**merged.get("parts", {}), **value["parts"]}}
+        parts = merged.get("parts", {})
+        own = {part: together(parts[part], new) if part in parts else new for part, new in value["parts"].items()}
+        merged = {**value, "parts": {**parts, **own}}
     for result in merged["parts"].values():
         for failure in result["failures"]:
             failure["detail"] = " ".join(failure["detail"].split())[-200:]
@@ -78,6 +81,19 @@ def store(name: str, sources: Sequence[Path], results: Path = RESULTS) -> None:
     results.mkdir(parents=True, exist_ok=True)
     text = json.dumps(merged, indent=1, ensure_ascii=True)
     (results / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+
+
+def together(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """The results of a part from two runs with other cases."""
+    sums = {name: first[name] + second[name] for name in ("cases", "events", "failed", "seconds", "failures")}
+    kinds = sorted(first["counts"].keys() | second["counts"].keys())
+    counts = {kind: Counter(first["counts"].get(kind, {})) + Counter(second["counts"].get(kind, {})) for kind in kinds}
+    return {
+        **sums,
+        "good": sorted({*first["good"], *second["good"]}),
+        "counts": {kind: dict(sorted(verdicts.items())) for kind, verdicts in counts.items()},
+        "remarks": dict((Counter(first["remarks"]) + Counter(second["remarks"])).most_common()),
+    }
 
 
 def main(words: Sequence[str]) -> None:
