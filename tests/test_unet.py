@@ -180,14 +180,6 @@ def test_attention_levels_of_resolutions() -> None:
         UNet(3, 3, 16, (1, 2), groups=5)
 
 
-def test_compiling_needs_no_graph_break() -> None:
-    network = make(1, 2, channels=8, multipliers=(1, 2), classes=3)
-    x, times, labels = torch.randn(2, 1, 8, 8), torch.tensor([3.0, 900.0]), torch.tensor([0, 3])
-    compiled = torch.compile(network, backend="eager", fullgraph=True)
-    # compiled code uses the general forms of attention and upsampling
-    torch.testing.assert_close(compiled(x, times, labels), network(x, times, labels), rtol=0, atol=1e-5)
-
-
 @pytest.mark.parametrize("multipliers", [(2, 2), (2, 1), (3, 2, 4)])
 def test_the_first_level_may_be_wider_than_the_time_embedding(multipliers: tuple[int, ...]) -> None:
     network = UNet(in_channels=1, out_channels=2, channels=16, multipliers=multipliers)

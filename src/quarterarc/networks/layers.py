@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Convolution", "GroupNorm", "attend", "double", "drop"]
+__all__ = ["Convolution", "GroupNorm", "attend", "double", "drop", "nearest"]
 
 # Sizes below which PyTorch's general form is as fast on the CPU, or faster.
 _ENOUGH_PIXELS = 128
@@ -66,8 +66,18 @@ def double(x: Tensor, convolution: Convolution) -> Tensor:
         both = torch.kron(*2 * [_doubling(x.dtype)]) @ weight.permute(2, 3, 1, 0).reshape(9, -1)
         both = both.view(4, 4, *weight.transpose(0, 1).shape[:2]).permute(2, 3, 0, 1)
         return F.conv_transpose2d(x, both, bias, stride=2, padding=1)
-    result: Tensor = convolution(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+    result: Tensor = convolution(nearest(x))
     return result
+
+
+def nearest(x: Tensor) -> Tensor:
+    """Nearest-neighbour upsampling by 2: (B, C, H, W) to (B, C, 2H, 2W)."""
+    if torch.compiler.is_compiling():
+        # the gradient of compiled interpolation adds pixel by pixel in any order; that of this form is a sum of four
+        b, c, h, w = x.shape
+        pixels = x.permute(0, 2, 3, 1)[:, :, None, :, None, :].expand(b, h, 2, w, 2, c)  # no copy if channels-last
+        return pixels.reshape(b, 2 * h, 2 * w, c).permute(0, 3, 1, 2)
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
 @cache

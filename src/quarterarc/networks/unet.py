@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from ..common import limits
 from ..common.errors import InputError
 from ..common.text import counted
-from .layers import Convolution, GroupNorm, attend, double, drop
+from .layers import Convolution, GroupNorm, attend, double, drop, nearest
 
 __all__ = ["UNet", "attention_levels", "attention_resolutions", "fewest_weights"]
 
@@ -441,8 +441,7 @@ class Upsample(nn.Module):
         """X of shape (B, channels, ceil(H/2), ceil(W/2)), size (H, W); returns (B, channels, H, W)."""
         if [2 * n for n in x.shape[-2:]] == list(size):
             return double(x, self.conv)
-        x = F.interpolate(x, scale_factor=2.0, mode="nearest")
-        return self.conv(x[:, :, : size[0], : size[1]])
+        return self.conv(nearest(x)[:, :, : size[0], : size[1]])
 
 
 def _widths(config: dict[str, Any]) -> list[int]:
