@@ -158,6 +158,9 @@ def test_a_distilled_run_is_a_run(made: Path, tiny_run: Path, cli: Cli, tmp_path
     assert (about["sampler"], about["nfe"]) == ("jump", 1)
     measured = cli("evaluate", made, "--reference", "digits", "--features", "pixels", "--count", "4", "--steps", "2")
     assert measured.returncode == 0, measured.stderr
+    assert sorted(path.name for path in (made / "samples").iterdir()) == [
+        f"step-00000006-{steps}.png" for steps in (1, 2, 4)
+    ]
     # the trained span has an effect: a step of the map differs from one of its diagonal
     x = torch.randn(2, *denoise.shape or ())
     assert not torch.equal(denoise(x, 1.2, to=0.1).image, denoise(x, 1.2).image)

@@ -69,8 +69,8 @@ def test_the_commands_of_the_readme_run(
 ) -> None:
     """As they are written there, with fewer images, steps and parameters."""
     monkeypatch.setitem(fitting.FINE, "tolerance", 1e-2)  # other tests measure how good a tuned grid is
-    lines = re.findall(r"^quarterarc ((?:train|sample|tune) .+)$", README, re.MULTILINE)
-    assert [line.split()[0] for line in lines] == ["train", "train", "sample", "tune", "sample"]
+    lines = re.findall(r"^quarterarc ((?:train|sample|tune|distill) .+)$", README, re.MULTILINE)
+    assert [line.split()[0] for line in lines] == ["train", "train", "sample", "tune", "sample", "distill", "sample"]
     small = {
         "0-999": "0-3",
         "5,8,10": "5",
@@ -81,6 +81,8 @@ def test_the_commands_of_the_readme_run(
         words = shlex.split(line, comments=True)
         words += tiny if number == 0 else ()
         words += ("--images", "8") if words[0] == "tune" else ()
+        words += ("teacher.images=8", "training.steps=2") if words[0] == "distill" else ()
         done = cli(*(small.get(word, word) for word in words))
         assert done.returncode == 0, done.stderr
-    assert len(list((photos.parent / "made").glob("00*.png"))) == 4
+    for made in ("made", "at-once"):
+        assert len(list((photos.parent / made).glob("00*.png"))) == 4

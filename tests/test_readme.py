@@ -30,7 +30,7 @@ TINY = (
 def test_the_readme_has_the_blocks_and_commands_that_are_tested() -> None:
     assert len(BLOCKS) == 2
     assert [command.split()[0] for command in COMMANDS] == [
-        "train", "train", "sample", "tune", "sample", "experiment", "experiment", "experiment",
+        "train", "train", "sample", "tune", "sample", "distill", "sample", "experiment", "experiment", "experiment",
     ]  # fmt: skip
 
 
@@ -40,7 +40,7 @@ def test_experiment_commands_plan(
     recipe = read_recipe("digits", [*TINY, "network.attention=[]"])
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
-    for command in COMMANDS[5:]:
+    for command in COMMANDS[7:]:
         words = shlex.split(command, comments=True)
         assert main([*words, *(() if "--dry-run" in words else ("--dry-run",))]) == 0, command
     assert capsys.readouterr().out.count("on this machine") == 2 + 15  # two tables, then all fifteen experiments

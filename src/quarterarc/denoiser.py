@@ -357,13 +357,21 @@ class Denoiser:
 
 def _span(angle: Angle, to: Angle, device: torch.device) -> Tensor:
     """The length of the step from `angle` to `to`, in 0..1000 for 0..pi/2: float32, shape () or (B,)."""
+    scale = 1000.0 / NOISE_END
+    if not isinstance(angle, Tensor) and not isinstance(to, Tensor):
+        _check_towards(angle - to, angle, to)
+        return torch.full((), max(angle - to, 0.0) * scale, dtype=torch.float32, device=device)  # without a copy
     span = float64(angle) - float64(to)
-    if span.device.type == "cpu" and float(span.min()) < -ROUNDING:
+    if span.device.type == "cpu":  # reading values of another device waits for it
+        _check_towards(float(span.min()), float(float64(angle).max()), float(float64(to).max()))
+    return send((span * scale).clamp(min=0.0), device, torch.float32)
+
+
+def _check_towards(span: float, angle: float, to: float) -> None:
+    if span < -ROUNDING:
         raise InputError(
-            f"a flow map moves towards the image: the step from angle {float(float64(angle).max()):.6g} to "
-            f"{float(float64(to).max()):.6g} moves away from it"
+            f"a flow map moves towards the image: the step from angle {angle:.6g} to {to:.6g} moves away from it"
         )
-    return send((span * (1000.0 / NOISE_END)).clamp(min=0.0), device, torch.float32)
 
 
 def call(denoise: Denoise, x: Tensor, angle: Angle, labels: Tensor | None = None, to: Angle | None = None) -> Estimate:

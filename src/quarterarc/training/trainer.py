@@ -13,11 +13,13 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from ..common.compiling import decide
 from ..common.devices import Processes
@@ -359,23 +361,28 @@ class Trainer:
             write_json(self.run / SKIPPED, dict(self.data.bad))
 
     def _preview(self) -> None:
-        """Write a contact sheet of images from fixed seeds."""
+        """Write a contact sheet of images from fixed seeds; of a flow map one each for 1, 2 and 4 evaluations."""
         if self.learner.average is None:
             return
         settings, classes = self.recipe.training, self.denoise.classes
         denoise = replace(self.denoise, network=self.learner.average, projection="velocity")
         seeds = range(settings.sample_count)
         labels = None if classes is None else [seed % classes for seed in seeds]
+        size = min(64, self.batches.share)
+        sheets = {}
         try:
-            images = generate(denoise, seeds, labels=labels, batch_size=min(64, self.batches.share), progress=False)
+            for steps in (1, 2, 4) if denoise.maps else (None,):
+                images = generate(denoise, seeds, steps=steps, labels=labels, batch_size=size, progress=False)
+                name = f"step-{self.step:08d}{'' if steps is None else f'-{steps}'}.png"
+                sheets[name] = to_uint8(images)
         except InputError as error:  # of a network whose images are not finite yet, which does not stop training
             logger.warning("no contact sheet at step %d: %s", self.step, error)
             return
         self._check_present()
         folder = self.run / "samples"
         folder.mkdir(exist_ok=True)
-        path, pixels = folder / f"step-{self.step:08d}.png", to_uint8(images)
-        self.background.start(lambda: write_png(path, contact_sheet(pixels)))
+        for name, pixels in sheets.items():
+            self.background.start(partial(_write_sheet, folder / name, pixels))
 
     def _check_present(self) -> None:
         """Raise an InputError if the run folder is gone; a new one would have neither recipe nor log."""
@@ -396,6 +403,10 @@ class Trainer:
     def _size(self) -> str:
         """The batch and the image size, for messages about memory."""
         return what_to_lower(self.recipe, self.part, self.accelerator.device)
+
+
+def _write_sheet(path: Path, pixels: Tensor) -> None:
+    write_png(path, contact_sheet(pixels))
 
 
 def _check_progress(folder: Path, config: Mapping[str, Any]) -> None:
