@@ -6,7 +6,12 @@ import hashlib
 import json
 from typing import Any
 
-__all__ = ["short_hash"]
+__all__ = ["digest", "short_hash"]
+
+
+def digest(*items: object) -> str:
+    """12 hexadecimal digits: the SHA-256 of the `repr` of `items`, truncated."""
+    return hashlib.sha256(repr(items).encode()).hexdigest()[:12]
 
 
 def short_hash(value: Any) -> str:

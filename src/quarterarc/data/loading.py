@@ -13,6 +13,7 @@ import PIL
 import torch
 
 from ..common.errors import InputError
+from ..common.hashes import digest
 from ..common.progress import progress_bar
 from ..common.text import counted
 from ..storage.checksums import read_sealed, write_sealed
@@ -23,7 +24,7 @@ from .formats import ENDINGS
 from .images import ImageData, MappedImages, MemoryImages, decode_all
 from .memory import MEMORY, TensorSource, memory_source, memory_spec
 from .patterns import matching_files
-from .sources import DigitSource, FolderSource, LmdbSource, Source, check_no_split, digest, files_under
+from .sources import DigitSource, FolderSource, LmdbSource, Source, check_no_split, files_under
 from .spec import DataSpec
 from .survey import survey
 

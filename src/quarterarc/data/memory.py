@@ -21,9 +21,10 @@ from PIL import Image
 from torch import Tensor
 
 from ..common.errors import InputError
+from ..common.hashes import digest
 from .decode import Encoded, Pixels, shape_of
 from .pixels import axes_call
-from .sources import Labels, Source, classes_of, digest
+from .sources import Labels, Source, classes_of
 from .spec import DataSpec
 
 __all__ = ["MEMORY", "PictureSource", "TensorSource", "as_labels", "as_pixels", "memory_source", "memory_spec"]

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from ..common.errors import InputError
+from ..common.hashes import digest
 from ..common.optional import need
 from ..common.text import one_line
 from ..storage.files import check_regular
-from .sources import digest
 from .spec import DataSpec
 from .tables import Columns, TableSource, quiet, schema_columns
 

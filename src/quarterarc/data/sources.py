@@ -6,7 +6,6 @@ This module has the digits, folders of images and LSUN's LMDB; `tables` has parq
 
 from __future__ import annotations
 
-import hashlib
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..common.errors import InputError
+from ..common.hashes import digest
 from .containers import CONTAINERS, how_to_use
 from .decode import BadImage, Encoded, read_file, too_large
 from .formats import ENDINGS, passed_over
@@ -75,11 +75,6 @@ class Source(Protocol):
             BadImage: if it is missing.
         """
         ...
-
-
-def digest(*items: object) -> str:
-    """12 hexadecimal digits: the SHA-256 of the `repr` of `items`, truncated."""
-    return hashlib.sha256(repr(items).encode()).hexdigest()[:12]
 
 
 def check_no_split(spec: DataSpec, what: str) -> None:

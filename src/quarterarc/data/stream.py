@@ -23,11 +23,11 @@ import torch
 from numpy.typing import NDArray
 
 from ..common.errors import InputError
+from ..common.hashes import digest
 from ..common.text import one_line
 from .decode import BadImage, Pixels, read_pixels
 from .images import ImageData, Numbers, RawBatch, in_order
 from .order import permutation
-from .sources import digest
 from .spec import DataSpec
 from .split_stream import SplitStream
 from .tables import Columns, choose_columns, encoded, schema_columns

@@ -22,13 +22,14 @@ import numpy as np
 from PIL import Image
 
 from ..common.errors import InputError
+from ..common.hashes import digest
 from ..common.optional import need
 from ..common.progress import shown
 from ..common.text import counted, one_line
 from ..storage.files import check_regular, parse_json, read_json
 from .cell_files import download_folders, file_of_cell, read_cell_file
 from .decode import BadImage, Encoded, too_large
-from .sources import Labels, check_no_split, classes_of, digest, size_and_time
+from .sources import Labels, check_no_split, classes_of, size_and_time
 from .spec import DataSpec
 
 __all__ = [

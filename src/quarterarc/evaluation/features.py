@@ -16,12 +16,12 @@ from torch import Tensor
 
 from ..common.devices import processes
 from ..common.errors import InputError
+from ..common.hashes import digest
 from ..common.limits import check_batch_size
 from ..common.memory import memory_checked
 from ..common.progress import progress_bar
 from ..common.text import counted
 from ..data.image_set import ImageSet, Shape
-from ..data.sources import digest
 from ..storage.files import make_folder, replace_file
 from ..storage.weights import read_weights, save_tensors
 from .arrays import as_features

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from ..common.errors import InputError
+from ..common.hashes import digest
 from ..common.plain_yaml import LARGEST, load_yaml
 from ..data.containers import how_to_use
 from ..data.decode import DECODING, BadImage, Encoded, read_pixels, shape_of
@@ -23,7 +24,7 @@ from ..data.image_set import ImageSet, Shape, Wanted
 from ..data.images import ImageData, MappedImages, log_bad
 from ..data.loading import open_data, open_source
 from ..data.memory import MEMORY
-from ..data.sources import Labels, Source, digest
+from ..data.sources import Labels, Source
 from ..data.spec import DataSpec
 from ..data.survey import survey
 from ..sampling.archives import read_record

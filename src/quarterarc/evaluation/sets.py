@@ -18,11 +18,11 @@ from torch import Tensor
 
 from ..common.compiling import Compile
 from ..common.errors import InputError
+from ..common.hashes import digest
 from ..common.text import counted, ranges
 from ..data.image_set import Shape, Wanted
 from ..data.memory import as_pixels
 from ..data.pixels import levels
-from ..data.sources import digest
 from ..denoiser import Denoise, traits
 from ..sampling.compiled import compiled
 from ..sampling.generation import batches, count_evaluations, mean_evaluations

@@ -23,10 +23,10 @@ from torch import Tensor
 from .. import __version__
 from ..common.devices import processes
 from ..common.errors import InputError
+from ..common.hashes import digest
 from ..common.limits import check_batch_size
 from ..common.progress import progress_bar
 from ..data.image_set import ImageSet
-from ..data.sources import digest
 from ..denoiser import Denoise, traits
 from ..storage.checksums import read_sealed, write_sealed
 from ..storage.files import make_folder

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import InputError
+from ..common.hashes import digest
 from ..common.text import counted
-from ..data.sources import digest
 from ..denoiser import Denoise, traits
 from ..grids import explicit
 from ..samplers import Multistep, Sampler, current_options
