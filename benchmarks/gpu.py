@@ -2,8 +2,8 @@
 
 Each part is a benchmark in a process of its own. All of them build and compile at the same time, which takes minutes on
 the CPU; then they take turns on the GPU, one part after another, so that none is measured while another one works. A
-part that fails is reported with its error, and the others go on. When the time is over, what has not been measured is
-left out, and the report says so.
+part that fails is reported with its error, and the others go on. What has not been measured
+when the time limit is reached is left out, and the report lists it.
 """
 
 from __future__ import annotations
@@ -126,9 +126,9 @@ class _Child:
         return not (self.ready or self.over)
 
     def take_turn(self, is_over: Callable[[], bool], show: Callable[[str], None]) -> None:
-        """Let the process measure, until it ends or the time is over, and show its lines."""
+        """Let the process measure, until it ends or the time limit is reached, and show its lines."""
         show(f"\n### {self.part.title}\n")
-        told, shown = False, 0
+        started, shown = False, 0
         while True:
             late = is_over()
             self._read()
@@ -138,10 +138,10 @@ class _Child:
             if self.over:
                 break
             if late:
-                self.error = "not finished: the time is over" if told else "not measured: the time is over"
+                self.error = "not finished within the time limit" if started else "not measured within the time limit"
                 break
-            if self.ready and not told:
-                told = True
+            if self.ready and not started:
+                started = True
                 with suppress(OSError):  # it has ended
                     self.pipe.send(None)
             time.sleep(_POLL)

@@ -163,7 +163,10 @@ def test_what_does_not_fit_into_the_time_is_left_out(tmp_path: Path, monkeypatch
     running = tmp_path / gpu_parts.RUNNING
     chosen = [Part(kind, "gpu_parts", {"kind": kind}) for kind in ("hangs", "second")]
     parts = gpu.measure(chosen, 50, lambda line: None, lambda: 100.0 if running.exists() else 0.0)["parts"]
-    assert [part["error"] for part in parts] == ["not finished: the time is over", "not measured: the time is over"]
+    assert [part["error"] for part in parts] == [
+        "not finished within the time limit",
+        "not measured within the time limit",
+    ]
     assert [part["rows"] for part in parts] == [[{"kind": "hangs"}], []]  # what was measured is kept
     assert running.exists()  # its process was ended
 

@@ -13,8 +13,8 @@ from torch._functorch.aot_autograd import make_boxed_func  # type: ignore[attr-d
 from torch.fx import GraphModule
 
 from quarterarc.networks import UNet
+from quarterarc.networks.blocks import Attention, Down, ResidualBlock, Run, Upsample, directly, recomputed
 from quarterarc.networks.layers import nearest
-from quarterarc.networks.unet import Attention, Down, ResidualBlock, Run, Upsample, _directly, _recomputed
 
 
 @pytest.fixture(autouse=True)
@@ -111,7 +111,7 @@ def test_recomputation_compiled_changes_no_bit() -> None:
         output = compiled(x)
         return [output.detach(), *torch.autograd.grad(output.square().sum(), (x, *stage.parameters()))]
 
-    assert all(torch.equal(a, b) for a, b in zip(step(_directly), step(_recomputed), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(step(directly), step(recomputed), strict=True))
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

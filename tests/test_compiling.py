@@ -77,9 +77,8 @@ def test_training_compiles_once(
     train(read_recipe("digits", [*fields, "training.steps=2"]), tmp_path / "parts", progress=False)
     train(read_recipe("digits", fields), tmp_path / "parts", progress=False, resume=True)
     lines = [record.message for record in caplog.records if "compiled" in record.message]
-    assert len(lines) == 3
+    assert len(lines) == 1  # this process keeps what the first run compiled
     assert re.fullmatch(r"compiled the network in \d+ s \(graphs: 1\)", lines[0])
-    assert all(re.fullmatch(r"compiled the network in \d+ s \(graphs: [01]\)", line) for line in lines)
     assert options == 3 * [{"dynamic": False, "mode": "default"}]
     whole, parts = (checkpoints(tmp_path / run)[-1] / "raw.safetensors" for run in ("whole", "parts"))
     assert whole.read_bytes() == parts.read_bytes()
@@ -114,7 +113,9 @@ def test_a_network_that_cannot_be_compiled(
 
     use_backend(broken, monkeypatch)
     run = tmp_path / "run"
-    with pytest.raises(InputError, match=r"'unet' cannot be compiled \(.*no kernel.*training.compile=false") as raised:
+    with pytest.raises(
+        InputError, match=r"the network cannot be compiled \(.*no kernel.*training.compile=false"
+    ) as raised:
         train(read_recipe("digits", [*tiny, "training.compile=true"]), run, progress=False)
     assert "\n" not in str(raised.value)
     train(None, run, resume=True, fields={"training.compile": False}, progress=False)

@@ -113,6 +113,8 @@ def test_the_options_of_distillation_are_checked(tiny_run: Path) -> None:
         with pytest.raises(InputError, match=message):
             Distillation(teacher=DATA, **options)
     recipe = distillation_recipe(tiny_run)
+    assert recipe.teacher is not None
+    assert recipe.teacher.source == str(checkpoints(tiny_run)[-1])  # a resumed run has the same teacher
     for fields, message in (
         ({"objective.name": "both"}, "a recipe with a teacher trains a flow map"),
         ({"teacher": None}, "data.source=teacher needs the teacher"),

@@ -56,7 +56,7 @@ class Denoise(Protocol):
     defined on the whole arc, or has classes, declares that by an attribute `traits` of type `Traits`
     (`DeclaresTraits`).
 
-    A flow map is a denoiser that is also told where the step ends: `denoise(x, angle, to=a)` with a <= angle returns
+    A flow map is a denoiser that also takes the end of the step: `denoise(x, angle, to=a)` with a <= angle returns
     image and noise of the arc through x and the point to which the probability flow moves x at angle a, so that
     cos(a) image + sin(a) noise is that point. Without `to` it is an ordinary denoiser, the case `to = angle`. It
     declares `Traits.maps`.

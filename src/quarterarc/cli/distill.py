@@ -7,7 +7,7 @@ import argparse
 from ..common.errors import InputError
 from .arguments import a_path, a_text
 from .parser import Parser
-from .process import print_line
+from .train import train_by
 
 
 def add_arguments(parser: Parser) -> None:
@@ -44,15 +44,4 @@ def run(args: argparse.Namespace) -> int:
         print(recipe.to_yaml(), end="")
         return 0
 
-    from ..common.devices import processes
-    from ..training.api import train
-    from ..training.stopping import Interrupted
-
-    try:
-        checkpoint = train(recipe, args.out, device=args.device, resume=args.resume)
-    except Interrupted as stopped:
-        print_line(f"quarterarc: {stopped}")
-        return 128 + stopped.signal
-    if not processes().rank:
-        print(f"distilled: {checkpoint}")
-    return 0
+    return train_by(recipe, args, "distilled")

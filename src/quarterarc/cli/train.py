@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from ..common.errors import InputError
 from .arguments import a_path, a_text
 from .parser import Parser
 from .process import print_line
+
+if TYPE_CHECKING:
+    from ..training.recipe import Recipe
 
 
 def add_arguments(parser: Parser) -> None:
@@ -50,6 +54,11 @@ def run(args: argparse.Namespace) -> int:
         print(recipe.to_yaml(), end="")
         return 0
 
+    return train_by(recipe, args, "trained")
+
+
+def train_by(recipe: Recipe, args: argparse.Namespace, done: str) -> int:
+    """Train by a recipe, and print the checkpoint after this word; 128 + the signal's number after a signal."""
     from ..common.devices import processes
     from ..training.api import train
     from ..training.stopping import Interrupted
@@ -60,5 +69,5 @@ def run(args: argparse.Namespace) -> int:
         print_line(f"quarterarc: {stopped}")
         return 128 + stopped.signal
     if not processes().rank:
-        print(f"trained: {checkpoint}")
+        print(f"{done}: {checkpoint}")
     return 0

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Callable
 from functools import cache
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import nn
 
 from .errors import InputError
+from .memory import is_out_of_memory
 from .text import one_line
 
-__all__ = ["ENOUGH_CALLS", "Compile", "compile_network", "compiled_graphs", "decide", "undo"]
+__all__ = ["ENOUGH_CALLS", "Compile", "compile_network", "compiled_graphs", "decide", "first_call"]
 
 logger = logging.getLogger("quarterarc")
+
+Result = TypeVar("Result")
 
 Compile = bool | Literal["auto"]
 """`true`, `false`, or `auto`: where it is measured to pay, see `decide`."""
@@ -76,9 +81,39 @@ def compile_network(network: nn.Module, *, graphs: bool) -> None:
     network.compile(dynamic=False, mode="reduce-overhead" if graphs else "default")
 
 
-def undo(network: nn.Module) -> None:
-    """Make a network compute without compilation again."""
-    network._compiled_call_impl = None
+def first_call(network: nn.Module, call: Callable[[], Result], setting: Compile, remedy: str) -> Result | None:
+    """The call that compiles a network, with a line in the log.
+
+    Args:
+        network: the network, after `compile_network`.
+        call: calls it.
+        setting: as for `decide`.
+        remedy: what to do where compilation fails, for the message.
+
+    Returns:
+        The result of the call; None where compilation fails and the setting is `auto`: the network then computes
+        without compilation, and the call can be repeated.
+
+    Raises:
+        InputError: where compilation fails and the setting is true.
+    """
+    started, before = time.perf_counter(), compiled_graphs()
+    try:
+        result = call()
+    except InputError:
+        raise
+    except Exception as error:  # the compiler may raise anything
+        if is_out_of_memory(error):
+            raise
+        reason = one_line(error)[:200]
+        if setting is True:
+            raise InputError(f"the network cannot be compiled ({reason}): {remedy}") from None
+        logger.warning("the network is not compiled: %s", reason)
+        network._compiled_call_impl = None
+        return None
+    if graphs := compiled_graphs() - before:
+        logger.info("compiled the network in %.0f s (graphs: %d)", time.perf_counter() - started, graphs)
+    return result
 
 
 def compiled_graphs() -> int:

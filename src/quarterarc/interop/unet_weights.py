@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..common.errors import InputError
 from ..common.optional import need
 from ..networks import UNet
-from ..networks.unet import Attention, ResidualBlock
+from ..networks.blocks import Attention, ResidualBlock
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel

@@ -109,7 +109,7 @@ class LinearSampler(Sampler):
 
     Attributes:
         jumps: whether the step is the arc through the two estimates, so that it is exact with those of a flow map,
-            which is then told where the step ends.
+            which then receives the end of the step.
     """
 
     @property

@@ -20,7 +20,7 @@ __all__ = ["Jump"]
 
 @dataclass(frozen=True)
 class Jump(Sampler):
-    """Steps of a flow map, which is told where each one ends; deterministic, or by the image with fresh noise.
+    """One evaluation of a flow map per step, from angle to angle; or each time to the image, with fresh noise added.
 
     Attributes:
         fresh: jump to the image each time, and add fresh noise up to the next angle (Song et al. 2023, algorithm 1).

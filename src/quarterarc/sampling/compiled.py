@@ -5,16 +5,13 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import time
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from ..common.compiling import Compile, compile_network, compiled_graphs, decide, undo
+from ..common.compiling import Compile, compile_network, decide, first_call
 from ..common.errors import InputError
-from ..common.memory import is_out_of_memory
-from ..common.text import one_line
 from ..denoiser import Denoise, Denoiser, traits
 from ..samplers import Adaptive
 from ..wrappers import Clipped, Guided, Projected
@@ -104,24 +101,10 @@ class _OneSize(nn.Module):
     def _first_call(self, *arguments: Tensor | None) -> Tensor:
         """The call that compiles; where that fails, `auto` goes on without compilation."""
         self._called = True
-        started, before = time.perf_counter(), compiled_graphs()
-        try:
-            output: Tensor = self.network(*arguments)
-        except InputError:
-            raise
-        except Exception as error:  # the compiler may raise anything
-            if is_out_of_memory(error):
-                raise
-            reason = one_line(error)[:200]
-            if self.setting is True:
-                raise InputError(f"the network cannot be compiled ({reason}): sample with compile=false") from None
-            logger.warning("the network is not compiled: %s", reason)
-            undo(self.network)
-            return self._first_call(*arguments)
-        graphs = compiled_graphs() - before
-        if graphs:
-            logger.info("compiled the network in %.0f s (graphs: %d)", time.perf_counter() - started, graphs)
-        return output
+        output: Tensor | None = first_call(
+            self.network, lambda: self.network(*arguments), self.setting, "sample with compile=false"
+        )
+        return self.network(*arguments) if output is None else output
 
 
 def _filled(values: Tensor, missing: int) -> Tensor:

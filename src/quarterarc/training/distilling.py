@@ -22,7 +22,7 @@ from .teachers import check_teacher
 __all__ = ["distill", "distillation_recipe"]
 
 STEPS = 600
-"""Optimiser steps of a distillation unless the recipe of the teacher says more: two thirds of its own."""
+"""Optimiser steps of a distillation from a teacher without a recipe."""
 
 
 def distill(
@@ -72,7 +72,8 @@ def distillation_recipe(teacher: str | Path | Denoiser, fields: Mapping[str, Any
         InputError: for a denoiser that cannot be a teacher, or as for `read_recipe`.
     """
     denoise = teacher if isinstance(teacher, Denoiser) else load(teacher)
-    source = OBJECT if isinstance(teacher, Denoiser) else str(teacher)
+    # the checkpoint and not the run, whose newest checkpoint may be another one when the distillation is resumed
+    source = OBJECT if isinstance(teacher, Denoiser) else str(denoise.checkpoint)
     check_teacher(denoise, source)
     if denoise.shape is None:
         raise InputError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
@@ -14,11 +13,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ..common.compiling import compile_network, compiled_graphs, undo
-from ..common.errors import InputError
-from ..common.memory import is_out_of_memory
+from ..common.compiling import compile_network, compiled_graphs, first_call
 from ..common.streams import Purpose, torch_seed
-from ..common.text import one_line
 from ..denoiser import Denoiser
 from ..estimate import Estimate
 from ..objectives import Losses, MapObjective, Objective
@@ -115,30 +111,17 @@ class Learner:
 
     def _first_step(self, parts: Sequence[Batch], step: int) -> tuple[Tensor, Tensor]:
         """The step that compiles; where that fails, `auto` goes on without compilation."""
-        started, before = time.perf_counter(), compiled_graphs()
-        try:
-            losses, norm = self._losses_and_gradient(parts, step)
-        except InputError:
-            raise
-        except Exception as error:  # the compiler may raise anything
-            if is_out_of_memory(error):
-                raise
-            reason = one_line(error)[:200]
-            if self.recipe.training.compile is True:
-                raise InputError(
-                    f"the network '{self.recipe.network.name}' cannot be compiled ({reason}): resume with "
-                    "training.compile=false"
-                ) from None
-            logger.warning("the network is not compiled: %s", reason)
-            undo(self.network)
+        setting = self.recipe.training.compile
+        results = first_call(
+            self.network, lambda: self._losses_and_gradient(parts, step), setting, "resume with training.compile=false"
+        )
+        if results is None:
             self._compiles = False
             self.optimizer.zero_grad(set_to_none=True)
             return self._step(parts, step)
         self._graphs = compiled_graphs()
-        seconds = time.perf_counter() - started
-        logger.info("compiled the network in %.0f s (graphs: %d)", seconds, self._graphs - before)
         self._update(step)
-        return losses, norm
+        return results
 
     def _step(self, parts: Sequence[Batch], step: int) -> tuple[Tensor, Tensor]:
         results = self._losses_and_gradient(parts, step)
