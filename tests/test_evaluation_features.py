@@ -90,7 +90,9 @@ def test_images_of_another_dtype_or_shape_raise(digits: RawBatch) -> None:
 
 
 def test_unknown_names_and_superfluous_weights_raise() -> None:
-    with pytest.raises(InputError, match=r"did you mean 'digits'\?.*dinov2, inception, pixels; or an import path"):
+    with pytest.raises(
+        InputError, match=r"did you mean 'digits'\?.*dinov2, efficientnet, inception, pixels; or an import path"
+    ):
         extractor("digit")
     with pytest.raises(InputError, match="take no weights"):
         extractor("digits", weights="a.pth")

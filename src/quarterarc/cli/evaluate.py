@@ -35,8 +35,11 @@ def add_arguments(parser: Parser) -> None:
         "(default: fid,precision,recall)"
     )
     parser.add_argument("--metrics", metavar="LIST", help=metrics)
-    features = "inception, dinov2, classifier, digits, pixels or package.module:name (default: %(default)s)"
-    parser.add_argument("--features", type=a_text, default="inception", metavar="NAME", help=features)
+    features = (
+        "inception, efficientnet, dinov2, classifier, digits, pixels or package.module:name (default: inception, or "
+        "efficientnet if Inception's weights are not on this machine)"
+    )
+    parser.add_argument("--features", type=a_text, default="auto", metavar="NAME", help=features)
     parser.add_argument(
         "--weights",
         type=a_text,

@@ -31,7 +31,9 @@ def add_arguments(parser: Parser) -> None:
         "--data", type=a_text, metavar="PATH", help="the images to train on, instead of the recipe's source"
     )
     parser.add_argument("--images", type=int, metavar="N", help="images per measurement (default: the scale's)")
-    features = "inception, digits, pixels, package.module:name, or classifier, trained on the labels of the data"
+    features = (
+        "inception, efficientnet, digits, pixels, package.module:name, or classifier, trained on the labels of the data"
+    )
     parser.add_argument("--features", type=a_text, metavar="NAME", help=features)
     parser.add_argument("--dry-run", action="store_true", help="print the plan and its cost, and run nothing")
     jobs = "processes that share the arms (default: %(default)s)"

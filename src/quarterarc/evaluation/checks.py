@@ -22,7 +22,9 @@ def check_kinds(metrics: Mapping[str, Metric], extractor: Extractor) -> None:
     """Raise an InputError for a metric of a kind of features that the extractor does not compute."""
     for name, metric in metrics.items():
         if metric.kind not in extractor.kinds:
-            known = {"spatial": "inception", "logits": "inception or digits"}.get(metric.kind, ", ".join(EXTRACTORS))
+            known = {"spatial": "inception", "logits": "inception, efficientnet or digits"}.get(
+                metric.kind, ", ".join(EXTRACTORS)
+            )
             raise InputError(
                 f"'{name}' needs {metric.kind} features, but '{extractor.name}' computes "
                 f"{' and '.join(extractor.kinds)}: use the features of {known}, or leave '{name}' out"

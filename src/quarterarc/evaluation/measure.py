@@ -31,7 +31,7 @@ from ..sampling.plans import GridLike, Sampling
 from ..storage.files import check_writable, make_folder, write_json
 from ..wrappers import project
 from .checks import check_counts, check_kinds, check_pair, check_same_shape, check_saved, usable_reference
-from .extractors import Extractor
+from .extractors import Extractor, usual_features
 from .extractors import extractor as named_extractor
 from .features import ImageFeatures, collect
 from .metrics import METRICS, Metric, Settings, check_metrics, label, needs
@@ -54,7 +54,7 @@ def evaluate(
     metrics: str | Sequence[str] = DEFAULT_METRICS,
     *,
     count: int | None = None,
-    features: str | Extractor = "inception",
+    features: str | Extractor = "auto",
     weights: str | Path | None = None,
     seeds: Sequence[int] | None = None,
     sampler: str | Sampler | Sampling | None = None,
@@ -89,7 +89,8 @@ def evaluate(
             `save_to`, to write statistics only.
         count: number of images. By default a run or a denoiser samples as many images as the reference has, at most
             50,000; of images, all are used.
-        features: a feature extractor: a name in `EXTRACTORS`, an import path, or an `Extractor`.
+        features: a feature extractor: a name in `EXTRACTORS`, an import path, or an `Extractor`; "auto" for Inception,
+            or EfficientNet-Lite0 if Inception's weights are not on this machine and the extra `imagenet` is.
         weights: weights of the extractor, for `inception` or `dinov2`; by default the usual download.
         seeds: seeds of the sampled images; by default 0..count - 1.
         sampler, steps, grid, options, guidance, projection: as for `quarterarc.Sampling`.
@@ -168,6 +169,8 @@ def evaluate(
         images = _sampled(model, request, range(number) if seeds is None else seeds, labels, compile)
     else:
         images = as_set(source, "the images", count)
+    if features == "auto":
+        features = usual_features([metric.kind for metric in chosen.values()], weights)
     network = (
         features if isinstance(features, Extractor) else named_extractor(features, pick_device(str(device)), weights)
     )

@@ -130,6 +130,10 @@ METRICS: dict[str, Metric] = {
 """The metrics of features, by name."""
 
 
+TITLES = {"efficientnet": "EfficientNet-Lite0"}
+"""Extractors whose name in labels is not their name in the command line."""
+
+
 def check_metrics(names: Sequence[str]) -> None:
     """Raise an InputError for an empty list or an unknown name, which lists the known names."""
     known = [*METRICS, *LIKELIHOOD_METRICS]
@@ -148,7 +152,7 @@ def label(name: str, extractor: str, settings: Settings | None = None) -> str:
         return f"{short} ({settings.inception_score})" if name == "is" else short
     k = f", k = {settings.neighbours}" if "neighbours" in METRICS[name].uses else ""
     features = "logits" if METRICS[name].kind == "logits" else f"{METRICS[name].kind} features"
-    return f"{METRICS[name].summary} of {extractor} {features}{k}"
+    return f"{METRICS[name].summary} of {TITLES.get(extractor, extractor)} {features}{k}"
 
 
 def needs(metrics: Iterable[Metric]) -> tuple[set[str], set[str]]:

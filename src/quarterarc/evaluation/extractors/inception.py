@@ -265,17 +265,24 @@ def _read_pth(path: Path) -> dict[str, Tensor]:
     return state
 
 
+def found_weights() -> Path | None:
+    """The path of the weights in torch's download cache, or None."""
+    return next((path for name in (FILE, *_ALSO) if (path := _folder() / name).is_file()), None)
+
+
+def _folder() -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints"
+
+
 def find_weights() -> Path:
     """The path of the weights in torch's download cache, downloaded if missing.
 
     Raises:
         InputError: if the file is missing and the download fails.
     """
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    for name in (FILE, *_ALSO):
-        if (folder / name).is_file():
-            return folder / name
-    target = folder / FILE
+    if found := found_weights():
+        return found
+    target = _folder() / FILE
     try:
         _download(target)
     except (OSError, ValueError) as error:
