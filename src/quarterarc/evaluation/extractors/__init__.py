@@ -1,4 +1,4 @@
-"""Feature extractors by name: `inception`, `efficientnet`, `dinov2`, `classifier`, `digits`, `pixels`, or `package.module:name`.
+"""Feature extractors by name: those of `EXTRACTORS`, or `package.module:name`.
 
 from quarterarc.evaluation.extractors import EXTRACTORS, FeatureNetwork
 
@@ -112,8 +112,8 @@ def usual_features(kinds: Iterable[str] = (), weights: str | Path | None = None)
     if weights is not None or "spatial" in kinds or found_weights() or not all(map(find_spec, packages)):
         return "inception"
     logger.warning(
-        "the weights of Inception are not on this machine: features of EfficientNet-Lite0, whose Frechet distance is no "
-        "FID (--features inception downloads them)"
+        "the weights of Inception are not on this machine: features of EfficientNet-Lite0, whose Frechet distance is "
+        "no FID (--features inception downloads them)"
     )
     return "efficientnet"
 
