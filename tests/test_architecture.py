@@ -27,11 +27,11 @@ FLOORS = (
     {"denoiser"},
     {"wrappers"},
     {"closed_form", "flow_map", "samplers", "storage"},
-    {"report", "data"},
+    {"report", "data", "interop"},
     {"sampling"},
     {"likelihood", "training"},
     {"evaluation"},
-    {"interop", "experiments"},
+    {"experiments"},
     {"cli"},
     {"__main__"},
 )

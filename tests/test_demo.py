@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from conftest import Cli
 from quarterarc.cli import main
+from quarterarc.experiments import demo_map
+from quarterarc.experiments.demo_map import distil_map
+from quarterarc.heads import head
 from quarterarc.report import Series, data_url, line_chart, write_page
+from quarterarc.storage.checkpoints import load
+from quarterarc.storage.runs import checkpoints
 
 
 class Balanced(HTMLParser):
@@ -35,10 +43,11 @@ class Balanced(HTMLParser):
 
 
 def test_the_demo_writes_its_report_and_does_not_train_twice(
-    tmp_path: Path, tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = tmp_path / "demo"
-    assert main(["demo", "--out", str(out), "--measure", "40", *tiny]) == 0
+    monkeypatch.setattr(demo_map, "IMAGES", 16)
+    out, few = tmp_path / "demo", ["--measure", "40", *tiny]
+    assert main(["demo", "--out", str(out), "--map-steps", "0", *few]) == 0
     assert str(out / "report.html") in capsys.readouterr().out
     for name in ("samples.png", "progress.png"):
         with Image.open(out / name) as picture:
@@ -52,16 +61,82 @@ def test_the_demo_writes_its_report_and_does_not_train_twice(
     assert [line["nfe"] for line in quality["samplers"]] == [6, 10, 20] * 4
     # real digits have the smallest distance from real digits
     assert quality["floor"]["fid"] < min(line["fid"] for line in quality["samplers"])
+    assert metrics["map"] is None
+    page = checked_page(out)
+    assert "flow map" not in page
+    stamps = [path.stat().st_mtime_ns for path in sorted((out / "checkpoints").iterdir())]
+
+    # again, with a flow map
+    assert main(["demo", "--out", str(out), "--map-steps", "4", *few]) == 0
+    assert [path.stat().st_mtime_ns for path in sorted((out / "checkpoints").iterdir())] == stamps
+    mapped = json.loads((out / "metrics.json").read_text())["map"]
+    assert [(line["sampler"], line["nfe"]) for line in mapped["map"]] == [("jump", 1), ("jump", 2), ("jump", 4)]
+    assert [line["nfe"] for line in mapped["teacher"]] == [1, 2, 4, 10]
+    best = min((line for line in quality["samplers"] if line["nfe"] == 10), key=lambda line: float(line["fid"]))
+    assert mapped["teacher"][-1] == best
+    assert f"Frechet distance {mapped['map'][0]['fid']:.1f} at 1" in capsys.readouterr().out
+    page = " ".join(checked_page(out).split())
+    for name, lines in (
+        ("flow map", mapped["map"]),
+        ("teacher", mapped["teacher"][:3]),
+        ("teacher at its best", [best]),
+    ):
+        for line in lines:
+            words = f"{line['nfe']} evaluation{'' if line['nfe'] == 1 else 's'}"
+            label = (
+                f"<b>{name}, {words}</b> · <code>{line['sampler']}</code> · Frechet distance <b>{line['fid']:.1f}</b>"
+            )
+            assert label in page
+
+
+def checked_page(out: Path) -> str:
+    """The report, whose tags are closed, and which is a single file."""
     page = (out / "report.html").read_text()
     parser = Balanced()
     parser.feed(page)
     assert not parser.open
     assert parser.fetched
-    assert all(url.startswith("data:") for url in parser.fetched)  # the page is a single file
-    checkpoints = sorted((out / "checkpoints").iterdir())
-    stamps = [path.stat().st_mtime_ns for path in checkpoints]
-    assert main(["demo", "--out", str(out), "--measure", "40", *tiny]) == 0
-    assert [path.stat().st_mtime_ns for path in sorted((out / "checkpoints").iterdir())] == stamps
+    assert all(url.startswith("data:") for url in parser.fetched)
+    return page
+
+
+def test_the_flow_map_of_the_demo_is_distilled_once(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It continues with the same bits, also where the demo's folder has moved; a longer training has another map."""
+    monkeypatch.setattr(demo_map, "IMAGES", 16)
+    out = tmp_path / "demo"
+    shutil.copytree(tiny_run, out)
+    last = distil_map(load(out), out, 4)
+    assert last is not None
+    weights = (last / "model.safetensors").read_bytes()
+    out = out.rename(tmp_path / "moved")
+    run = out / "maps" / "step-00000006"
+    first, last = checkpoints(run)
+    stamp = first.stat().st_mtime_ns
+    shutil.rmtree(last)
+    for _ in range(2):
+        assert distil_map(load(out), out, 4) == last
+        assert (last / "model.safetensors").read_bytes() == weights
+        assert first.stat().st_mtime_ns == stamp
+    other = distil_map(load(out / "checkpoints" / "step-00000004"), out, 2)
+    assert other == out / "maps" / "step-00000004" / "checkpoints" / "step-00000002"
+
+
+def test_a_demo_whose_network_cannot_be_a_teacher_has_no_flow_map(tiny_run: Path, tmp_path: Path) -> None:
+    denoise = load(tiny_run)
+    assert distil_map(replace(denoise, head=head("mean", denoise.schedule)), tmp_path, 4) is None
+    assert distil_map(replace(denoise, maps=True), tmp_path, 4) is None
+    assert distil_map(denoise, tmp_path, 0) is None
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("steps", [-1, 10**13])
+def test_the_steps_of_the_flow_map_are_checked_before_training(steps: int, tmp_path: Path, cli: Cli) -> None:
+    wrong = cli("demo", "--out", tmp_path / "demo", "--map-steps", steps)
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert "--map-steps is the number of optimiser steps of the flow map, 0 for none" in wrong.stderr
+    assert not (tmp_path / "demo").exists()
 
 
 def test_too_few_images_to_compare_with_are_an_error_before_training(

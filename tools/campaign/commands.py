@@ -113,7 +113,10 @@ class Commands(Part):
                 "experiment", str(rng.choice(self.grammar.experiments)), "--scale", "./mine.yaml", "--images", "8",
                 "--features", "pixels", "--cache", "cache",
             ],
-            "demo": ["demo", "--out", "new", "--measure", "8", *(f"{key}={value}" for key, value in _TINY.items())],
+            "demo": [
+                "demo", "--out", "new", "--measure", "8", "--map-steps", "1",
+                *(f"{key}={value}" for key, value in _TINY.items()),
+            ],
         }[name]  # fmt: skip
         words = list(right)
         if rng.random() < 0.3 and name != "demo":

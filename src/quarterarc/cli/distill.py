@@ -13,7 +13,7 @@ from .train import train_by
 def add_arguments(parser: Parser) -> None:
     """The arguments of `quarterarc distill`."""
     parser.usage = "quarterarc distill TEACHER --out RUN [--resume] [section.field=value ...]"
-    teacher = "the folder of a trained run, or one of its checkpoints (not needed with --resume)"
+    teacher = "the folder of a trained run, one of its checkpoints, or a diffusers pipeline (not needed with --resume)"
     parser.add_argument("teacher", nargs="?", type=a_text, metavar="TEACHER", help=teacher)
     fields = "a field of the recipe and its value, such as teacher.guidance=2 or training.steps=600 (docs/reference.md)"
     parser.add_argument("fields", nargs="*", metavar="section.field=value", help=fields)
@@ -32,14 +32,17 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("distillation needs --out RUN, the folder of the flow map's run")
     if teacher and "=" in teacher:  # the teacher was left out, and the first field is in its place
         fields, teacher = [teacher, *fields], None
-    if teacher is None and args.resume and (args.out / "recipe.yaml").is_file():
+    if teacher is None and args.resume and args.out is not None and (args.out / "recipe.yaml").is_file():
         recipe = read_recipe(str(args.out / "recipe.yaml"), fields)
     elif teacher is None:
-        raise InputError("distillation needs a teacher: the folder of a trained run, or one of its checkpoints")
+        raise InputError(
+            "distillation needs a teacher: the folder of a trained run, one of its checkpoints, or a diffusers pipeline"
+        )
     else:
-        from ..training.distilling import distillation_recipe
+        from ..training.distilling import distillation_recipe, resumed_recipe
 
-        recipe = read_recipe(distillation_recipe(teacher), fields)
+        begun = resumed_recipe(teacher, args.out) if args.resume and args.out is not None else None
+        recipe = read_recipe(begun or distillation_recipe(teacher), fields)
     if args.show:
         print(recipe.to_yaml(), end="")
         return 0

@@ -26,7 +26,7 @@ from ..denoiser import DEFAULT_PROJECTION, Denoise, Denoiser
 from ..sampling.trajectories import Result
 from ..storage.checkpoints import hash_of, load
 from ..storage.runs import is_run, read_newest
-from .extractors import hash_of_weights
+from ..storage.weights import hash_of_weights
 from .image_files import FileSet, open_pictures, open_set
 from .sets import BatchSet, TensorSet
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,17 @@ from torch import Tensor
 
 from .. import __version__
 from ..common.errors import InputError
-from ..common.limits import MOST_IMAGES
+from ..common.limits import MOST_IMAGES, MOST_STEPS
 from ..common.progress import progress_bar
 from ..common.text import duration
 from ..data import open_data
-from ..data.order import permutation
 from ..data.pixels import to_uint8
 from ..denoiser import Denoiser
-from ..evaluation.measure import DEFAULT_METRICS, evaluate
+from ..evaluation.measure import DEFAULT_METRICS
 from ..evaluation.metrics import METRICS, Settings
 from ..report import Series, data_url, line_chart, write_page
 from ..samplers import sampler as named_sampler
-from ..sampling.generation import batches, first_noise, generate
+from ..sampling.generation import first_noise, generate
 from ..sampling.plans import Sampling
 from ..sampling.trajectories import sample, trajectory
 from ..storage.checkpoints import hash_of, load
@@ -31,11 +31,15 @@ from ..storage.files import make_folder, write_json
 from ..storage.pictures import contact_sheet, write_png
 from ..storage.temporary import sweep
 from ..training.api import train
-from ..training.log import read_log
+from ..training.log import read_log, seconds_of
 from ..training.recipe import Recipe
+from .demo_map import MOST, compare_map, distil_map
+from .demo_quality import FEATURES, Quality
 
-__all__ = ["run_demo"]
+__all__ = ["MAP_STEPS", "run_demo"]
 
+MAP_STEPS = 300
+"""Optimiser steps of the flow map: a minute on two cores."""
 MEASURED, EVALUATIONS = ("ddim", "euler", "heun", "multistep"), (6, 10, 20)
 """The samplers whose images are measured, and their network evaluations per image."""
 
@@ -47,13 +51,14 @@ COMPARED = (("ddpm", 10), ("ddim", 10), ("euler", 10), ("heun", 5), ("multistep"
 DDIM, Cold and rotation are identical for projected estimates, which a loaded network has (docs/residual.md)."""
 
 
-def run_demo(recipe: Recipe, out: Path, measured: int = 400) -> dict[str, Any]:
-    """Train by `recipe` in `out` (or resume), then write the pictures, metrics.json and report.html.
+def run_demo(recipe: Recipe, out: Path, measured: int = 400, map_steps: int = MAP_STEPS) -> dict[str, Any]:
+    """Train by `recipe` in `out` (or resume), distil a flow map, and write the pictures, metrics.json and report.html.
 
     Args:
         recipe: the recipe; its images are gray with sides of 8 to 32 pixels, which the `digits` features need.
         out: the run folder.
         measured: the number of images that are measured per sampler and number of network evaluations.
+        map_steps: optimiser steps of the flow map; 0 for none.
 
     Returns:
         The content of metrics.json.
@@ -67,12 +72,18 @@ def run_demo(recipe: Recipe, out: Path, measured: int = 400) -> dict[str, Any]:
             f"--measure is the number of images that are measured, at least {fewest} and at most {MOST_IMAGES:,}, got "
             f"{measured}"
         )
+    if not 0 <= map_steps <= MOST_STEPS:
+        raise InputError(
+            f"--map-steps is the number of optimiser steps of the flow map, 0 for none and at most {MOST_STEPS:,}, got "
+            f"{map_steps}"
+        )
     data = open_data(recipe.data, progress=False)
     count = data.count or 0
     if count < fewest:
         raise InputError(f"the demo compares samples with at least {fewest} images, got {data.description}")
     checkpoint = train(recipe, out, resume=True)
     denoise = load(checkpoint)
+    mapped = distil_map(denoise, out, map_steps)
     log = read_log(out)
     default = Sampling().plan(denoise)
 
@@ -84,7 +95,10 @@ def run_demo(recipe: Recipe, out: Path, measured: int = 400) -> dict[str, Any]:
     rows = _compare(denoise, out)
     real = data.batch(range(count)).images
     write_png(out / "real.png", contact_sheet(real[:SHOWN], columns=16, smooth=True))
-    quality = _measure(denoise, real, measured)
+    quality = Quality(real, measured)
+    measurements = _measure(denoise, quality)
+    best = min((line for line in measurements["samplers"] if line["nfe"] == MOST), key=lambda line: float(line["fid"]))
+    compared = None if mapped is None else compare_map(mapped, denoise, quality, best, out)
 
     assert isinstance(denoise.network, torch.nn.Module)
     metrics = {
@@ -92,30 +106,35 @@ def run_demo(recipe: Recipe, out: Path, measured: int = 400) -> dict[str, Any]:
         "checkpoint": checkpoint.name,
         "checkpoint_sha256": hash_of(checkpoint),
         "parameters": sum(weight.numel() for weight in denoise.network.parameters()),
-        "training": {**log[-1], "seconds": round(_training_seconds(log), 1)},
+        "training": {**log[-1], "seconds": round(seconds_of(log), 1)},
         "sampling": {
             **default.describe(),
             "nfe": _nfe(denoise),
             "images_per_second": round(SHOWN / seconds, 1),
             "device": str(denoise.device),
         },
-        "quality": quality,
+        "quality": measurements,
+        "map": compared and _without_pictures(compared),
         "compared": [{key: row[key] for key in ("sampler", "steps", "nfe", "distance")} for row in rows],
     }
     write_json(out / "metrics.json", metrics)
-    _write_report(out, metrics, log, rows, angles, len(real))
+    _write_report(out, metrics, log, rows, compared, angles, len(real))
     return metrics
+
+
+def _without_pictures(compared: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of `compare_map` that metrics.json stores, which are the same at any place: without paths."""
+    return {
+        name: [{key: line[key] for key in line if key != "picture"} for line in value]
+        if isinstance(value, list)
+        else value
+        for name, value in compared.items()
+        if name != "run"
+    }
 
 
 def _nfe(denoise: Denoiser) -> float:
     return sample(denoise, first_noise(denoise, range(1))).nfe
-
-
-def _training_seconds(log: list[dict[str, Any]]) -> float:
-    """The seconds of training without pauses, from the rate of each interval of the log."""
-    intervals = [(line["images"], line["images_per_second"]) for line in log]
-    before = [0, *(images for images, _ in intervals)]
-    return sum((images - start) / rate for (images, rate), start in zip(intervals, before, strict=False))
 
 
 def _write_progress(denoise: Denoiser, path: Path) -> list[float]:
@@ -145,35 +164,16 @@ def _compare(denoise: Denoiser, out: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _measure(denoise: Denoiser, real: Tensor, count: int) -> dict[str, Any]:
-    """Frechet distance, precision and recall in `digits` features, by sampler and NFE, with the same network and seeds.
-
-    The floor is the result of `count` random real images (at most half of them) against all real images.
-    """
-
-    def score(images: Tensor) -> dict[str, float]:
-        result = evaluate(images, real, features="digits", batch_size=250, progress=False)
-        return {name: round(value, 4) for name, value in result["metrics"].items()}
-
-    subset = torch.from_numpy(permutation(0, count=len(real))[: min(count, len(real) // 2)])
+def _measure(denoise: Denoiser, quality: Quality) -> dict[str, Any]:
+    """Frechet distance, precision and recall by sampler and NFE, with the same network and seeds, and their floor."""
     lines = []
     runs = [(name, nfe) for name in MEASURED for nfe in EVALUATIONS]
     with progress_bar(len(runs), "setting", "measure") as bar:
         for name, nfe in runs:
-            steps = max(1, nfe // named_sampler(name).evaluations)
-            chosen = Sampling(name, steps).plan(denoise)
-            made = [(to_uint8(result.images), result.nfe) for _, result in
-                    batches(chosen, range(count), batch_size=250)]  # fmt: skip
-            scores = score(torch.cat([pixels for pixels, _ in made]))
-            lines.append({"sampler": name, "steps": steps, "nfe": made[0][1], **scores})
+            lines.append(quality.of(denoise, name, max(1, nfe // named_sampler(name).evaluations)))
             bar.update()
-    return {
-        "features": "digits",
-        "count": count,
-        "reference": len(real),
-        "floor": score(real[subset]),
-        "samplers": lines,
-    }
+    about = {"features": FEATURES, "count": quality.count, "reference": len(quality.real)}
+    return {**about, "floor": quality.floor, "samplers": lines}
 
 
 def _distance(images: Tensor, reference: Tensor) -> float:
@@ -182,8 +182,8 @@ def _distance(images: Tensor, reference: Tensor) -> float:
 
 
 def _write_report(
-    out: Path, metrics: dict[str, Any], log: list[dict[str, Any]], rows: list[dict[str, Any]], angles: list[float],
-    images: int,
+    out: Path, metrics: dict[str, Any], log: list[dict[str, Any]], rows: list[dict[str, Any]],
+    compared: Mapping[str, Any] | None, angles: list[float], images: int,
 ) -> None:  # fmt: skip
     steps = [line["step"] for line in log]
     errors = ("velocity", "image", "noise", "residual")
@@ -223,10 +223,26 @@ def _write_report(
             log_x=True, log_y=True,
         ),
         rows=[{**row, "picture": data_url(row["picture"])} for row in rows],
+        map=compared and _map_for_page(compared),
         run=out,
         version=metrics["quarterarc"],
         checkpoint=metrics["checkpoint_sha256"][:12],
     )  # fmt: skip
+
+
+def _map_for_page(compared: Mapping[str, Any]) -> dict[str, Any]:
+    """The comparison of map and teacher, with pictures as URLs, in pairs of equal evaluations."""
+    lines = {
+        name: [{**line, "picture": data_url(line["picture"])} for line in compared[name]] for name in ("map", "teacher")
+    }
+    *few, best = lines["teacher"]
+    return {
+        "steps": f"{compared['steps']:,}",
+        "time": duration(compared["seconds"]),
+        "pairs": list(zip(lines["map"], few, strict=True)),
+        "best": best,
+        "run": compared["run"],
+    }
 
 
 def arc_picture() -> str:

@@ -43,7 +43,7 @@ from ..storage.files import make_folder, read_json, replace_folder
 from .schedulers import component, config_of, pipeline_schedule, scheduler_config
 from .unet_weights import from_diffusers, to_diffusers
 
-__all__ = ["load_pipeline", "pipeline_denoiser", "save_pipeline"]
+__all__ = ["is_pipeline", "load_pipeline", "pipeline_denoiser", "save_pipeline", "with_own_network"]
 
 logger = logging.getLogger("quarterarc")
 
@@ -87,6 +87,34 @@ def load_pipeline(
     config = scheduler_config(folder)
     denoise = pipeline_denoiser(_read_unet(component(folder, "unet")), config, null_label=null_label, network=network)
     return replace(denoise, precision=precision).to(device)
+
+
+def is_pipeline(path: str | Path) -> bool:
+    """Whether a path is a diffusers pipeline folder, of any kind."""
+    return (Path(path) / "model_index.json").is_file()
+
+
+def with_own_network(denoise: Denoiser) -> Denoiser:
+    """The denoiser of a pipeline with the `UNet` that holds its weights, which can be trained; any other as it is.
+
+    Raises:
+        InputError: for a network that `UNet` cannot represent, or whose label "no label" is not the last one.
+    """
+    network = denoise.network
+    if not isinstance(network, _Network):
+        return denoise
+    if not isinstance(network.inner, UNet):
+        raise InputError(
+            "the network of this pipeline is evaluated by diffusers, since quarterarc's UNet cannot hold its weights: "
+            "it can be sampled, but neither trained nor distilled"
+        )
+    if network.null_label not in (None, network.classes):
+        raise InputError(
+            f"the label {network.null_label} of this pipeline means 'no label', which is the last one of a "
+            "quarterarc UNet: load it without null_label"
+        )
+    unlabelled = network.rows is None or network.null_label is not None
+    return replace(denoise, network=network.inner, unlabelled=unlabelled)
 
 
 def pipeline_denoiser(unet: Any, scheduler: Any, *, null_label: int | None = None, network: str = "own") -> Denoiser:
@@ -185,7 +213,7 @@ def _check_components(folder: Path) -> None:
     """Raise an InputError that names the component, unless this is an unconditional pipeline in pixels."""
     if not folder.is_dir():
         raise InputError(f"no folder at {folder}: download a pipeline first (`hf download NAME --local-dir DIR`)")
-    if not (folder / "model_index.json").is_file():
+    if not is_pipeline(folder):
         raise InputError(f"{folder} is not a diffusers pipeline folder: it has no model_index.json")
     index = read_json(folder / "model_index.json")
     specs = index if isinstance(index, dict) else {}

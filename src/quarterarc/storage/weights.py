@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from ..common.errors import InputError
 from ..common.text import counted
 from .checksums import DamagedFile
 
-__all__ = ["load_weights", "read_weights", "save_tensors"]
+__all__ = ["hash_of_weights", "load_weights", "read_weights", "save_tensors"]
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, about: Mapping[str, str] | None = None) -> None:
@@ -86,3 +88,13 @@ def load_weights(network: nn.Module, path: Path) -> None:
             f"(network {expected}, file {stored})"
         )
     network.load_state_dict(weights)
+
+
+def hash_of_weights(network: nn.Module) -> str:
+    """SHA-256 of a network's parameters and buffers (names, dtypes, shapes and bytes), independent of file formats."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(network.state_dict().items()):
+        if not name.endswith("num_batches_tracked"):  # a counter of training steps, which only some files contain
+            digest.update(f"{name} {weight.dtype} {tuple(weight.shape)} ".encode())
+            digest.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -71,7 +71,7 @@ def train(
         resume: continue from the newest complete checkpoint, or start if there is none yet. From the recipe of the run
             may differ: the number of steps and how often files are written; and, recorded in changes.jsonl, the
             learning rate, the clip and the precision (after a divergence), `training.accumulate` and `training.compile`
-            (which change the weights by rounding alone), and the source of the same images.
+            (which change the weights by rounding alone), and the places of the same images and the same teacher.
         progress: show a progress bar on a terminal.
         teacher: for a recipe with a teacher, the denoiser, in place of the folder that the recipe names.
 
@@ -104,7 +104,7 @@ def train(
                 written = _recipe_written(chosen, run) if main and not checkpoints(run) else nullcontext()
                 with written, memory_checked(lambda: _building(chosen)):
                     trainer = Trainer(chosen, run, accelerator, progress, images, teacher)
-                if changes and trainer.step >= chosen.training.steps:
+                if changes.keys() - {"teacher.source"} and trainer.step >= chosen.training.steps:
                     raise InputError(
                         f"{run} is complete at step {trainer.step}, and {', '.join(changes)} would have no effect: "
                         "raise training.steps too, or choose another folder (--out)"

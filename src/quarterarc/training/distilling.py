@@ -10,16 +10,16 @@ import torch
 
 from ..common.errors import InputError
 from ..denoiser import Denoiser
+from ..interop.pipelines import is_pipeline, with_own_network
 from ..schedules import schedule
-from ..storage.checkpoints import load
 from ..storage.files import read_json
-from ..storage.runs import CONFIG
+from ..storage.runs import CONFIG, checkpoints, is_checkpoint, newest_checkpoint
 from .api import train
 from .recipe import OBJECT, TEACHER, Recipe
 from .recipe_text import read_recipe
-from .teachers import check_teacher
+from .teachers import check_teacher, read_teacher
 
-__all__ = ["distill", "distillation_recipe"]
+__all__ = ["distill", "distillation_recipe", "resumed_recipe"]
 
 STEPS = 600
 """Optimiser steps of a distillation from a teacher without a recipe."""
@@ -41,11 +41,13 @@ def distill(
         images = qa.generate(qa.load(run), range(64), steps=1)
 
     Args:
-        teacher: a run folder, a checkpoint, or a `Denoiser` with a U-Net, whose weights the map starts with.
+        teacher: a run folder, a checkpoint, an unconditional or class-conditional diffusers pipeline folder, or a
+            `Denoiser` with a U-Net, whose weights the map starts with.
         out: the run folder of the map, which is that of a training run.
         data: images as for `train`; by default images that the teacher makes.
         fields: fields of the recipe by dotted name, see `distillation_recipe`.
-        device, resume, progress: as for `train`.
+        device, progress: as for `train`.
+        resume: as for `train`; the recipe is that of the run, and the teacher may be at another place.
 
     Returns:
         The folder of the newest checkpoint.
@@ -54,8 +56,43 @@ def distill(
         InputError: for a denoiser that cannot be a teacher, and as for `train`.
     """
     given = teacher if isinstance(teacher, Denoiser) else None
-    recipe = distillation_recipe(teacher, fields)
+    begun = resumed_recipe(teacher, Path(out)) if resume else None
+    recipe = distillation_recipe(teacher, fields) if begun is None else read_recipe(begun, fields=fields)
     return train(recipe, out, data=data, device=device, resume=resume, progress=progress, teacher=given)
+
+
+def resumed_recipe(teacher: str | Path | Denoiser, run: Path) -> Recipe | None:
+    """The recipe of a distillation that has begun, with its teacher at the place where it is now.
+
+    Args:
+        teacher: as for `distill`; of a run folder the checkpoint that the distillation began with, if it is there.
+        run: the run folder of the map.
+
+    Returns:
+        The recipe; None if the run has no checkpoint yet.
+
+    Raises:
+        InputError: for a run without a teacher, and a place without one.
+    """
+    if not checkpoints(run):
+        return None
+    recipe = read_recipe(str(run / "recipe.yaml"))
+    if recipe.teacher is None:
+        raise InputError(
+            f"{run} contains a run that has no teacher: resume it by `quarterarc train --out {run} --resume`, or "
+            "choose another folder (--out)"
+        )
+    if isinstance(teacher, Denoiser):
+        place = OBJECT
+    else:
+        same = Path(teacher) / "checkpoints" / Path(recipe.teacher.source).name
+        place = str(same if is_checkpoint(same) else _place(teacher))
+    return read_recipe(recipe, fields={"teacher.source": place})
+
+
+def _place(teacher: str | Path) -> str | Path:
+    """The checkpoint and not the run, whose newest one may be another when the distillation is resumed."""
+    return teacher if is_pipeline(teacher) else newest_checkpoint(teacher)
 
 
 def distillation_recipe(teacher: str | Path | Denoiser, fields: Mapping[str, Any] | None = None) -> Recipe:
@@ -71,9 +108,8 @@ def distillation_recipe(teacher: str | Path | Denoiser, fields: Mapping[str, Any
     Raises:
         InputError: for a denoiser that cannot be a teacher, or as for `read_recipe`.
     """
-    denoise = teacher if isinstance(teacher, Denoiser) else load(teacher)
-    # the checkpoint and not the run, whose newest checkpoint may be another one when the distillation is resumed
-    source = OBJECT if isinstance(teacher, Denoiser) else str(denoise.checkpoint)
+    denoise = with_own_network(teacher) if isinstance(teacher, Denoiser) else read_teacher(teacher)
+    source = OBJECT if isinstance(teacher, Denoiser) else str(denoise.checkpoint or teacher)
     check_teacher(denoise, source)
     if denoise.shape is None:
         raise InputError(
@@ -109,7 +145,7 @@ def _network(denoise: Denoiser) -> dict[str, Any]:
     further = ("groups", "epsilon", "symmetric", "frequency_shift", "cosine_first")
     return {
         **{name: config[name] for name in named},
-        "multipliers": [int(multiplier) for multiplier in config["multipliers"]],
+        "multipliers": [max(1, round(multiplier)) for multiplier in config["multipliers"]],
         "attention": [sizes[level] for level in config["attention"]],
         "arguments": {name: config[name] for name in further},
     }
@@ -121,7 +157,8 @@ def _training(denoise: Denoiser) -> dict[str, Any]:
     if denoise.checkpoint is not None:
         recipe = read_json(denoise.checkpoint / CONFIG).get("recipe")
     if recipe is None:
-        return {"optimizer": {"learning_rate": 1e-4, "decay": "cosine"}, "training": {"steps": STEPS}}
+        dropped = {} if denoise.unlabelled else {"drop_labels": 0.0}
+        return {"optimizer": {"learning_rate": 1e-4, "decay": "cosine"}, "training": {"steps": STEPS, **dropped}}
     known = read_recipe(recipe)
     optimizer = known.optimizer.model_copy(
         update={"learning_rate": known.optimizer.learning_rate / 2, "decay": "cosine"}

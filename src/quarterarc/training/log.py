@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from ..storage.files import parse_json, read_regular, replace_file
 from ..storage.runs import CONFIG, WEIGHTS, checkpoints
 from .recipe_text import read_recipe
 
-__all__ = ["LOGGED", "Log", "Pending", "check_not_lost", "read_log"]
+__all__ = ["LOGGED", "Log", "Pending", "check_not_lost", "read_log", "seconds_of"]
 
 LOGGED = ("loss", "image", "noise", "velocity", "residual")
 """The losses of a line, in order; before version 0.2 the column `velocity` was named `gradient`."""
@@ -127,6 +127,13 @@ def read_log(run: Path) -> list[dict[str, Any]]:
             raise InputError(f"{path} is damaged: line {number} is not a line of the log: restore it from a copy")
         lines.append({"velocity" if name == "gradient" else name: value for name, value in line.items()})
     return lines
+
+
+def seconds_of(log: Sequence[Mapping[str, Any]]) -> float:
+    """The seconds of training without pauses, from the rate of each interval of a log, as `read_log` returns it."""
+    intervals = [(line["images"], line["images_per_second"]) for line in log]
+    before = [0, *(images for images, _ in intervals)]
+    return float(sum((images - start) / rate for (images, rate), start in zip(intervals, before, strict=False)))
 
 
 def check_not_lost(run: Path) -> None:

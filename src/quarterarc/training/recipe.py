@@ -218,7 +218,7 @@ class TeacherSpec(Section):
     """The teacher of a distillation: the flow map starts as a copy of its network, and learns its flow."""
 
     source: Annotated[str, Field(min_length=1)]
-    """The folder of a run or of a checkpoint; `object` for a denoiser given in Python."""
+    """The folder of a run, of a checkpoint or of a diffusers pipeline; `object` for a denoiser given in Python."""
     guidance: float | None = None
     """Scale of classifier-free guidance under which the teacher is distilled."""
     stage: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5

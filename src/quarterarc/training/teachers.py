@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,21 +13,33 @@ from torch import Tensor
 
 from ..common.devices import Processes
 from ..common.errors import InputError
+from ..common.hashes import short_hash
 from ..common.streams import FORMAT
 from ..common.text import counted
 from ..data.pixels import to_uint8
 from ..denoiser import Denoise, Denoiser
 from ..heads import LearnedVariance, Mean
+from ..interop.pipelines import is_pipeline, load_pipeline, with_own_network
 from ..networks import UNet
 from ..sampling.generation import generate
 from ..storage.checkpoints import load
 from ..storage.files import replace_file
-from ..storage.weights import read_weights, save_tensors
+from ..storage.weights import hash_of_weights, read_weights, save_tensors
 from ..wrappers import Guided, project
 from .distillation import Distillation
 from .recipe import OBJECT, Recipe
 
-__all__ = ["distillation_of", "guided", "images_of", "open_teacher", "student_of"]
+__all__ = [
+    "check_same_teacher",
+    "check_teacher",
+    "distillation_of",
+    "guided",
+    "identity_of",
+    "images_of",
+    "open_teacher",
+    "read_teacher",
+    "student_of",
+]
 
 logger = logging.getLogger("quarterarc")
 
@@ -34,6 +47,49 @@ IMAGES = "teacher-images.safetensors"
 """The images of the teacher in the run folder, so that a resumed run has the same ones."""
 FIRST_SEED = 2**40
 """Seeds of the teacher's images, far from those of samples and previews."""
+
+
+def read_teacher(source: str | Path, device: torch.device | str = "cpu") -> Denoiser:
+    """The denoiser of a run, of a checkpoint, or of an unconditional or class-conditional diffusers pipeline folder.
+
+    Raises:
+        InputError: if there is nothing at this place, or it cannot be loaded.
+    """
+    if not Path(source).exists():
+        raise InputError(
+            f"there is no teacher at {source}: give the folder of a run, of a checkpoint or of a diffusers pipeline, "
+            "and to resume a run whose teacher has moved `quarterarc distill PLACE --out RUN --resume`"
+        )
+    if is_pipeline(source):
+        return with_own_network(load_pipeline(source, device))
+    return load(source, device)
+
+
+def identity_of(teacher: Denoiser) -> str:
+    """16 hexadecimal digits of everything that decides the estimates of a teacher, independent of its place."""
+    assert isinstance(teacher.network, UNet)
+    angles = teacher.schedule.angles.tolist()
+    return short_hash(
+        [hash_of_weights(teacher.network), angles, teacher.head.name, teacher.time_shift, teacher.time_scale]
+    )
+
+
+def check_same_teacher(identity: str, recipe: Recipe, config: Mapping[str, Any], run: Path) -> None:
+    """Raise an InputError unless a run is resumed with the teacher that it began with, wherever that is now.
+
+    Args:
+        identity: `identity_of` the teacher now.
+        recipe: the recipe now.
+        config: config.json of the checkpoint that the run continues from.
+        run: the run folder, for messages.
+    """
+    assert recipe.teacher is not None
+    now, before = recipe.teacher.source, config["recipe"]["teacher"]["source"]
+    if config.get("teacher", identity if now == before else None) != identity:
+        raise InputError(
+            f"{run} was distilled from another teacher: the weights of {now} are not those of {before} at that time; "
+            "give the checkpoint that it began with, or choose another folder (--out)"
+        )
 
 
 def open_teacher(recipe: Recipe, given: Denoiser | None, device: torch.device) -> Denoiser | None:
@@ -52,7 +108,7 @@ def open_teacher(recipe: Recipe, given: Denoiser | None, device: torch.device) -
     source = recipe.teacher.source
     if given is None and source == OBJECT:
         raise InputError("the teacher of this run was given as an object in Python: give it again (quarterarc.distill)")
-    teacher = load(source, device) if given is None else given.to(device)
+    teacher = read_teacher(source, device) if given is None else with_own_network(given).to(device)
     check_teacher(teacher, source)
     data = recipe.data
     shape = (data.channels, data.height, data.width)
@@ -60,6 +116,13 @@ def open_teacher(recipe: Recipe, given: Denoiser | None, device: torch.device) -
         raise InputError(f"the teacher {source} makes images of shape {teacher.shape}, and the data have {shape}")
     if recipe.teacher.guidance is not None and teacher.classes is None:
         raise InputError(f"the teacher {source} has no classes, so that guidance does not apply: leave it out")
+    if data.labels and teacher.classes is None:
+        raise InputError(f"the teacher {source} has no classes, and the data has labels: give data.labels=false")
+    if teacher.classes is not None and not teacher.unlabelled and recipe.training.drop_labels > 0.0:
+        raise InputError(
+            f"the teacher {source} was trained with a label for every image: give training.drop_labels=0, got "
+            f"{recipe.training.drop_labels:g}"
+        )
     return teacher
 
 

@@ -22,12 +22,12 @@ from torch import nn
 
 from ...common.errors import InputError
 from ...common.registry import Registry
-from .base import KINDS, Extractor, FeatureNetwork, hash_of_weights
+from .base import KINDS, Extractor, FeatureNetwork
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["EXTRACTORS", "KINDS", "Extractor", "FeatureNetwork", "extractor", "hash_of_weights", "usual_features"]
+__all__ = ["EXTRACTORS", "KINDS", "Extractor", "FeatureNetwork", "extractor", "usual_features"]
 
 logger = logging.getLogger("quarterarc")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -11,8 +10,9 @@ from torch import Tensor, nn
 
 from ...common.errors import InputError
 from ...common.text import counted
+from ...storage.weights import hash_of_weights
 
-__all__ = ["KINDS", "Extractor", "FeatureNetwork", "hash_of_weights"]
+__all__ = ["KINDS", "Extractor", "FeatureNetwork"]
 
 KINDS = {
     "pool": "one vector per image, for distances between sets of images",
@@ -144,13 +144,3 @@ class Extractor:
                     "expected shape (images, dimensions)"
                 )
         return {kind: features[kind].float() for kind in self.kinds}
-
-
-def hash_of_weights(network: nn.Module) -> str:
-    """SHA-256 of a network's parameters and buffers (names, dtypes, shapes and bytes), independent of file formats."""
-    digest = hashlib.sha256()
-    for name, weight in sorted(network.state_dict().items()):
-        if not name.endswith("num_batches_tracked"):  # a counter of training steps, which only some files contain
-            digest.update(f"{name} {weight.dtype} {tuple(weight.shape)} ".encode())
-            digest.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
