@@ -163,6 +163,11 @@ def test_a_distilled_run_is_a_run(made: Path, tiny_run: Path, cli: Cli, tmp_path
     assert sorted(path.name for path in (made / "samples").iterdir()) == [
         f"step-00000006-{steps}.png" for steps in (1, 2, 4)
     ]
+    page = (made / "index.html").read_text(encoding="utf-8")
+    assert [f"<figcaption>{count}" in page for count in ("1 evaluation<", "2 evaluations<", "4 evaluations<")] == [
+        True
+    ] * 3
+    assert f"<code>quarterarc distill --out {made} --resume</code>" in page
     # the trained span has an effect: a step of the map differs from one of its diagonal
     x = torch.randn(2, *denoise.shape or ())
     assert not torch.equal(denoise(x, 1.2, to=0.1).image, denoise(x, 1.2).image)

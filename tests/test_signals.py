@@ -202,7 +202,7 @@ def test_a_signal_during_the_last_step_stops_what_follows_training(
     tmp_path: Path, tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An experiment or the demo goes on after training: it would lose the signal, and its process would be killed."""
-    monkeypatch.setattr(Trainer, "_preview", lambda self: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(Trainer, "_preview", lambda *_: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(Interrupted, match=r"SIGTERM; saved .*step-00000002"):
         train(read_recipe("digits", [*tiny, "training.steps=2"]), tmp_path / "run", progress=False)
 

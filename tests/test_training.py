@@ -213,6 +213,9 @@ def test_two_processes_have_the_losses_of_one(
     for expected, line in zip(log_of(tiny_run), log_of(run), strict=True):
         assert line == pytest.approx(expected, rel=1e-5)
     assert [path.name for path in checkpoints(run)] == ["step-00000006"]
+    page = (run / "index.html").read_text(encoding="utf-8")
+    assert "torchrun --standalone --nproc-per-node 2 -m quarterarc train --out" in page
+    assert done.stderr.count(f"watch it: {run / 'index.html'}\n") == 1
 
 
 def test_a_checkpoint_that_is_replaced_while_it_is_read_is_read_anew(tmp_path: Path, tiny_run: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from benchmarks.report import Row, markdown, number
 from benchmarks.samplers.ours import CANDIDATE, TUNED
 from quarterarc.report import Series, line_chart
-from quarterarc.report.charts import WIDTH
+from quarterarc.report.charts import WIDE
 
 
 def tables(subject: Row) -> str:
@@ -85,9 +85,9 @@ def figure(subjects: Sequence[Row]) -> str:
         lines = _series(subject, measure)
         chart = line_chart(lines, subject["name"], "network evaluations", measure, log_x=True, log_y=True)
         height = float(chart.split('viewBox="', 1)[1].split('"', 1)[0].split()[3])  # it depends on the legend
-        parts.append(chart.replace("<svg ", f'<svg y="{top:g}" width="{WIDTH}" height="{height:g}" ', 1))
+        parts.append(chart.replace("<svg ", f'<svg y="{top:g}" width="{WIDE[0]}" height="{height:g}" ', 1))
         top += height
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {top:g}">'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDE[0]} {top:g}">'
     return "\n".join([head, *parts, "</svg>"])
 
 

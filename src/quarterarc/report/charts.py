@@ -1,4 +1,8 @@
-"""Line charts as SVG text, without a plotting library; text and axes follow the light or dark colours of the page."""
+"""Line charts as SVG text, without a plotting library; text and axes follow the light or dark colours of the page.
+
+`line_chart` draws one size. `responsive_chart` draws two, of which a page shows the one that fits the screen: on a
+narrow screen a scaled wide chart would have letters of 6 pixels.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-__all__ = ["Series", "line_chart"]
+__all__ = ["Series", "line_chart", "responsive_chart"]
 
 COLOURS = ("#3867d6", "#e1793b", "#2f9e6e", "#a55eea", "#d64562", "#8d6e3f", "#1fa2b8", "#7f8c8d")
-WIDTH, HEIGHT = 640, 340
+FAINT = ("currentColor", ' opacity="0.35"')
+"""Colour and further attributes of a faint line."""
+WIDE, NARROW = (640, 340), (340, 260)
+"""Width and height of the axes and their labels, in pixels."""
 LEFT, RIGHT, TOP, BOTTOM = 62, 14, 34, 46
 LETTER, ENTRY, LINE = 6.6, 30, 18
 """The legend below the chart, in pixels: width of a letter, width of an entry without its text, height of a line."""
@@ -24,12 +31,14 @@ class Series:
         name: the text of the legend.
         x, y: the points. Points that are not finite, or not positive on a logarithmic axis, are left out.
         spread: half the height of the band at each point.
+        faint: a background of other lines: thin, gray, and behind them.
     """
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
     spread: Sequence[float] | None = None
+    faint: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,18 +56,23 @@ class _Axis:
             value = math.log10(value)
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
-    def ticks(self) -> list[float]:
-        """Four to nine round values within the range of the axis."""
-        if self.log:
-            decades = range(math.floor(self.low), math.ceil(self.high) + 1)
-            factors = (1,) if len(decades) > 4 else (1, 2, 5)
-            values = [factor * 10.0**decade for decade in decades for factor in factors]
-            return [value for value in values if self.low - 1e-9 <= math.log10(value) <= self.high + 1e-9]
-        rough = (self.high - self.low) / 5
-        unit = 10.0 ** math.floor(math.log10(rough))
-        step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= rough)
-        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
-        return [place * step for place in range(first, last + 1)]
+    def ticks(self, most: int) -> list[float]:
+        """Up to about `most` round values within the range of the axis."""
+        if not self.log:
+            return _round_values(self.low, self.high, most)
+        decades = range(math.floor(self.low), math.ceil(self.high) + 1)
+        factors = (1,) if len(decades) > 4 else (1, 2, 5)
+        values = [factor * 10.0**decade for decade in decades for factor in factors]
+        inside = [value for value in values if self.low - 1e-9 <= math.log10(value) <= self.high + 1e-9]
+        return inside if len(inside) > 1 else _round_values(10**self.low, 10**self.high, most)
+
+
+def _round_values(low: float, high: float, most: int) -> list[float]:
+    rough = (high - low) / (most - 1)
+    unit = 10.0 ** math.floor(math.log10(rough))
+    step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= rough)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [place * step for place in range(first, last + 1)]
 
 
 def line_chart(
@@ -69,6 +83,7 @@ def line_chart(
     *,
     log_x: bool = False,
     log_y: bool = False,
+    size: tuple[int, int] = WIDE,
 ) -> str:
     """A line chart as an `<svg>` element.
 
@@ -77,7 +92,10 @@ def line_chart(
         title: the heading.
         x_label, y_label: the labels of the axes.
         log_x, log_y: whether an axis is logarithmic.
+        size: width and height without the legend, in pixels.
     """
+    width, bottom = size
+    series = sorted(series, key=lambda line: not line.faint)
     points = [
         [
             (x, y, spread)
@@ -87,20 +105,35 @@ def line_chart(
         for line in series
     ]
     drawn = [point for line in points for point in line] or [(1.0, 1.0, 0.0)]
-    x_axis = _axis([x for x, _, _ in drawn], LEFT, WIDTH - RIGHT, log_x)
+    x_axis = _axis([x for x, _, _ in drawn], LEFT, width - RIGHT, log_x)
     lows = [y - spread if y > spread or not log_y else y for _, y, spread in drawn]
-    y_axis = _axis(lows + [y + spread for _, y, spread in drawn], HEIGHT - BOTTOM, TOP, log_y)
-    legend, height = _legend([line.name for line in series])
+    y_axis = _axis(lows + [y + spread for _, y, spread in drawn], bottom - BOTTOM, TOP, log_y)
+    first = sum(line.faint for line in series)
+    styles = [FAINT if line.faint else _style(place - first) for place, line in enumerate(series)]
+    legend, height = _legend([line.name for line in series], styles, size)
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT + height}" role="img" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {bottom + height}" role="img" '
         f'font-family="system-ui, sans-serif" font-size="12" fill="currentColor" class="chart">',
         f"<title>{escape(title)}</title>",
         f'<text x="{LEFT}" y="18" font-size="14" font-weight="600">{escape(title)}</text>',
-        *_frame(x_axis, y_axis, x_label, y_label),
+        *_frame(x_axis, y_axis, x_label, y_label, size),
     ]
-    for place, (line, kept) in enumerate(zip(series, points, strict=True)):
-        parts += _line(line.name, kept, x_axis, y_axis, *_style(place))
+    for line, kept, style in zip(series, points, styles, strict=True):
+        parts += _line(line.name, kept, x_axis, y_axis, *style)
     return "\n".join([*parts, *legend, "</svg>"])
+
+
+def responsive_chart(
+    series: Sequence[Series], title: str, x_label: str, y_label: str, *, log_x: bool = False, log_y: bool = False
+) -> str:
+    """A wide and a narrow line chart, of which a page shows the one that fits; arguments as for `line_chart`."""
+    charts = [
+        line_chart(series, title, x_label, y_label, log_x=log_x, log_y=log_y, size=size).replace(
+            'class="chart"', f'class="chart {name}"', 1
+        )
+        for name, size in (("wide", WIDE), ("narrow", NARROW))
+    ]
+    return "\n".join(charts)
 
 
 def _style(place: int) -> tuple[str, str]:
@@ -119,23 +152,31 @@ def _axis(values: Sequence[float], start: float, end: float, log: bool) -> _Axis
     return _Axis(low - margin, high + margin, start, end, log)
 
 
-def _frame(x_axis: _Axis, y_axis: _Axis, x_label: str, y_label: str) -> list[str]:
+def _frame(x_axis: _Axis, y_axis: _Axis, x_label: str, y_label: str, size: tuple[int, int]) -> list[str]:
+    width, height = size
     parts = []
-    for value in x_axis.ticks():
+    for value in x_axis.ticks(6 if width > NARROW[0] else 4):
         x = x_axis(value)
-        parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}" stroke="currentColor" '
+        parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{height - BOTTOM}" stroke="currentColor" '
                      f'opacity="0.12"/>')  # fmt: skip
-        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{value:.4g}</text>')
-    for value in y_axis.ticks():
+        parts.append(f'<text x="{x:.1f}" y="{height - BOTTOM + 16}" text-anchor="middle">{_number(value)}</text>')
+    for value in y_axis.ticks(6):
         y = y_axis(value)
-        parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="currentColor" '
+        parts.append(f'<line x1="{LEFT}" x2="{width - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="currentColor" '
                      f'opacity="0.12"/>')  # fmt: skip
-        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.4g}</text>')
-    middle = (TOP + HEIGHT - BOTTOM) / 2
-    parts.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 10}" text-anchor="middle">'
+        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_number(value)}</text>')
+    middle = (TOP + height - BOTTOM) / 2
+    parts.append(f'<text x="{(LEFT + width - RIGHT) / 2:g}" y="{height - 10}" text-anchor="middle">'
                  f"{escape(x_label)}</text>")  # fmt: skip
-    parts.append(f'<text transform="translate(14 {middle}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>')
+    parts.append(
+        f'<text transform="translate(14 {middle:g}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>'
+    )
     return parts
+
+
+def _number(value: float) -> str:
+    """A value of an axis: 0.05, 20,000, 1e+08."""
+    return f"{value:,.0f}" if 1e3 <= abs(value) < 1e7 else f"{value:.4g}"
 
 
 def _line(
@@ -159,17 +200,17 @@ def _line(
     return parts
 
 
-def _legend(names: Sequence[str]) -> tuple[list[str], int]:
+def _legend(names: Sequence[str], styles: Sequence[tuple[str, str]], size: tuple[int, int]) -> tuple[list[str], int]:
     """The legend, which lies below the chart, and its height."""
+    width, bottom = size
     parts = []
-    x, y = float(LEFT), HEIGHT + 12
-    for place, name in enumerate(names):
+    x, y = float(LEFT), bottom + 12
+    for name, (colour, dash) in zip(names, styles, strict=True):
         wide = ENTRY + LETTER * len(name)
-        if x > LEFT and x + wide > WIDTH - RIGHT:
+        if x > LEFT and x + wide > width - RIGHT:
             x, y = float(LEFT), y + LINE
-        colour, dash = _style(place)
         parts.append(f'<line x1="{x:.0f}" x2="{x + 16:.0f}" y1="{y - 4}" y2="{y - 4}" stroke="{colour}" '
                      f'stroke-width="3"{dash}/>')  # fmt: skip
         parts.append(f'<text x="{x + 21:.0f}" y="{y}">{escape(name)}</text>')
         x += wide
-    return parts, y + 8 - HEIGHT if names else 0
+    return parts, y + 8 - bottom if names else 0

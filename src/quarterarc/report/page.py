@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +20,24 @@ def data_url(picture: Path) -> str:
     return "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode("ascii")
 
 
-def write_page(path: Path, template: str, **values: Any) -> None:
+def write_page(path: Path, template: str, *, durable: bool = True, **values: Any) -> None:
     """Render a template and write the page atomically.
 
     Args:
         path: the HTML file.
         template: a file of `report/templates`.
+        durable: as for `replace_file`.
         values: the variables of the template. Text is escaped, except SVG (text that starts with `<svg`).
     """
-    environment = Environment(
-        loader=PackageLoader("quarterarc.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
     safe = {
         name: Markup(value) if isinstance(value, str) and value.startswith("<svg") else value
         for name, value in values.items()
     }
-    with replace_file(path) as beside:
-        beside.write_text(environment.get_template(template).render(safe), encoding="utf-8")
+    with replace_file(path, durable) as beside:
+        beside.write_text(_environment().get_template(template).render(safe), encoding="utf-8")
+
+
+@cache
+def _environment() -> Environment:
+    loader = PackageLoader("quarterarc.report")
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)

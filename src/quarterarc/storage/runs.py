@@ -1,6 +1,7 @@
 """Run folders, which training writes and denoisers are loaded from.
 
     RUN/recipe.yaml                     the recipe
+    RUN/index.html                      a page with curves and contact sheets, rewritten while the run trains
     RUN/metrics.jsonl                   losses, one line per `training.log_every` steps
     RUN/samples/step-00000500.png       a contact sheet of images from fixed seeds
     RUN/checkpoints/step-00000500/      config.json, model.safetensors (the moving average), the training state, and
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..common.errors import InputError
+from ..common.text import counted
 
 __all__ = [
     "CONFIG",
@@ -27,16 +29,34 @@ __all__ = [
     "is_run",
     "newest_checkpoint",
     "read_newest",
+    "sheet_name",
+    "sheets",
 ]
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 Value = TypeVar("Value")
 _NAME = re.compile(r"step-(\d{8,})")
+_SHEET = re.compile(r"step-(\d{8,})(?:-(\d+))?\.png")
 
 
 def checkpoint_name(step: int) -> str:
     """The folder name of the checkpoint after `step` optimiser steps."""
     return f"step-{step:08d}"
+
+
+def sheet_name(step: int, evaluations: int | None = None) -> str:
+    """The name of the contact sheet after `step` optimiser steps; with the evaluations per image, for a flow map."""
+    return f"step-{step:08d}{'' if evaluations is None else f'-{evaluations}'}.png"
+
+
+def sheets(run: Path) -> dict[int, dict[str, Path]]:
+    """The contact sheets of a run, by step and by a caption: the evaluations per image of a flow map, otherwise ""."""
+    by_step: dict[int, dict[str, Path]] = {}
+    for path in sorted((run / "samples").glob("step-*.png")):
+        if match := _SHEET.fullmatch(path.name):
+            caption = counted(int(match[2]), "evaluation") if match[2] else ""
+            by_step.setdefault(int(match[1]), {})[caption] = path
+    return by_step
 
 
 def is_checkpoint(path: Path) -> bool:

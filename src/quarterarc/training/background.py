@@ -25,6 +25,12 @@ class Background:
         self.wait()
         self._work = self._thread.submit(work)
 
+    def offer(self, work: Callable[[], Callable[[], object]]) -> None:
+        """Begin a piece of work unless one is under way, without waiting; `work` returns it."""
+        self.check()
+        if self._work is None:
+            self._work = self._thread.submit(work())
+
     def check(self) -> None:
         """Raise the error of work that has failed; returns at once."""
         if self._work is not None and self._work.done():

@@ -13,13 +13,11 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 
 from ..common.compiling import decide
 from ..common.devices import Processes
@@ -28,7 +26,7 @@ from ..common.memory import memory_checked
 from ..common.progress import progress_bar
 from ..common.streams import Purpose, torch_seed
 from ..common.text import counted, one_line
-from ..data import ImageData, is_open, open_data, to_uint8
+from ..data import ImageData, is_open, open_data
 from ..data.images import log_bad
 from ..data.loading import NoSuchData
 from ..data.memory import MEMORY
@@ -36,13 +34,11 @@ from ..denoiser import Denoiser
 from ..heads import Head
 from ..heads import head as named_head
 from ..networks import NETWORKS
-from ..sampling.generation import generate
 from ..schedules import Schedule
 from ..schedules import schedule as named_schedule
 from ..storage.checkpoints import describe_denoiser
 from ..storage.checksums import DamagedFile
 from ..storage.files import write_json
-from ..storage.pictures import contact_sheet, write_png
 from ..storage.runs import CONFIG, checkpoint_name, checkpoints
 from ..storage.training_state import State, restore, save
 from .background import Background
@@ -51,6 +47,8 @@ from .learner import Learner
 from .log import LOGGED, Log, Pending
 from .memory import check_memory, what_to_lower
 from .network import recipe_network
+from .page import RunPage, machine
+from .previews import Previews, write_sheets
 from .recipe import TEACHER, Recipe
 from .same_data import SameData
 from .soundness import unsound
@@ -142,6 +140,12 @@ class Trainer:
         self.stop = Stop(accelerator)
         self.watch = Watch(accelerator.device)
         self.background = Background()
+        self.previews = Previews(
+            run / "samples", settings.sample_count, settings.sample_every, min(64, self.batches.share)
+        )
+        self.page: RunPage | None = None
+        if accelerator.is_main_process:
+            self.page = RunPage(run, recipe, self._about(), accelerator.num_processes)
 
     # --- the run ---------------------------------------------------------------------------------------------------
 
@@ -163,16 +167,20 @@ class Trainer:
         settings = self.recipe.training
         if self.accelerator.is_main_process:
             self._announce()
+        page = self.page
         log = Log(self.run, self.step) if self.accelerator.is_main_process else None
         bar = progress_bar(settings.steps, "step", self.recipe.name, self.progress, initial=self.step, smoothing=0.05)
         started, logged_at = time.perf_counter(), self.step
         with (
+            page.ending(lambda: self.step) if page else nullcontext(),
             bar,
             closing(log) if log else nullcontext(),
             ThreadPoolExecutor(1) as ahead,
             self.background,
             self.stop.listening(),
         ):
+            if page:
+                self.background.start(page.at(self.step))
             waiting = ahead.submit(self.batches.of_step, self.step)
             while self.step < settings.steps:
                 parts = waiting.result()
@@ -199,12 +207,15 @@ class Trainer:
                     bar.set_postfix(loss=f"{means[0]:.4f}", images_per_s=f"{rate:.0f}")
                     self.pending = Pending()
                     started, logged_at = time.perf_counter(), self.step
-                if previews:
-                    self._preview()
+                early = page is not None and self.previews.early(self.step)
+                if previews or early:
+                    self._preview(early and not previews)
                 if saves or stop:
                     if log:
                         log.sync()  # the lines of the steps before a checkpoint are not written again
                     self._save()
+                if page and page.due(self.step):
+                    self.background.offer(lambda: page.at(self.step))
                 if stop and not done:
                     raise Interrupted(stop, self._saved())
             if stop := self.stop.received():  # during the last step, whose caller may have more to do
@@ -219,6 +230,8 @@ class Trainer:
         """
         signal = 0
         for checked in self.watch.due(all):
+            if self.page:
+                self.page.add(checked.step + 1, checked.loss, checked.norm)
             if not checked.finite:
                 self._diverged(
                     f"the gradient is not finite at step {checked.step} (loss {checked.loss:.6g}), on the images with "
@@ -235,10 +248,18 @@ class Trainer:
 
     # --- construction, checkpoints and pictures --------------------------------------------------------------------
 
+    @property
+    def _weights(self) -> str:
+        return counted(sum(weight.numel() for weight in self.learner.network.parameters()), "parameter")
+
+    def _about(self) -> list[tuple[str, str]]:
+        """What the page shows of machine, network and data."""
+        here = machine(self.accelerator.device, self.accelerator.num_processes)
+        return [*here, ("network", self._weights), ("data", self.data.description)]
+
     def _announce(self) -> None:
         settings, warmup = self.recipe.training, self.recipe.optimizer.warmup
-        weights = sum(weight.numel() for weight in self.learner.network.parameters())
-        logger.info("%s; %s on %s", self.data.description, counted(weights, "parameter"), self.accelerator.device)
+        logger.info("%s; %s on %s", self.data.description, self._weights, self.accelerator.device)
         for note in self.data.notes:
             logger.info("%s", note)
         for note in self.learner.notes:
@@ -246,6 +267,8 @@ class Trainer:
         log_bad(self.data)
         self._write_skipped()
         logger.info("training in %s from step %d to %d", self.run, self.step, settings.steps)
+        if self.page:
+            logger.info("watch it: %s", self.page.path.resolve())
         if warmup != "auto" and warmup > settings.steps:
             logger.warning(
                 "optimizer.warmup=%d exceeds training.steps=%d: the learning rate reaches %.3g instead of %.3g",
@@ -364,29 +387,16 @@ class Trainer:
         if self.data.skipped:  # in a stream more and more
             write_json(self.run / SKIPPED, dict(self.data.bad))
 
-    def _preview(self) -> None:
-        """Write a contact sheet of images from fixed seeds; of a flow map one each for 1, 2 and 4 evaluations."""
-        if self.learner.average is None:
+    def _preview(self, early: bool = False) -> None:
+        """Write contact sheets; those of an early preview have as many images as take a few seconds."""
+        if self.learner.average is None or self.page is None:
             return
-        settings, classes = self.recipe.training, self.denoise.classes
         denoise = replace(self.denoise, network=self.learner.average, projection="velocity")
-        seeds = range(settings.sample_count)
-        labels = None if classes is None else [seed % classes for seed in seeds]
-        size = min(64, self.batches.share)
-        sheets = {}
-        try:
-            for steps in (1, 2, 4) if denoise.maps else (None,):
-                images = generate(denoise, seeds, steps=steps, labels=labels, batch_size=size, progress=False)
-                name = f"step-{self.step:08d}{'' if steps is None else f'-{steps}'}.png"
-                sheets[name] = to_uint8(images)
-        except InputError as error:  # of a network whose images are not finite yet, which does not stop training
-            logger.warning("no contact sheet at step %d: %s", self.step, error)
-            return
+        count = self.previews.affordable(self.page.images_per_second) if early else None
+        sheets = self.previews.make(denoise, self.step, count)
         self._check_present()
-        folder = self.run / "samples"
-        folder.mkdir(exist_ok=True)
-        for name, pixels in sheets.items():
-            self.background.start(partial(_write_sheet, folder / name, pixels))
+        self.background.start(lambda: write_sheets(sheets))
+        self.page.soon()
 
     def _check_present(self) -> None:
         """Raise an InputError if the run folder is gone; a new one would have neither recipe nor log."""
@@ -407,10 +417,6 @@ class Trainer:
     def _size(self) -> str:
         """The batch and the image size, for messages about memory."""
         return what_to_lower(self.recipe, self.part, self.accelerator.device)
-
-
-def _write_sheet(path: Path, pixels: Tensor) -> None:
-    write_png(path, contact_sheet(pixels))
 
 
 def _check_progress(folder: Path, config: Mapping[str, Any]) -> None:
