@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,6 @@ import pytest
 
 from quarterarc.common.devices import Processes
 from quarterarc.common.errors import InputError, unknown_name
-from quarterarc.common.progress import progress_bar
 from quarterarc.common.registry import Registry, import_attribute
 from quarterarc.common.text import counted, duration, one_line, ranges
 
@@ -197,27 +194,6 @@ def test_ranges_join_consecutive_numbers(numbers: list[int], text: str) -> None:
 def test_one_line_is_the_message_or_the_class_of_an_error() -> None:
     assert one_line(ValueError("two\n  lines")) == "two lines"
     assert one_line(KeyError()) == "KeyError"
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-@pytest.mark.parametrize(
-    ("stream", "show", "drawn"), [(Terminal, True, True), (Terminal, False, False), (io.StringIO, True, False)]
-)
-def test_a_bar_is_drawn_on_a_terminal_if_it_is_to_be_shown(
-    stream: Callable[[], io.StringIO], show: bool, drawn: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    output = stream()
-    with progress_bar(3, "image", "sampling", show, file=output) as bar:
-        for _ in range(3):
-            bar.update()
-    assert bool(output.getvalue()) == drawn
-    if drawn:
-        assert "sampling" in output.getvalue()
-        assert "3/3" in output.getvalue()
 
 
 def test_an_error_in_one_process_is_raised_in_all(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,10 +101,10 @@ def run(
     if trained is not None:
         subjects.append(Trained(trained, count, seed, features, weights, device, batch))
     request = _Request(OURS, tuple(map(_few, PEERS)) if quick else PEERS, tuple(sorted(set(nfe))), tune)
-    with progress_bar(request.cells * len(subjects), "cell", "", leave=False) as bar:
+    with progress_bar(request.cells * len(subjects), "cell", "compare", leave=False) as bar:
 
         def tick(cell: str) -> None:
-            bar.set_description(cell, refresh=False)
+            bar.note(cell=cell)
             bar.update()
 
         rows = [_measured(subject, request, tick) for subject in subjects]

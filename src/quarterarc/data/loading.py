@@ -59,7 +59,7 @@ def open_data(
         device: the device of the batches.
         cache_dir: the folder for Arrow tables of parquet files, lists of unusable images and hub datasets; default:
             `$XDG_CACHE_HOME/quarterarc` (`~/.cache/quarterarc`), and for hub datasets the cache of `datasets`.
-        progress: whether to show a progress bar on a terminal.
+        progress: whether to show progress: a bar, or lines in a log file.
         seed: the seed of a stream's shuffling; other data does not use it.
         images: images in memory, in place of `spec.source`: a tensor or NumPy array uint8 (N, C, H, W), a list of PIL
             images, a pair (images, labels) of these with integers (N,), or a `datasets.Dataset`. A tensor of the
@@ -101,7 +101,7 @@ def from_memory(images: Any, *, device: torch.device | str = "cpu", progress: bo
         images: as for `open_data`: a tensor, an array, a list of PIL images, a pair (images, labels), or a
             `datasets.Dataset`.
         device: the device of the batches.
-        progress: whether to show a progress bar on a terminal.
+        progress: whether to show progress: a bar, or lines in a log file.
         fields: fields of `DataSpec`, to resize, crop, limit or convert the images.
     """
     return open_data(memory_spec(images, **fields), device, progress=progress, images=images)
@@ -118,7 +118,7 @@ def open_source(spec: DataSpec, cache_dir: Path | None = None, progress: bool = 
     Args:
         spec: the source, its split, columns and limit.
         cache_dir: see `open_data`.
-        progress: whether to show a progress bar on a terminal.
+        progress: whether to show progress: a bar, or lines in a log file.
         images: images in memory, in place of `spec.source`; see `open_data`.
     """
     if images is not None:

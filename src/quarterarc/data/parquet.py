@@ -41,7 +41,7 @@ class ParquetSource(TableSource):
         files: at least one.
         what: the source, for messages.
         cache_dir: the folder for the Arrow table that `datasets` converts the files to.
-        progress: whether to show a bar on a terminal.
+        progress: whether to show progress: a bar, or lines in a log file.
     """
 
     def __init__(self, spec: DataSpec, files: Sequence[Path], what: str, cache_dir: Path, progress: bool) -> None:

@@ -71,7 +71,7 @@ def collect(
         batch_size: images per batch; another size may change the last bit of features.
         cache: folder for the features of finished batches, from which an interrupted pass continues; the caller removes
             it. Sets without an identity are not cached.
-        progress: whether to show a progress bar on a terminal.
+        progress: whether to show progress: a bar, or lines in a log file.
 
     Returns:
         The features over all processes; in every process but the first, empty with count 0.

@@ -23,6 +23,7 @@ from ..common.compiling import Compile
 from ..common.devices import pick_device, processes
 from ..common.errors import InputError, unknown_name
 from ..common.limits import MOST_IMAGES
+from ..common.progress import working
 from ..data.image_set import ImageSet
 from ..denoiser import Denoise
 from ..likelihood.evaluation import LIKELIHOOD_METRICS, LikelihoodSettings, evaluate_likelihood
@@ -106,7 +107,7 @@ def evaluate(
         cache: folder for partial results that is kept, instead of one beside `out`.
         save_to: file for the statistics of the images, see `save_statistics`.
         save_features: whether `save_to` gets the feature vectors too.
-        progress: whether to show a progress bar on a terminal.
+        progress: whether to show progress: a bar, or lines in a log file.
         compile: whether to compile the network that is sampled, as for `quarterarc.generate`.
 
     Returns:
@@ -313,7 +314,8 @@ def _evaluate_images(
                 )  # fmt: skip
             check_same_shape(images.what, computed.shape, reference)
             check_counts(metrics, settings, (images.what, computed.count), (reference.what, compared.count))
-            values, notes = _compute(metrics, computed, compared, settings)
+            with working(f"computing {', '.join(metrics) or 'statistics'}", progress):
+                values, notes = _compute(metrics, computed, compared, settings)
     if process.rank:
         return {}
     return {

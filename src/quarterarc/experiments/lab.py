@@ -52,7 +52,7 @@ class Lab:
         scale: the scale.
         cache: the folder of trained arms and measured cells, shared by experiments.
         device: the device of measurements; training uses the device that accelerate picks.
-        progress: whether to show progress bars on a terminal.
+        progress: whether to show progress: bars, or lines in a log file.
     """
 
     def __init__(self, scale: Scale, cache: Path, device: torch.device | str = "cpu", progress: bool = True) -> None:

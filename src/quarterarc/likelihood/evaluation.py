@@ -130,7 +130,7 @@ def evaluate_likelihood(
         about: further entries of the result about the model, such as its checkpoint and the hash of that.
         cache: folder for partial sums, from which an interrupted evaluation continues; the caller removes it. Needs
             `checkpoint_sha256` in `about`, and an image set with an identity.
-        progress: whether to show a progress bar on a terminal.
+        progress: whether to show progress: a bar, or lines in a log file.
 
     Returns:
         The result as JSON types, with one mapping per metric; empty in every process but the first.

@@ -122,7 +122,7 @@ def log_likelihood(
         numbers: number of each image in the whole set, from which its random stream follows; 0, 1, ... by default.
         labels: classes, shape (N,), for a denoiser with classes.
         batch_size: images per batch.
-        progress: whether to show a progress bar on a terminal.
+        progress: whether to show progress: a bar, or lines in a log file.
 
     Raises:
         InputError: if images have a wrong shape or are not finite, a number is out of range, the velocity is not

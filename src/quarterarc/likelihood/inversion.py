@@ -32,7 +32,7 @@ def encode(
         tolerance: error tolerance of the solver, in (0, 1).
         labels: classes, shape (N,), for a denoiser with classes.
         batch_size: images per batch.
-        progress: whether to show a progress bar on a terminal.
+        progress: whether to show progress: a bar, or lines in a log file.
 
     Returns:
         The noise at the denoiser's largest angle, in the dtype of the images (float32 for uint8).

@@ -25,12 +25,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..arc import ROUNDING, float64, mix
 from ..common.errors import InputError, unknown_name
 from ..common.limits import check_batch_size
-from ..common.progress import progress_bar
+from ..common.progress import Bar, progress_bar
 from ..common.streams import Purpose, normal, stream
 from ..denoiser import Denoise, angle_range, call, traits
 from ..estimate import Estimate
@@ -198,7 +197,7 @@ def bits_per_dim(
         numbers: number of each image in the whole set, from which its random streams follow; 0, 1, ... by default.
         labels: classes, shape (N,), for a denoiser with classes.
         batch_size: points (image and time) per batch.
-        progress: whether to show a progress bar on a terminal.
+        progress: whether to show progress: a bar, or lines in a log file.
 
     Raises:
         InputError: if images are not 8-bit, have a wrong shape or are not finite, a name or number is invalid, there is
@@ -256,7 +255,7 @@ class _Block:
     seed: int
 
     @torch.no_grad()
-    def bound(self, batch_size: int, bar: tqdm) -> Bound:
+    def bound(self, batch_size: int, bar: Bar) -> Bound:
         """The bound of these images, with at most `batch_size` points in a batch."""
         times = self._times()
         device = traits(self.denoise).device or self.images.device

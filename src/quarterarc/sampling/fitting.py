@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..arc import octave, octave_to_angle
 from ..common.errors import InputError
+from ..common.progress import Bar
 from ..denoiser import Denoise, angle_range
 from ..samplers import Multistep, Sampler
 from ..samplers.step_weights import StepWeights
@@ -119,7 +120,7 @@ class Family:
         return np.concatenate([np.minimum(steps[:-1], steps[1:]), np.ones(len(vector) - self.inner)])
 
 
-def fit(target: Target, family: Family, vector: np.ndarray, rounds: int, bar: Any) -> np.ndarray:
+def fit(target: Target, family: Family, vector: np.ndarray, rounds: int, bar: Bar) -> np.ndarray:
     """Gauss-Newton with Levenberg's damping, from `vector`, for at most `rounds` rounds; `bar` counts them."""
     damping, left = 1e-2, rounds
     missed = misses(target, family, vector)

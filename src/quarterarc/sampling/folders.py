@@ -74,7 +74,7 @@ def write_samples(
         labels: classes, used in turn over `seeds`: the image of seeds[k] has the label labels[k % len(labels)], which
             the record keeps. An image that the folder already has must have the same label.
         about: further settings to record, such as the checkpoint's hash.
-        progress: whether to show a progress bar on a terminal.
+        progress: whether to show progress: a bar, or lines in a log file.
         compile: true, false, or `auto` to compile the network on a GPU for many images, which takes a minute or two.
 
     Returns:

@@ -106,7 +106,7 @@ def generate(
         batch_size: images per batch.
         labels: classes, one per seed, or one for all images, for a denoiser with classes.
         shape: (C, H, W) of an image, for a denoiser that does not declare it.
-        progress: whether to show a progress bar on a terminal.
+        progress: whether to show progress: a bar, or lines in a log file.
         compile: true, false, or `auto` to compile the network on a GPU for many images, which takes a minute or two.
 
     Raises:

@@ -36,7 +36,7 @@ class Job:
         labels: one per image; None without labels.
         settings: the settings to record, which determine the images.
         batch_size: images per batch.
-        progress: whether to show a progress bar on a terminal.
+        progress: whether to show progress: a bar, or lines in a log file.
         compile: whether to compile the network, see `compiled`.
     """
 

@@ -95,7 +95,7 @@ def tune(
         weights: whether to fit the weights too, or the angles only.
         shape: (C, H, W), for a denoiser that does not declare it.
         device: device of the network, for a run: "auto", "cpu", "cuda".
-        progress: whether to show a progress bar on a terminal.
+        progress: whether to show progress: a bar, or lines in a log file.
 
     Returns:
         The tuned grid, or the untuned one if its median error on the other images is smaller; a list for a list of nfe.
@@ -241,13 +241,14 @@ def _tuned(
         tried = [(family, fit(target, family, family.begin(), TRIED, bar)) for family in families]
         family, vector = min(tried, key=lambda candidate: median_error(target, *candidate))
         vector = fit(target, family, vector, ROUNDS, bar)
-    kind = "weights" if family.weights else "angles"
-    rules = {"untuned": untuned.sampler, kind: family.sampler(vector)}
-    angles = {"untuned": untuned.angles, kind: family.angles(vector)}
-    results = {name: sample(denoise, other.noise, rules[name], grid=angles[name], labels=labels) for name in rules}
-    errors = {
-        name: _finite(np.median(np.linalg.norm(other.missed(made.images), axis=1))) for name, made in results.items()
-    }
+        kind = "weights" if family.weights else "angles"
+        rules = {"untuned": untuned.sampler, kind: family.sampler(vector)}
+        angles = {"untuned": untuned.angles, kind: family.angles(vector)}
+        results = {name: sample(denoise, other.noise, rules[name], grid=angles[name], labels=labels) for name in rules}
+        errors = {
+            name: _finite(np.median(np.linalg.norm(other.missed(made.images), axis=1)))
+            for name, made in results.items()
+        }
     kept = min(errors, key=lambda name: errors[name])
     offsets = family.offsets(vector) if kept == kind else ()
     width = None if family is families[0] or not offsets else 0.0

@@ -72,7 +72,7 @@ def train(
             may differ: the number of steps and how often files are written; and, recorded in changes.jsonl, the
             learning rate, the clip and the precision (after a divergence), `training.accumulate` and `training.compile`
             (which change the weights by rounding alone), and the places of the same images and the same teacher.
-        progress: show a progress bar on a terminal.
+        progress: show progress: a bar, or lines in a log file.
         teacher: for a recipe with a teacher, the denoiser, in place of the folder that the recipe names.
 
     Returns:

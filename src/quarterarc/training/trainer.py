@@ -88,7 +88,7 @@ class Trainer:
         recipe: the settings of the run.
         run: the run folder, which exists and is locked by this run.
         accelerator: this process among all.
-        progress: show a progress bar on a terminal.
+        progress: show progress: a bar, or lines in a log file.
         images: images in memory, in place of the recipe's source, see `quarterarc.train`; or opened data.
         teacher: the teacher of a distillation, in place of the folder that the recipe names.
 
@@ -129,6 +129,7 @@ class Trainer:
         objective = None if self.teacher is None else distillation_of(self.teacher, recipe)
         self.learner = Learner(recipe, self.denoise, accelerator, compiled, objective)
         self.step = 0
+        self.loss: float | None = None  # of the last step whose values have arrived
         self.damaged: list[Path] = []
         self.pending = Pending()
         self.same_data = SameData(self.data, accelerator.is_main_process)
@@ -169,8 +170,8 @@ class Trainer:
             self._announce()
         page = self.page
         log = Log(self.run, self.step) if self.accelerator.is_main_process else None
-        bar = progress_bar(settings.steps, "step", self.recipe.name, self.progress, initial=self.step, smoothing=0.05)
-        started, logged_at = time.perf_counter(), self.step
+        bar = progress_bar(settings.steps, "step", self.recipe.name, self.progress, initial=self.step, early=True)
+        started, logged_at, logged = time.perf_counter(), self.step, False
         with (
             page.ending(lambda: self.step) if page else nullcontext(),
             bar,
@@ -197,6 +198,8 @@ class Trainer:
                 )
                 stop = self._check_steps(all=logs or previews or saves)
                 self.background.check()
+                if not logged and self.loss is not None:
+                    bar.note(loss=f"{self.loss:.4f}")
                 bar.update()
                 if logs:
                     means = self._pending_means()
@@ -204,8 +207,8 @@ class Trainer:
                     if log:
                         log.write(self.step, settings.batch, dict(zip(LOGGED, means, strict=True)), float(norm),
                                   self.learner.rate, rate)  # fmt: skip
-                    bar.set_postfix(loss=f"{means[0]:.4f}", images_per_s=f"{rate:.0f}")
-                    self.pending = Pending()
+                    bar.note(loss=f"{means[0]:.4f}", images_per_s=f"{rate:.3g}")
+                    self.pending, logged = Pending(), True
                     started, logged_at = time.perf_counter(), self.step
                 early = page is not None and self.previews.early(self.step)
                 if previews or early:
@@ -230,6 +233,7 @@ class Trainer:
         """
         signal = 0
         for checked in self.watch.due(all):
+            self.loss = checked.loss
             if self.page:
                 self.page.add(checked.step + 1, checked.loss, checked.norm)
             if not checked.finite:

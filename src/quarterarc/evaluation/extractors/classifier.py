@@ -106,7 +106,7 @@ def fit(
         rate: the largest learning rate.
         decay: weight decay.
         smoothing: label smoothing of the cross-entropy.
-        progress: whether to show a progress bar on a terminal.
+        progress: whether to show progress: a bar, or lines in a log file.
     """
     optimizer = torch.optim.AdamW(network.parameters(), rate, weight_decay=decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, max(2, steps))
@@ -145,7 +145,7 @@ def train_classifier(
         data: the images, with labels.
         path: the safetensors file to write.
         device: the device to train on.
-        progress: whether to show a progress bar on a terminal.
+        progress: whether to show progress: a bar, or lines in a log file.
         steps: number of optimiser steps.
 
     Returns:
@@ -237,7 +237,7 @@ def trained_classifier(
         spec: the images; all of them are used, whatever the `limit`.
         folder: the cache of trained weights. A file's name is the hash of the images and the training settings.
         device: the device of the extractor, and of training.
-        progress: whether to show a progress bar on a terminal.
+        progress: whether to show progress: a bar, or lines in a log file.
         steps: number of optimiser steps.
 
     Raises:
