@@ -1,4 +1,4 @@
-"""The log of a run: losses in metrics.jsonl and TensorBoard."""
+"""The log of a run: losses in metrics.jsonl, and what its trackers receive."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from ..common.errors import InputError
 from ..storage.files import parse_json, read_regular, replace_file
 from ..storage.runs import CONFIG, WEIGHTS, checkpoints
 from .recipe_text import read_recipe
+from .tracking import Trackers
 
 __all__ = ["LOGGED", "Log", "Pending", "check_not_lost", "read_log", "seconds_of"]
 
@@ -56,16 +56,17 @@ class Pending:
 
 
 class Log:
-    """Writes metrics.jsonl and, if it is installed, TensorBoard's event files.
+    """Writes metrics.jsonl, and sends its lines to trackers.
 
     Lines after the step that a run resumes from are removed, since they will be written again.
 
     Args:
         run: the run folder.
         step: the step that the run starts from.
+        trackers: the trackers, which are closed with the log.
     """
 
-    def __init__(self, run: Path, step: int) -> None:
+    def __init__(self, run: Path, step: int, trackers: Trackers) -> None:
         path = run / "metrics.jsonl"
         if path.exists():
             kept = [
@@ -76,12 +77,7 @@ class Log:
             with replace_file(path) as beside:
                 beside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
         self.file = path.open("a", encoding="utf-8")
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:  # the extra quarterarc[tensorboard] is not installed
-            self.board = None
-        else:
-            self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else None)
+        self.trackers = trackers
 
     def write(self, step: int, batch: int, means: dict[str, float], norm: float, rate: float, speed: float) -> None:
         """Write a line.
@@ -97,21 +93,16 @@ class Log:
         line = {"step": step, "images": step * batch, **means, "gradient_norm": norm, "learning_rate": rate}
         self.file.write(json.dumps({**line, "images_per_second": round(speed, 1)}) + "\n")
         self.file.flush()
-        if self.board:
-            for name, value in line.items():
-                if name not in ("step", "images"):
-                    self.board.add_scalar(name, value, step)
+        self.trackers.log({name: value for name, value in line.items() if name not in ("step", "images")}, step)
 
     def sync(self) -> None:
         """Flush metrics.jsonl to the disk."""
         os.fsync(self.file.fileno())
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the file and the trackers."""
         self.file.close()
-        if self.board:
-            with suppress(FileNotFoundError):  # the run folder is gone, which training reports
-                self.board.close()
+        self.trackers.close()
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:

@@ -20,18 +20,22 @@ from pydantic import Field, SerializerFunctionWrapHandler, field_validator, mode
 from ..common import limits
 from ..common.errors import InputError
 from ..common.plain_yaml import PlainDumper
+from ..common.registry import Registry
 from ..common.sections import Section
 from ..data.spec import DataSpec
 
 if TYPE_CHECKING:
     from ..objectives import Objective
 
-__all__ = ["Recipe", "differences", "expand"]
+__all__ = ["TRACKERS", "Recipe", "differences", "expand", "flatten"]
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Width = Annotated[int, Field(ge=1, le=limits.LARGEST_WIDTH)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab")
+"""The trackers of `accelerate`, which are named like their packages."""
 
 LONGEST_WARMUP = 5000
 """Steps of the automatic warm-up, that of DDPM, unless it is more than a tenth of the run."""
@@ -206,6 +210,15 @@ class TrainingSpec(Section):
     """Steps per contact sheet of sampled images."""
     sample_count: Annotated[int, Field(ge=1, le=limits.LARGEST_SHEET)] = 64
     """Images per contact sheet."""
+    track: tuple[str, ...] | Literal["auto"] = "auto"
+    """Trackers that receive losses and contact sheets: `tensorboard`, `wandb`, `trackio`, `mlflow`, `comet_ml`, `aim`,
+    `clearml`, `dvclive`, `swanlab`, or an import path `package.module:Class` of a tracker of `accelerate`; several are
+    separated by commas. `auto`: `tensorboard` if it is installed. `[]`: none."""
+
+    @field_validator("track", mode="before")
+    @classmethod
+    def _listed(cls, names: Any) -> Any:
+        return names if names == "auto" or not isinstance(names, str) else [name.strip() for name in names.split(",")]
 
 
 TEACHER = "teacher"
@@ -316,6 +329,9 @@ class Recipe(Section):
         HEADS.require(self.head)
         NETWORKS.require(self.network.name)
         self.network.check_fields()
+        trackers = Registry("tracker", dict.fromkeys(TRACKERS))
+        for name in () if self.training.track == "auto" else self.training.track:
+            trackers.require(name)
         check_norm(self.objective.norm)
         OBJECTIVES.require(self.objective.name)
         if self.objective.name in OBJECTIVES:  # an import path names code, which only training and loading run
@@ -377,7 +393,7 @@ class Recipe(Section):
 
 def differences(old: Recipe, new: Recipe) -> Iterator[tuple[str, Any, Any]]:
     """Every field that differs between two recipes, as (dotted name, old value, new value)."""
-    before, after = dict(_flatten(old.model_dump())), dict(_flatten(new.model_dump()))
+    before, after = dict(flatten(old)), dict(flatten(new))
     for name in before.keys() | after.keys():
         if before.get(name) != after.get(name):
             yield name, before.get(name), after.get(name)
@@ -409,6 +425,11 @@ def expand(fields: Mapping[str, Any]) -> dict[str, Any]:
                 raise InputError(f"{name}={value} and data.{name}={given[name]} differ: give one of them")
         expanded["data"] = given
     return expanded
+
+
+def flatten(recipe: Recipe) -> Iterator[tuple[str, Any]]:
+    """The fields of a recipe as (dotted name, value)."""
+    return _flatten(recipe.model_dump())
 
 
 def _flatten(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

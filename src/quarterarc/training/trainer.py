@@ -54,6 +54,7 @@ from .same_data import SameData
 from .soundness import unsound
 from .stopping import Interrupted, Stop
 from .teachers import check_same_teacher, distillation_of, identity_of, images_of, open_teacher, student_of
+from .tracking import Trackers, check_trackers
 from .watch import Watch
 
 __all__ = ["CORRECTIONS", "MAY_CHANGE", "Diverged", "Trainer"]
@@ -62,7 +63,7 @@ logger = logging.getLogger("quarterarc")
 
 MAY_CHANGE = (
     "training.steps", "training.log_every", "training.checkpoint_every", "training.keep", "training.sample_every",
-    "training.sample_count", "training.recompute", "data.max_pixels",
+    "training.sample_count", "training.recompute", "training.track", "data.max_pixels",
 )  # fmt: skip
 """Fields of a recipe that may change when a run is resumed, since they do not decide the weights of a step."""
 CORRECTIONS = (
@@ -116,6 +117,8 @@ class Trainer:
         # this and the next lines raise before any data is read
         self.part = part_size(recipe, accelerator.num_processes)
         check_memory(recipe, self.part, accelerator.device)
+        if settings.track != "auto":
+            check_trackers(settings.track)
         NETWORKS.lookup(recipe.network.name)
         table = named_schedule(recipe.schedule.name, recipe.schedule.steps)
         head = named_head(recipe.head, table)
@@ -147,6 +150,10 @@ class Trainer:
         self.page: RunPage | None = None
         if accelerator.is_main_process:
             self.page = RunPage(run, recipe, self._about(), accelerator.num_processes)
+        self.trackers: Trackers | None = None
+        with self.processes.raising_together():
+            if accelerator.is_main_process:
+                self.trackers = Trackers(recipe, run, self.step)
 
     # --- the run ---------------------------------------------------------------------------------------------------
 
@@ -169,7 +176,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             self._announce()
         page = self.page
-        log = Log(self.run, self.step) if self.accelerator.is_main_process else None
+        log = Log(self.run, self.step, self.trackers) if self.trackers else None
         bar = progress_bar(settings.steps, "step", self.recipe.name, self.progress, initial=self.step, early=True)
         started, logged_at, logged = time.perf_counter(), self.step, False
         with (
@@ -399,6 +406,8 @@ class Trainer:
         count = self.previews.affordable(self.page.images_per_second) if early else None
         sheets = self.previews.make(denoise, self.step, count)
         self._check_present()
+        if self.trackers:
+            self.trackers.show({f"samples{path.stem[13:]}": pixels for path, pixels in sheets.items()}, self.step)
         self.background.start(lambda: write_sheets(sheets))
         self.page.soon()
 
