@@ -17,9 +17,10 @@ import yaml
 from conftest import Distributed
 from quarterarc.cli import main
 from quarterarc.common.errors import InputError
+from quarterarc.denoiser import Denoiser
 from quarterarc.evaluation import evaluate
-from quarterarc.experiments import EXPERIMENTS, experiment, measures
-from quarterarc.experiments.arms import Arm, arm
+from quarterarc.experiments import EXPERIMENTS, arms, experiment, measures
+from quarterarc.experiments.arms import Arm, arm, distilled
 from quarterarc.experiments.cells import quality
 from quarterarc.experiments.claims import Claim, Comparison, judge, spread
 from quarterarc.experiments.lab import Lab, exclusive
@@ -27,11 +28,14 @@ from quarterarc.experiments.measures import image_seeds
 from quarterarc.experiments.measuring import cell_folder, is_measured, measure
 from quarterarc.experiments.plan import jobs_of
 from quarterarc.experiments.scales import SCALES, Scale, scale
-from quarterarc.experiments.zhang2023.ablation import BY_SOLVER, OURS, PAPER_ROWS, ROWS, solver_steps
+from quarterarc.experiments.zhang2023.ablation import BOTH, BY_SOLVER, OURS, PAPER_ROWS, ROWS, solver_steps
 from quarterarc.likelihood.evaluation import LIKELIHOOD_METRICS
 from quarterarc.samplers import sampler as named_sampler
+from quarterarc.sampling import tuning
 from quarterarc.storage.files import make_folder, write_json
+from quarterarc.training.distilling import distillation_recipe, recipe_of_map
 from quarterarc.training.recipe import Recipe, differences
+from quarterarc.training.recipe_text import read_recipe
 from quarterarc.training.trainer import Diverged
 
 TINY = {
@@ -65,7 +69,7 @@ def tiny_scale(recipe: Path) -> Scale:
 
 
 def run(recipe: Path, cache: Path, out: Path, name: str, *more: str) -> int:
-    return main(["experiment", name, "--scale", str(recipe), "--images", "12", "--device", "cpu",
+    return main(["experiment", name, "--scale", str(recipe), "--images", "12", "--device", "cpu", "--seeds", "0",
                  "--cache", str(cache), "--out", str(out), *more])  # fmt: skip
 
 
@@ -114,8 +118,32 @@ def test_arms_share_network_optimiser_data_and_training_length() -> None:
         for job in jobs_of(experiment(name).cells(at, (0,))):
             fields = changed(at.recipe, job.arm.recipe(at, 0))
             others = {field for field in fields if field.split(".")[0] not in ("schedule", "head", "objective")}
+            if job.arm.teacher is not None:  # the settings of distillation, with network and batch of the teacher
+                assert not {name for name in others if name.startswith("network")} | {"training.batch"} & others
+                continue
             assert others == ({"training.steps"} if job.arm.share < 1 else set()), job.arm.name
             assert "schedule.steps" not in fields
+
+
+def test_a_distilled_arm_has_the_recipe_of_a_distillation_and_depends_on_its_teacher(
+    tiny_scale: Scale, tmp_path: Path
+) -> None:
+    lab, one = Lab(tiny_scale, tmp_path, progress=False), distilled(OURS.arm, "teacher.images=8")
+    teacher = lab.denoiser(OURS.arm, 0)
+    assert isinstance(teacher, Denoiser)
+    assert teacher.checkpoint is not None
+    own, usual = one.recipe(tiny_scale, 0), distillation_recipe(teacher.checkpoint)
+    assert changed(own, usual) == {"name", "teacher.source", "teacher.images", "network.arguments"}
+    others = (one, distilled(BOTH.arm, "teacher.images=8"), distilled(OURS.arm), distilled(OURS.arm, share=0.5))
+    assert len({each.hash(tiny_scale, seed) for each in others for seed in (0, 1)}) == 8
+    assert others[3].recipe(tiny_scale, 0).training.steps == round(own.training.steps / 2)
+    # each arm is trained where it is needed, and nothing is trained twice
+    made = lab.denoiser(one, 0)
+    assert isinstance(made, Denoiser)
+    assert made.maps
+    assert lab.images_left(one, 0) == lab.images_left(OURS.arm, 0) == 0
+    assert one.evaluations(tiny_scale, 0) == pytest.approx(0.5 * 8 / 4 + 0.5 * 3)
+    assert OURS.arm.evaluations(tiny_scale, 0) == 0.0
 
 
 def test_the_hash_of_an_arm_depends_on_what_decides_its_weights_only(tiny_scale: Scale) -> None:
@@ -204,6 +232,8 @@ def test_every_experiment_trains_measures_and_writes_its_report(
     # the flow of an untrained network takes a thousand evaluations; it is tested in test_likelihood.py
     monkeypatch.setitem(LIKELIHOOD_METRICS, "flow-bits-per-dim", LIKELIHOOD_METRICS["bits-per-dim"])
     monkeypatch.setattr(measures, "INVERSION_TOLERANCE", 0.1)
+    monkeypatch.setattr(tuning, "ROUNDS", 1)
+    monkeypatch.setattr(arms, "recipe_of_map", lambda *given: read_recipe(recipe_of_map(*given), ["teacher.images=8"]))
     out = tmp_path / name
     assert run(recipe, cache, out, name) == 0
     assert str(out / "report.html") in capsys.readouterr().out

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..common.errors import InputError
+from ..common.text import ranges
 from .arguments import a_path, a_text, add_device_argument, parse_seeds
 from .parser import Parser
 from .process import print_line
@@ -21,8 +23,8 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("name", metavar="NAME", help=f"{', '.join(EXPERIMENTS)}; all runs every one of them")
     scale = "digits, cifar10-short, cifar10, celeba64, church256, or a recipe's YAML file (default: %(default)s)"
     parser.add_argument("--scale", type=a_text, default="digits", metavar="SCALE", help=scale)
-    seeds = "seeds of training and noise, such as 0,1,2 or 0-2 (default: %(default)s)"
-    parser.add_argument("--seeds", default="0", metavar="LIST", help=seeds)
+    seeds = "seeds of training and noise, such as 0,1,2 or 0-2 (default: 0, and 0-2 of few-evaluations)"
+    parser.add_argument("--seeds", metavar="LIST", help=seeds)
     out = "the folder of the report (default: runs/experiments/SCALE/NAME)"
     parser.add_argument("--out", type=a_path, metavar="DIR", help=out)
     cache = "the folder of trained arms and measurements, shared by all experiments (default: %(default)s)"
@@ -51,8 +53,8 @@ def run(args: argparse.Namespace) -> int:
     from ..experiments.writing import write_index
     from ..training.stopping import Interrupted
 
-    seeds = parse_seeds(args.seeds)
-    if len(seeds) > _MOST_SEEDS:
+    requested = None if args.seeds is None else parse_seeds(args.seeds)
+    if requested is not None and len(requested) > _MOST_SEEDS:
         raise InputError(f"--seeds {args.seeds}: each seed is a training run, give at most {_MOST_SEEDS:,}")
     if not 1 <= args.jobs <= _MOST_JOBS:
         raise InputError(f"--jobs is at least 1 and at most {_MOST_JOBS}, got {args.jobs}")
@@ -61,12 +63,15 @@ def run(args: argparse.Namespace) -> int:
     lab = Lab(scale(args.scale, args.data, args.images, args.features), args.cache, pick_device(args.device))
     out = args.out or Path("runs/experiments") / lab.scale.name / ("" if args.name == "all" else args.name)
     for current in experiments:
+        seeds = current.seeds if requested is None else requested
         if args.dry_run:
             print(plan_experiment(current, lab, seeds, args.jobs))
             continue
         folder = out / current.name if args.name == "all" else out
         try:
-            report = run_experiment(current, lab, seeds, folder, jobs=args.jobs, command=_command(args, current.name))
+            report = run_experiment(
+                current, lab, seeds, folder, jobs=args.jobs, command=_command(args, current.name, seeds)
+            )
         except Interrupted as stopped:
             print_line("quarterarc: stopped: run the same command again to continue")
             return 128 + stopped.signal
@@ -77,9 +82,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _command(args: argparse.Namespace, name: str) -> str:
+def _command(args: argparse.Namespace, name: str, seeds: Sequence[int]) -> str:
     """The command that reproduces these results."""
-    words = ["quarterarc", "experiment", name, "--scale", args.scale, "--seeds", args.seeds]
+    words = ["quarterarc", "experiment", name, "--scale", args.scale, "--seeds", args.seeds or ranges(seeds)]
     for option in ("data", "images", "features"):
         value = getattr(args, option)
         if value is not None:

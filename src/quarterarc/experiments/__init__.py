@@ -6,7 +6,7 @@ plan.py, run.py cost estimate, execution      measures.py    what a measurement 
 lab.py          trains and caches arms        measuring.py   measures and caches cells
 tables.py       tables and charts of cells    claims.py      the rule for verdicts on claims
 findings.py     the content of a report       writing.py     files of a report
-zhang2023/, ho2020/   the experiments
+zhang2023/, ho2020/, flow_maps/   the experiments
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ EXPERIMENTS: dict[str, str] = {
     "rate-distortion": "ho2020.likelihood:RATE_DISTORTION",
     "progressive": "ho2020.progressive:PROGRESSIVE",
     "interpolation": "ho2020.interpolation:INTERPOLATION",
+    "few-evaluations": "flow_maps.few_evaluations:FEW_EVALUATIONS",
 }
 """Module and attribute of each experiment, by name."""
 

@@ -15,12 +15,13 @@ from ..data import DataSpec
 from ..heads import head as named_head
 from ..schedules import schedule as named_schedule
 from ..storage.runs import checkpoints
+from ..training.distilling import recipe_of_map
 from ..training.recipe import Recipe
 from ..training.recipe_text import read_recipe
 from ..training.trainer import MAY_CHANGE
 from .scales import Scale
 
-__all__ = ["Arm", "arm", "decisive"]
+__all__ = ["Arm", "arm", "decisive", "distilled"]
 
 
 @dataclass(frozen=True)
@@ -30,18 +31,31 @@ class Arm:
     Attributes:
         name: a description in words: "both, arc".
         fields: overrides of the scale's recipe, `section.field=value`.
-        share: the fraction of the scale's training steps.
+        share: the fraction of the scale's training steps, or of those of a distillation.
+        teacher: the arm whose network is distilled into a flow map; None for training on the scale's images.
     """
 
     name: str
     fields: tuple[str, ...]
     share: float = 1.0
+    teacher: Arm | None = None
 
     def recipe(self, scale: Scale, seed: int) -> Recipe:
-        """The resolved recipe."""
-        steps = max(1, round(self.share * scale.recipe.training.steps))
+        """The resolved recipe; the teacher of an arm is named by its hash."""
+        base = scale.recipe
+        if self.teacher is not None:
+            base = recipe_of_map(self.teacher.recipe(scale, seed), self.teacher.hash(scale, seed))
+        steps = max(1, round(self.share * base.training.steps))
         fields = (*self.fields, f"training.seed={seed}", f"training.steps={steps}", f"name={scale.recipe.name}")
-        return read_recipe(scale.recipe.model_dump(mode="json"), fields)
+        return read_recipe(base.model_dump(mode="json"), fields)
+
+    def evaluations(self, scale: Scale, seed: int) -> float:
+        """Network evaluations without gradients per training image, beside that of the loss: those of flow maps."""
+        recipe = self.recipe(scale, seed)
+        if recipe.teacher is None:
+            return 1.0 if recipe.is_map else 0.0
+        settings = recipe.teacher
+        return settings.stage * settings.steps / settings.pairs + (1.0 - settings.stage) * 3.0
 
     def hash(self, scale: Scale, seed: int) -> str:
         """The name of the arm's folder: 16 hexadecimal digits of everything that decides its weights."""
@@ -91,6 +105,12 @@ def arm(
     if share != 1.0:
         words.append(f"{share:g} of the training steps")
     return Arm(", ".join(words), tuple(fields), share)
+
+
+def distilled(teacher: Arm, *fields: str, share: float = 1.0) -> Arm:
+    """The arm of a flow map that is distilled from another arm's network, with further fields of its recipe."""
+    words = [f"map of {teacher.name}", *fields, *([] if share == 1.0 else [f"{share:g} of the distillation steps"])]
+    return Arm(", ".join(words), fields, share, teacher)
 
 
 def decisive(recipe: Recipe) -> dict[str, Any]:

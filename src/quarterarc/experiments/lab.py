@@ -144,26 +144,35 @@ class Lab:
 
     def _train(self, arm: Arm, seed: int, run: Path) -> str:
         """Train the arm to the end if it is not; the reason if training diverged, else ""."""
-        recipe = arm.recipe(self.scale, seed)
+        recipe, teacher = arm.recipe(self.scale, seed), arm.teacher
         with exclusive(run):
             if processes().from_first(self.images_left(arm, seed) == 0):
                 if run.is_dir() and not processes().rank:  # a process may have been killed after the last checkpoint
                     sweep_run(run)
                     drop_old(run, recipe.training.keep)
                 return str(read_json(run / _UNSTABLE)["why"]) if (run / _UNSTABLE).is_file() else ""
+            loaded = None
+            if teacher is not None:
+                folder = teacher.folder(self.scale, seed, self.cache)
+                if why := self._train(teacher, seed, folder):
+                    return self._mark_unstable(run, f"of its teacher: {why}")
+                loaded = load(folder, self.device)
             started = time.perf_counter()
             try:
                 with only_warnings():
-                    train(recipe, run, resume=True, progress=self.progress)
+                    train(recipe, run, resume=True, progress=self.progress, teacher=loaded)
             except Diverged as diverged:
-                why = f"training diverged: {diverged}".partition(", on the images")[0]
-                if not processes().rank:
-                    write_json(make_folder(run) / _UNSTABLE, {"why": why})
-                processes().wait()
-                return why
+                return self._mark_unstable(run, f"training diverged: {diverged}".partition(", on the images")[0])
             if not processes().rank:
                 logger.info("trained '%s', seed %d, in %s", arm.name, seed, duration(time.perf_counter() - started))
         return ""
+
+    def _mark_unstable(self, run: Path, why: str) -> str:
+        """Record why an arm has no network; returns the reason."""
+        if not processes().rank:
+            write_json(make_folder(run) / _UNSTABLE, {"why": why})
+        processes().wait()
+        return why
 
 
 # --- processes ------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from ..common.errors import InputError
 from ..common.streams import Purpose, normal, stream
 from ..data.order import permutation
 from ..data.pixels import to_float, to_uint8
-from ..denoiser import Denoise, Denoiser
+from ..denoiser import DEFAULT_PROJECTION, Denoise, Denoiser
 from ..evaluation import evaluate
 from ..evaluation.sets import SampledSet, TensorSet
 from ..likelihood.evaluation import LikelihoodSettings, evaluate_likelihood
@@ -34,8 +35,10 @@ from ..samplers import sampler as named_sampler
 from ..sampling.generation import first_noise, generate
 from ..sampling.plans import Sampling, resolve_grid
 from ..sampling.trajectories import sample, trajectory
+from ..sampling.tuned_grids import tuned_grid, write_tuned
+from ..sampling.tuning import tune
 from ..storage.pictures import contact_sheet, write_png
-from ..wrappers import Clipped, Projected
+from ..wrappers import Clipped, Projected, project
 from .cells import Cell
 from .lab import Lab
 
@@ -50,6 +53,9 @@ def image_seeds(seed: int, count: int, draw: int = 0) -> range:
     first = seed * BLOCK + draw * (BLOCK // 10)
     return range(first, first + count)
 
+
+TUNING_IMAGES, TUNING_PASSES = 128, 400
+"""Images to which a grid is tuned, and roughly the passes over them, derivatives included."""
 
 INVERSION_TOLERANCE = 1e-4
 """The error tolerance of a step when the flow is inverted; one 8-bit level is 8e-3."""
@@ -70,8 +76,12 @@ class Measure:
     identity: Callable[[Lab], dict[str, Any]] = lambda lab: {}
 
 
-WRAPPERS: dict[str, Callable[[Denoise], Any]] = {"clipped": Clipped, "projected": Projected}
-"""Wrappers between a network and its sampler, by name."""
+WRAPPERS: dict[str, Callable[[Denoise], Any]] = {
+    "clipped": Clipped,
+    "projected": Projected,
+    "loaded": partial(project, keep=DEFAULT_PROJECTION),
+}
+"""Wrappers between a network and its sampler, by name; `loaded` is the projection of `quarterarc.load`."""
 
 
 def leading(denoise: Denoiser, steps: int) -> list[float]:
@@ -114,6 +124,8 @@ def _quality(lab: Lab, denoise: Denoiser, cell: Cell, folder: Path) -> dict[str,
     """Metrics of the features of sampled images, NFE, and images per second."""
     seeds = image_seeds(cell.seed, cell["images"], cell["draw"])
     grid = leading(denoise, cell["steps"]) if cell["grid"] == "leading" else cell["grid"]
+    if grid == "tuned":
+        _tune(lab, denoise, cell)
     images = _Timed(
         SampledSet(
             denoise,
@@ -150,8 +162,23 @@ def _quality(lab: Lab, denoise: Denoiser, cell: Cell, folder: Path) -> dict[str,
     return {**result.get("metrics", {}), "nfe": sampling["nfe"], "images_per_second": rate, "notes": notes}
 
 
+def _tune(lab: Lab, denoise: Denoiser, cell: Cell) -> None:
+    """Tune the grid of a cell, unless it is stored beside the arm's weights."""
+    options = dict(cell["options"])
+    assert denoise.checkpoint is not None
+    if not processes().rank:
+        try:
+            tuned_grid(denoise, cell["sampler"], options, cell["steps"])
+        except InputError:
+            images = min(TUNING_IMAGES, max(8, cell["images"]))
+            grid = tune(denoise, cell["steps"], cell["sampler"], images=images, progress=lab.progress, **options)
+            write_tuned(denoise.checkpoint, [grid])
+    processes().wait()
+
+
 def _sampling_evaluations(cell: Cell) -> int:
-    return int(cell["images"] * cell["steps"] * _sampler(cell).evaluations)
+    tuning = TUNING_IMAGES * TUNING_PASSES if cell["grid"] == "tuned" else 0
+    return int((cell["images"] + tuning) * cell["steps"] * _sampler(cell).evaluations)
 
 
 def _sampler(cell: Cell) -> Sampler:

@@ -107,6 +107,7 @@ def describe_plan(lab: Lab, jobs: Sequence[Job], processes: int, speed: Speed) -
         complete = images == 0
         missing = [cell for cell in job.cells if not (complete and is_measured(lab, cell))]
         evaluations = sum(MEASURES[cell.measure].evaluations(cell) for cell in missing)
+        evaluations += round(images * job.arm.evaluations(scale, job.seed))
         images_left, evaluations_left = images_left + images, evaluations_left + evaluations
         state = "trained" if complete else f"{counted(images, 'image')} to train on"
         lines.append(

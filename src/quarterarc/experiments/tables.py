@@ -58,6 +58,7 @@ def grid_table(
     metric: str = "fid",
     note: str = "",
     unit: str = "steps",
+    counts: Mapping[str, Sequence[int]] | None = None,
 ) -> Table:
     """A table of methods by steps.
 
@@ -69,11 +70,15 @@ def grid_table(
         metric: the metric.
         note: more text below the table.
         unit: what `steps` counts. Where the NFE differs from it, the NFE is added in brackets.
+        counts: by label, the numbers of steps of a row that is not measured at all of them.
     """
     lines = []
     for label, cell in rows.items():
         line = [label]
         for count in steps:
+            if counts is not None and count not in counts[label]:
+                line.append("")
+                continue
             values = measured[cell(count, measured.seeds[0])]
             if "unstable" in values:
                 line.append("unstable")
@@ -94,7 +99,10 @@ def grid_table(
             f"For comparison, {measured.scale.images:,} random training images have the distance {measured.floor:.3g}."
         )
     first = next(iter(rows.values()))
-    header = [f"{count} {unit}{_fewer(measured, first(count, measured.seeds[0]))}" for count in steps]
+    header = [
+        f"{count} {unit.removesuffix('s') if count == 1 else unit}{_fewer(measured, first(count, measured.seeds[0]))}"
+        for count in steps
+    ]
     return Table(name, ["", *header], lines, " ".join([*sentences, note]).strip())
 
 
@@ -104,7 +112,13 @@ def _fewer(measured: Measurements, cell: Cell) -> str:
 
 
 def quality_chart(
-    measured: Measurements, name: str, rows: Mapping[str, CellAt], steps: Sequence[int], metric: str, by: str = "nfe"
+    measured: Measurements,
+    name: str,
+    rows: Mapping[str, CellAt],
+    steps: Sequence[int],
+    metric: str,
+    by: str = "nfe",
+    counts: Mapping[str, Sequence[int]] | None = None,
 ) -> Chart:
     """A chart of a metric by steps or by NFE, with a band of one standard deviation over seeds.
 
@@ -115,10 +129,12 @@ def quality_chart(
         steps: the numbers of steps.
         metric: the metric.
         by: the horizontal axis, "nfe" or "steps".
+        counts: by label, the numbers of steps of a line that is not measured at all of them.
     """
     series = []
     for label, cell in rows.items():
-        stable = [count for count in steps if "unstable" not in measured[cell(count, measured.seeds[0])]]
+        own = steps if counts is None else counts[label]
+        stable = [count for count in own if "unstable" not in measured[cell(count, measured.seeds[0])]]
         by_count = [values_at(measured, cell, count, metric) for count in stable]
         x = [measured[cell(count, measured.seeds[0])]["nfe"] if by == "nfe" else count for count in stable]
         bands = [stdev(values) for values in by_count] if len(measured.seeds) > 1 else None

@@ -19,7 +19,7 @@ from .recipe import OBJECT, TEACHER, Recipe
 from .recipe_text import read_recipe
 from .teachers import check_teacher, read_teacher
 
-__all__ = ["distill", "distillation_recipe", "resumed_recipe"]
+__all__ = ["distill", "distillation_recipe", "recipe_of_map", "resumed_recipe"]
 
 STEPS = 600
 """Optimiser steps of a distillation from a teacher without a recipe."""
@@ -159,7 +159,11 @@ def _training(denoise: Denoiser) -> dict[str, Any]:
     if recipe is None:
         dropped = {} if denoise.unlabelled else {"drop_labels": 0.0}
         return {"optimizer": {"learning_rate": 1e-4, "decay": "cosine"}, "training": {"steps": STEPS, **dropped}}
-    known = read_recipe(recipe)
+    return _settings(read_recipe(recipe))
+
+
+def _settings(known: Recipe) -> dict[str, Any]:
+    """The sections of training, from the recipe of the teacher."""
     optimizer = known.optimizer.model_copy(
         update={"learning_rate": known.optimizer.learning_rate / 2, "decay": "cosine"}
     )
@@ -169,3 +173,23 @@ def _training(denoise: Denoiser) -> dict[str, Any]:
         "ema": known.ema.model_dump(mode="json"),
         "training": {**known.training.model_dump(mode="json"), "steps": steps},
     }
+
+
+def recipe_of_map(teacher: Recipe, source: str) -> Recipe:
+    """The recipe of a distillation from that of its teacher, as `distillation_recipe` makes it from the trained run.
+
+    Args:
+        teacher: the recipe of the teacher.
+        source: the teacher's place, `teacher.source`.
+    """
+    data = teacher.data.model_dump(mode="json", include={"size", "channels", "labels"})
+    return read_recipe(
+        {
+            "name": "distillation",
+            "data": {**data, "source": TEACHER},
+            **teacher.model_dump(mode="json", include={"schedule", "network", "head"}),
+            "objective": {"name": "flow-map"},
+            "teacher": {"source": source},
+            **_settings(teacher),
+        }
+    )

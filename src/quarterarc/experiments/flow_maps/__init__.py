@@ -1,0 +1,1 @@
+"""Flow maps: images in one to four evaluations, against the samplers of ordinary networks."""
