@@ -10,7 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.worlds import patches
+from quarterarc.common.errors import InputError
+from quarterarc.data.pixels import to_uint8
 from quarterarc.evaluation.extractors import Extractor
+from quarterarc.experiments.flow_maps import few_evaluations
 from quarterarc.experiments.lab import Lab
 from quarterarc.experiments.measures import leading
 from quarterarc.experiments.measuring import measure
@@ -19,6 +23,7 @@ from quarterarc.experiments.scales import Scale, scale
 from quarterarc.experiments.zhang2023.ablation import DDIM, OURS
 from quarterarc.storage.checkpoints import load
 from quarterarc.training.recipe_text import read_recipe
+from tools import make_patches
 
 
 def write_images(folder: Path, count: int, height: int, width: int) -> Path:
@@ -68,6 +73,26 @@ def test_the_papers_scales_train_and_sample(name: str, shape: tuple[int, int], t
         assert set(small.metrics) <= set(values)
         denoise = load(row.arm.folder(small, 0, lab.cache))
         assert denoise.shape == (3, side, side)
+
+
+def test_the_patches_of_the_scale_patches16(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are those of the benchmarks, by photograph; without them the error names the command that writes them."""
+    with pytest.raises(InputError, match=r"python -m tools.make_patches --out patches16"):
+        scale("patches16", features="pixels").training_data()
+    folder = tmp_path / "patches"
+    make_patches.main(["--out", str(folder), "--count", "6"])
+    assert "6 patches" in capsys.readouterr().out
+    small = shrunk(scale("patches16", data=str(folder), features="pixels"))
+    data = small.training_data()
+    assert (data.count, data.channels, data.height, data.width) == (6, 3, 16, 16)
+    order = [0, 2, 4, 1, 3, 5]  # one photograph after the other
+    assert torch.equal(data.batch(range(6)).images, to_uint8(patches(16, 6))[order])
+    with pytest.raises(SystemExit):
+        make_patches.main(["--out", str(folder)])
+    lab = Lab(small, tmp_path / "cache", progress=False)
+    values = measure(lab, few_evaluations.DISTILLED.cell(small, 1, 0))
+    assert values["nfe"] == 1
+    assert values["fid"] > 0.0
 
 
 def test_test_images_are_the_images_that_no_arm_is_trained_on() -> None:

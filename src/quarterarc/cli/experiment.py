@@ -21,7 +21,9 @@ def add_arguments(parser: Parser) -> None:
     from ..experiments import EXPERIMENTS
 
     parser.add_argument("name", metavar="NAME", help=f"{', '.join(EXPERIMENTS)}; all runs every one of them")
-    scale = "digits, cifar10-short, cifar10, celeba64, church256, or a recipe's YAML file (default: %(default)s)"
+    scale = (
+        "digits, patches16, cifar10-short, cifar10, celeba64, church256, or a recipe's YAML file (default: %(default)s)"
+    )
     parser.add_argument("--scale", type=a_text, default="digits", metavar="SCALE", help=scale)
     seeds = "seeds of training and noise, such as 0,1,2 or 0-2 (default: 0, and 0-2 of few-evaluations)"
     parser.add_argument("--seeds", metavar="LIST", help=seeds)

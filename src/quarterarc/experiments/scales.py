@@ -126,6 +126,36 @@ def _digits() -> Scale:
     )
 
 
+def _patches16() -> Scale:
+    fields = (
+        "name=patches16",
+        "data.source=patches16",
+        "data.size=16",
+        "data.channels=3",
+        "network.channels=24",
+        "network.blocks=1",
+        "network.attention=[8]",
+        "optimizer.decay=constant",
+        "optimizer.learning_rate=1.0e-3",
+        "ema.decay=0.99",
+        "training.steps=1500",
+        "training.checkpoint_every=500",
+        "training.sample_every=100000",
+        "training.keep=1",
+        "training.sample_count=16",
+    )
+    hint = "write them with `python -m tools.make_patches --out patches16` in a clone, and give --data patches16"
+    return Scale(
+        "patches16",
+        read_recipe("digits", fields),
+        images=2000,
+        few=500,
+        likelihood_images=200,
+        terms=50,
+        data_hint=hint,
+    )
+
+
 _CIFAR = (
     "give --data PATH, CIFAR-10 as parquet (train-00000-of-00001.parquet of the hub's dataset uoft-cs/cifar10), "
     "or install quarterarc[datasets] and connect to the network"
@@ -166,6 +196,7 @@ def _church256() -> Scale:
 
 SCALES = {
     "digits": _digits,
+    "patches16": _patches16,
     "cifar10-short": _cifar10_short,
     "cifar10": _cifar10,
     "celeba64": _celeba64,
