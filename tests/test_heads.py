@@ -119,10 +119,14 @@ def test_estimates_at_the_ends_are_exact_where_the_head_is_defined(name: str, en
 
 def test_noise_is_undefined_at_noise_and_image_and_mean_at_the_image() -> None:
     heads = {name: head(name, SCHEDULE) for name in HEADS.names()}
-    assert {name for name, reader in heads.items() if not reader.at_noise} == {"noise", "noise+variance"}
-    undefined = {"image", "mean", "image+variance", "mean+variance"}
+    assert {name for name, reader in heads.items() if not reader.at_noise} == with_variances("noise")
+    undefined = with_variances("image", "mean")
     assert {name for name, reader in heads.items() if not reader.at_image} == undefined
-    assert {name for name, reader in heads.items() if not reader.agrees} == {"both", "both+variance"}
+    assert {name for name, reader in heads.items() if not reader.agrees} == with_variances("both")
+
+
+def with_variances(*names: str) -> set[str]:
+    return {name + suffix for name in names for suffix in ("", "+variance", "+log-variance")}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -194,6 +198,11 @@ def test_number_of_channels_and_learned_variance(name: str) -> None:
     estimate = reader.read(torch.cat([oracle(plain, image, noise, 0.8), variance], 1), x, 0.8)
     torch.testing.assert_close(estimate.image, image, rtol=0, atol=1e-12)
     torch.testing.assert_close(estimate.noise, noise, rtol=0, atol=1e-12)
+    if learned == "log-variance":  # the output itself
+        assert estimate.variance_fraction is None
+        assert torch.equal(estimate.log_variance, variance)
+        return
+    assert estimate.log_variance is None
     assert estimate.variance_fraction is not None
     # output -1 is fraction 0, the posterior variance; output 1 is fraction 1, beta
     torch.testing.assert_close(estimate.variance_fraction * 2 - 1, variance, rtol=0, atol=1e-15)
@@ -223,8 +232,9 @@ def test_gradients_are_finite_and_estimates_have_the_dtype_of_x(name: str, dtype
     estimate = reader.read(output, x, torch.tensor(SCHEDULE.angle([1.0, 7.5, 30.0, 49.0])))
     assert estimate.image.dtype == estimate.noise.dtype == dtype
     total = (estimate.image**2 + estimate.noise**2).sum()
-    if estimate.variance_fraction is not None:
-        total = total + (estimate.variance_fraction**2).sum()
+    for learned in (estimate.variance_fraction, estimate.log_variance):
+        if learned is not None:
+            total = total + (learned**2).sum()
     total.backward()
     assert output.grad is not None
     assert output.grad.isfinite().all()
@@ -254,6 +264,7 @@ def test_unknown_names_raise_with_all_known_names() -> None:
         with pytest.raises(InputError, match="unknown head") as caught:
             head(name, SCHEDULE)
         assert "gated+variance" in str(caught.value)
+        assert "gated+log-variance" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", HEADS.names())

@@ -59,7 +59,8 @@ def reference() -> str:
         "`schedule.name=NAME` in a recipe, `qa.schedule(NAME, steps)`.\n",
         _summaries(SCHEDULES),
         "## Heads\n",
-        "`head=NAME` in a recipe. `NAME+variance` adds the learned variance of Nichol & Dhariwal (2021).\n",
+        "`head=NAME` in a recipe. `NAME+variance` adds the learned variance of Nichol & Dhariwal (2021), "
+        "`NAME+log-variance` that of Ho et al. (2020).\n",
         _summaries(HEADS),
         "## Objectives\n",
         "`objective.name=NAME` in a recipe. The options of these objectives are fields of the same section, those "

@@ -31,11 +31,19 @@ class Estimate:
         variance_fraction: of a network that learned the variance of DDPM's step, v in
             log variance = v log beta + (1 - v) log posterior variance, shape (B, C, H, W)
             (Nichol & Dhariwal 2021, Eq. 15); nominally in [0, 1]. None for other networks.
+        log_variance: of a network whose output is the log variance of DDPM's step itself, shape (B, C, H, W) (Ho et al.
+            2020, Table 2). None for other networks.
     """
 
     image: Tensor
     noise: Tensor
     variance_fraction: Tensor | None = None
+    log_variance: Tensor | None = None
+
+    @property
+    def learned_variance(self) -> bool:
+        """Whether the network learned the variance of DDPM's step, in one of the two forms."""
+        return self.variance_fraction is not None or self.log_variance is not None
 
     def velocity(self, angle: Angle) -> Tensor:
         """The estimate of dx/dangle at an angle (Zhang et al. 2023, Eq. 11, per unit angle)."""

@@ -27,6 +27,10 @@ RHO = 7.0
 MOST_STEPS = 100_000
 """Upper limit on the number of steps; it keeps a mistyped number from filling the memory."""
 
+PUBLISHED = ("uniform", "quad")
+"""The grids of DDIM's published code. They start at the given angle or below it, and their number of steps may differ from
+the requested one."""
+
 OCTAVE_POWER = 1.3
 """Exponent of the grid `octave`; above 1, steps near the image are smaller. Measured (docs/samplers.md)."""
 DIMENSIONS = 3 * 32 * 32
@@ -58,7 +62,8 @@ class GridRequest:
 
 
 GRIDS: Registry[Callable[[GridRequest], np.ndarray]] = Registry("grid")
-"""The grids by name. An entry is called with a `GridRequest`, and returns steps + 1 angles from its start to 0."""
+"""The grids by name. An entry is called with a `GridRequest`, and returns steps + 1 angles from its start to 0; those of
+`PUBLISHED` have ends and numbers of steps of their own."""
 
 
 def grid(
@@ -69,18 +74,19 @@ def grid(
     smallest: float = 0.0,
     dimensions: int = DIMENSIONS,
 ) -> np.ndarray:
-    """The angles of a grid, shape (steps + 1,), descending strictly from `start` to exactly 0.
+    """The angles of a grid, descending strictly from `start` to exactly 0, shape (steps + 1,) except for `PUBLISHED`.
 
     Args:
         name: `angle` (uniform in the angle), `time` (uniform in the schedule's t, rounded to whole training steps),
-            `quadratic` (t falls as a square, so that steps are finer near the image; Song et al. 2021), `log-snr`
-            (uniform in log-SNR; Lu et al. 2022), `rho` (uniform in sigma^(1/7); Karras et al. 2022), `octave`
+            `quadratic` (t falls as a square, so that steps are finer near the image), `uniform` and `quad` (the two
+            grids of DDIM's published code; Song et al. 2021), `log-snr` (uniform in log-SNR; Lu et al. 2022), `rho`
+            (uniform in sigma^(1/7); Karras et al. 2022), `octave`
             (`quarterarc.arc.octave` falls as a power, 1.3), another name of `GRIDS`, or an import path
             `package.module:function`. `log-snr` and `rho` place their angles where sigma is within 0.002..80, and
             add `start` and 0.
         steps: number of steps, at least 1.
         start: the first angle, in (0, pi/2].
-        schedule: the schedule of `time` and `quadratic`; `arc` with 1000 steps if None.
+        schedule: the schedule of `time`, `quadratic`, `uniform` and `quad`; `arc` with 1000 steps if None.
         smallest: lower bound of the angles above 0 for `log-snr`, `rho` and `octave`: the smallest angle at which the
             denoiser is defined.
         dimensions: C H W of the images, the scale at which `octave` starts.
@@ -100,7 +106,7 @@ def grid(
         raise InputError(f"a grid starts in (0, pi/2], got {start!r}")
     start = float(start)
     angles = function(GridRequest(int(steps), start, float(smallest), schedule or named_schedule(), dimensions))
-    return _checked(angles, name, int(steps), start)
+    return explicit(angles) if name in PUBLISHED else _checked(angles, name, int(steps), start)
 
 
 def _checked(angles: np.ndarray, name: str, steps: int, start: float) -> np.ndarray:
@@ -151,7 +157,7 @@ def _time(request: GridRequest) -> np.ndarray:
 
 @GRIDS.register("quadratic")
 def _quadratic(request: GridRequest) -> np.ndarray:
-    """The schedule's t falls as a square: finer steps near the image (Song et al. 2021)."""
+    """The schedule's t falls as a square from the start: finer steps near the image."""
     return _at_times(request.falling**2, request)
 
 
@@ -172,6 +178,39 @@ def _at_times(fractions: np.ndarray, request: GridRequest) -> np.ndarray:
     times = np.maximum(np.floor(fractions * first + 0.5), np.arange(steps, -1, -1))
     times[0] = first
     return schedule.angle(times)
+
+
+@GRIDS.register("uniform")
+def _uniform(request: GridRequest) -> np.ndarray:
+    """DDIM's published code: t = 1, 1 + k, 1 + 2 k, ... with k = T // steps; 16 steps of T = 1000 are 17, from t = 993."""
+    _check_published(request)
+    length = request.schedule.steps
+    return _published(np.arange(0, length, length // request.steps), request)
+
+
+@GRIDS.register("quad")
+def _quad(request: GridRequest) -> np.ndarray:
+    """DDIM's published code for CIFAR-10: t is a square from 0.8 T, rounded down; several steps at one t are one."""
+    _check_published(request)
+    roots = np.linspace(0, np.sqrt(request.schedule.steps * 0.8), request.steps)
+    return _published(np.unique((roots**2).astype(int)), request)
+
+
+def _published(numbers: np.ndarray, request: GridRequest) -> np.ndarray:
+    """The angles of the steps of DDIM's code, which numbers the times from 0, and 0.
+
+    Where the denoiser is undefined at the first angle, that angle is moved to the largest defined one.
+    """
+    angles = np.minimum(request.schedule.angle(numbers + 1.0), request.start)
+    return np.append(np.unique(angles)[::-1], 0.0)
+
+
+def _check_published(request: GridRequest) -> None:
+    if request.steps > request.schedule.steps:
+        raise InputError(
+            f"{request.steps} steps on a schedule that has {request.schedule.steps}: take at most that many, or another "
+            "grid"
+        )
 
 
 @GRIDS.register("log-snr")

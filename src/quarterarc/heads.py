@@ -12,7 +12,8 @@ the papers train it.
 | gated    | 2C + 1   | from a mean of the velocities of both outputs, one gate per pixel | | - | both |
 | mean     | C        | from the posterior mean of one training step | from the image | 0 | mean    |
 
-`LearnedVariance` adds C channels to any head; its name is the head's name with the suffix `+variance`.
+`LearnedVariance` and `LogVariance` add C channels to any head; their name is the head's name with the suffix
+`+variance` (Nichol & Dhariwal 2021) or `+log-variance` (Ho et al. 2020).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -33,10 +34,19 @@ from .estimate import Estimate
 from .posterior import mean_weights
 from .schedules import Schedule
 
-__all__ = ["HEADS", "Both", "Gated", "Head", "Image", "LearnedVariance", "Mean", "Noise", "Velocity", "head"]
-
-VARIANCE = "+variance"
-"""Suffix of a head's name: the network also learns the variance of DDPM's step."""
+__all__ = [
+    "HEADS",
+    "Both",
+    "Gated",
+    "Head",
+    "Image",
+    "LearnedVariance",
+    "LogVariance",
+    "Mean",
+    "Noise",
+    "Velocity",
+    "head",
+]
 
 
 class Head(ABC):
@@ -182,47 +192,77 @@ class Mean(Head):
 
 
 class LearnedVariance(Head):
-    """A head with C more channels in [-1, 1] for a learned variance (Nichol & Dhariwal 2021, section 3.1).
+    """A head with C more channels in [-1, 1], which place the variance of DDPM's step between its small and its large
+    one (Nichol & Dhariwal 2021, section 3.1).
 
     Args:
         inner: the head of the other channels, which come first.
     """
 
+    SUFFIX: ClassVar[str] = "+variance"
+
     def __init__(self, inner: Head) -> None:
         super().__init__(inner.schedule)
         self.inner = inner
-        self.name, self.objective = inner.name + VARIANCE, inner.objective
+        self.name, self.objective = inner.name + self.SUFFIX, inner.objective
         self.at_noise, self.at_image, self.agrees = inner.at_noise, inner.at_image, inner.agrees
 
     def channels(self, image_channels: int) -> int:
         return self.inner.channels(image_channels) + image_channels
 
     def read(self, output: Tensor, x: Tensor, angle: Angle) -> Estimate:
-        inner, fraction = output.split([output.shape[1] - x.shape[1], x.shape[1]], dim=1)
-        return replace(self.inner.read(inner, x, angle), variance_fraction=(fraction + 1.0) / 2.0)
+        inner, variance = output.split([output.shape[1] - x.shape[1], x.shape[1]], dim=1)
+        return self._with_variance(self.inner.read(inner, x, angle), variance)
+
+    def _with_variance(self, estimate: Estimate, output: Tensor) -> Estimate:
+        return replace(estimate, variance_fraction=(output + 1.0) / 2.0)
 
     def __repr__(self) -> str:
-        return f"LearnedVariance({self.inner!r})"
+        return f"{type(self).__name__}({self.inner!r})"
+
+
+class LogVariance(LearnedVariance):
+    """A head with C more channels that are the log variance of DDPM's step (Ho et al. 2020, Table 2: learned Sigma)."""
+
+    SUFFIX: ClassVar[str] = "+log-variance"
+
+    def _with_variance(self, estimate: Estimate, output: Tensor) -> Estimate:
+        return replace(estimate, log_variance=output)
+
+
+_VARIANCES = {kind.SUFFIX: kind for kind in (LearnedVariance, LogVariance)}
+"""Suffixes of a head's name: the network also learns the variance of DDPM's step."""
+
+
+def learns_variance(name: str) -> bool:
+    """Whether the head of this name also learns the variance of DDPM's step."""
+    return name.endswith(tuple(_VARIANCES))
+
+
+def _parts(name: str) -> tuple[str, type[LearnedVariance] | None]:
+    """The name without the suffix of a learned variance, and the head of the suffix; None without a suffix."""
+    for suffix, kind in _VARIANCES.items():
+        if name.endswith(suffix):
+            return name.removesuffix(suffix), kind
+    return name, None
 
 
 HeadFactory = Callable[[Schedule], Head]
 
 
 class _HeadRegistry(Registry[HeadFactory]):
-    """A registry whose `lookup` accepts the suffix `+variance` after every name."""
+    """A registry whose `lookup` accepts the suffix of a learned variance after every name."""
 
     def names(self) -> list[str]:
-        return [*self, *(name + VARIANCE for name in self)]
+        return [*self, *(name + suffix for suffix in _VARIANCES for name in self)]
 
     def lookup(self, name: str) -> HeadFactory:
-        plain = str(name).removesuffix(VARIANCE)
-        if plain == name:
-            return super().lookup(name)
+        plain, kind = _parts(str(name))
         factory = super().lookup(plain)
-        return lambda schedule: LearnedVariance(factory(schedule))
+        return factory if kind is None else lambda schedule: kind(factory(schedule))
 
     def require(self, name: str) -> None:
-        plain = str(name).removesuffix(VARIANCE)
+        plain, _ = _parts(str(name))
         if plain not in self:
             super().require(plain if ":" in plain else name)
 
@@ -248,8 +288,8 @@ def head(name: str, schedule: Schedule) -> Head:
     """The head of a name or import path.
 
     Args:
-        name: a name of `HEADS`, or an import path `package.module:Head`, with the suffix `+variance` for a learned
-            variance: "both", "noise+variance".
+        name: a name of `HEADS`, or an import path `package.module:Head`, with the suffix `+variance` or `+log-variance`
+            for a learned variance: "both", "noise+variance".
         schedule: the training schedule, from which `mean` derives the training step.
 
     Returns:
@@ -258,7 +298,7 @@ def head(name: str, schedule: Schedule) -> Head:
     Raises:
         InputError: for an unknown name, or an entry that does not return a `Head`.
     """
-    plain = str(name).removesuffix(VARIANCE)
+    plain, kind = _parts(str(name))
     factory = HEADS.lookup(plain)
     try:
         built = factory(schedule)
@@ -270,7 +310,7 @@ def head(name: str, schedule: Schedule) -> Head:
     if not isinstance(built, Head):
         raise InputError(f"the head '{plain}' is a {type(built).__name__}: derive it from quarterarc.heads.Head")
     built.name = plain
-    return built if plain == name else LearnedVariance(built)
+    return built if kind is None else kind(built)
 
 
 def check_channels(output: Tensor, x: Tensor, head: Head) -> None:

@@ -114,11 +114,11 @@ class Guided:
             raise InputError("guidance needs labels and a denoiser that was trained with classes")
         both = torch.cat([labels, torch.full_like(labels, classes)])
         estimate = call(self.inner, torch.cat([x, x]), _twice(angle), both, None if to is None else _twice(to))
-        fraction = estimate.variance_fraction
+        variances = (estimate.variance_fraction, estimate.log_variance)
         return Estimate(
             self._combine(estimate.image),
             self._combine(estimate.noise),
-            None if fraction is None else fraction[: len(x)],
+            *(None if learned is None else learned[: len(x)] for learned in variances),
         )
 
     def _combine(self, both: Tensor) -> Tensor:

@@ -177,8 +177,8 @@ def save_pipeline(denoise: Denoiser, path: str | Path) -> Path:
         raise InputError(f"only a Denoiser can be saved, got a {type(denoise).__name__}: save its inner denoiser")
     if folder.exists():
         raise InputError(f"{folder} already exists: give a path that does not")
-    learned = isinstance(denoise.head, LearnedVariance)
-    inner = denoise.head.inner if isinstance(denoise.head, LearnedVariance) else denoise.head
+    learned = type(denoise.head) is LearnedVariance  # diffusers has no learned log variance
+    inner = denoise.head.inner if isinstance(denoise.head, LearnedVariance) and learned else denoise.head
     kind = next((name for name, known in PREDICTIONS.items() if type(known) is type(inner)), None)
     if kind is None:
         raise InputError(

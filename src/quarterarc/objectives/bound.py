@@ -76,10 +76,11 @@ def log_variance(estimate: Estimate, b: Angle, a: Angle, schedule: Schedule, kin
     """The log variance of p(x_a | x_b) for training steps b -> a of a schedule, broadcasting over `like`.
 
     The posterior variance of t = 1 is 0: both fixed variances use that of t = 2 there, as the code of Ho et al. and of
-    Nichol & Dhariwal does, since beta_1 would make L_0 much larger. The learned variance lies between that and beta_1.
+    Nichol & Dhariwal does, since beta_1 would make L_0 much larger. A learned variance fraction lies between that and
+    beta_1; a learned log variance is used as it is, at t = 1 too.
 
     Args:
-        estimate: the output of the denoiser, for its variance fraction.
+        estimate: the output of the denoiser, for its learned variance.
         b, a: angles of t and t - 1, one for all images or one per image, shape (B,).
         schedule: the training schedule.
         kind: "small", "large" or "learned", as for `quarterarc.samplers.DDPM`.
@@ -97,6 +98,8 @@ def log_variance(estimate: Estimate, b: Angle, a: Angle, schedule: Schedule, kin
         return spread(torch.where(last, decoder, large).log(), like)
     if kind != "learned":
         raise unknown_name("variance", kind, VARIANCES)
+    if estimate.log_variance is not None:
+        return estimate.log_variance
     if estimate.variance_fraction is None:
         raise InputError("the variance 'learned' needs a head that learns one, such as 'noise+variance'")
     fraction = estimate.variance_fraction

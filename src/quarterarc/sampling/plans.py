@@ -253,7 +253,8 @@ def resolve_grid(
         angles = grids.grid(grid, steps, largest, declared.schedule, smallest, dimensions)
     else:
         angles = grids.explicit(grid)
-    if steps is not None and steps != len(angles) - 1:
+    own_steps = isinstance(grid, str) and grid in grids.PUBLISHED
+    if steps is not None and steps != len(angles) - 1 and not own_steps:
         raise InputError(f"the grid's {len(angles)} angles make {len(angles) - 1} steps, but steps={steps} was given")
     if angles[0] > largest + ROUNDING:
         raise InputError(

@@ -319,7 +319,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
-        from ..heads import HEADS
+        from ..heads import HEADS, learns_variance
         from ..networks import NETWORKS
         from ..objectives import OBJECTIVES
         from ..objectives.base import check_norm
@@ -337,7 +337,7 @@ class Recipe(Section):
         if self.objective.name in OBJECTIVES:  # an import path names code, which only training and loading run
             self.objective.build()
         learns = self.objective.name in ("vlb", "hybrid") and self.objective.variance == "learned"
-        if learns and not self.head.endswith("+variance"):
+        if learns and not learns_variance(self.head):
             raise InputError(
                 f"the objective '{self.objective.name}' with a learned variance needs a head that estimates one: "
                 f"head={self.head}+variance, or objective.variance=small"
@@ -348,7 +348,7 @@ class Recipe(Section):
             raise InputError("a recipe with a teacher trains a flow map: give objective=flow-map")
         if self.teacher is None and self.data.source == TEACHER:
             raise InputError("data.source=teacher needs the teacher that makes the images: give teacher.source=RUN")
-        if self.objective.name == "flow-map" and (self.head == "mean" or self.head.endswith("+variance")):
+        if self.objective.name == "flow-map" and (self.head == "mean" or learns_variance(self.head)):
             raise InputError(
                 f"a flow map (objective=flow-map) has no head '{self.head}', which belongs to one step of DDPM: give "
                 "head=both, velocity, image, noise or gated"
