@@ -28,8 +28,8 @@ MOST_STEPS = 100_000
 """Upper limit on the number of steps; it keeps a mistyped number from filling the memory."""
 
 PUBLISHED = ("uniform", "quad")
-"""The grids of DDIM's published code. They start at the given angle or below it, and their number of steps may differ from
-the requested one."""
+"""The grids of DDIM's published code. They start at the given angle or below it, and their number of steps may differ
+from the requested one."""
 
 OCTAVE_POWER = 1.3
 """Exponent of the grid `octave`; above 1, steps near the image are smaller. Measured (docs/samplers.md)."""
@@ -62,8 +62,8 @@ class GridRequest:
 
 
 GRIDS: Registry[Callable[[GridRequest], np.ndarray]] = Registry("grid")
-"""The grids by name. An entry is called with a `GridRequest`, and returns steps + 1 angles from its start to 0; those of
-`PUBLISHED` have ends and numbers of steps of their own."""
+"""The grids by name. An entry is called with a `GridRequest`, and returns steps + 1 angles from its start to 0; those
+of `PUBLISHED` have starts and numbers of steps of their own."""
 
 
 def grid(
@@ -182,7 +182,7 @@ def _at_times(fractions: np.ndarray, request: GridRequest) -> np.ndarray:
 
 @GRIDS.register("uniform")
 def _uniform(request: GridRequest) -> np.ndarray:
-    """DDIM's published code: t = 1, 1 + k, 1 + 2 k, ... with k = T // steps; 16 steps of T = 1000 are 17, from t = 993."""
+    """DDIM's published code: t = 1, 1 + k, ... with k = T // steps; 16 steps of T = 1000 are 17, from t = 993."""
     _check_published(request)
     length = request.schedule.steps
     return _published(np.arange(0, length, length // request.steps), request)
@@ -208,8 +208,8 @@ def _published(numbers: np.ndarray, request: GridRequest) -> np.ndarray:
 def _check_published(request: GridRequest) -> None:
     if request.steps > request.schedule.steps:
         raise InputError(
-            f"{request.steps} steps on a schedule that has {request.schedule.steps}: take at most that many, or another "
-            "grid"
+            f"{request.steps} steps on a schedule that has {request.schedule.steps}: take at most that many, or "
+            "another grid"
         )
 
 

@@ -192,8 +192,9 @@ class Mean(Head):
 
 
 class LearnedVariance(Head):
-    """A head with C more channels in [-1, 1], which place the variance of DDPM's step between its small and its large
-    one (Nichol & Dhariwal 2021, section 3.1).
+    """A head with C more channels in [-1, 1] for a learned variance (Nichol & Dhariwal 2021, section 3.1).
+
+    They place the variance of DDPM's step between its small and its large one.
 
     Args:
         inner: the head of the other channels, which come first.
