@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Literal, TypeVar
 
@@ -15,7 +16,7 @@ from .errors import InputError
 from .memory import is_out_of_memory
 from .text import one_line
 
-__all__ = ["ENOUGH_CALLS", "Compile", "compile_network", "compiled_graphs", "decide", "first_call"]
+__all__ = ["ENOUGH_CALLS", "Compile", "compile_network", "compiled_graphs", "decide", "first_call", "not_compiled"]
 
 logger = logging.getLogger("quarterarc")
 
@@ -79,6 +80,17 @@ def compile_network(network: nn.Module, *, graphs: bool) -> None:
     """
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network.compile(dynamic=False, mode="reduce-overhead" if graphs else "default")
+
+
+@contextmanager
+def not_compiled(network: nn.Module) -> Iterator[None]:
+    """A block in which a network computes without compilation, which another mode or batch size would start again."""
+    compiled = network._compiled_call_impl
+    network._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        network._compiled_call_impl = compiled
 
 
 def first_call(network: nn.Module, call: Callable[[], Result], setting: Compile, remedy: str) -> Result | None:

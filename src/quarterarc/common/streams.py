@@ -53,6 +53,8 @@ class Purpose(IntEnum):
     """Uniform dequantisation of 8-bit pixels: seed, then image number."""
     PROBE = 8
     """The random signs of a divergence estimate (Hutchinson): seed, then image number and probe."""
+    HELD_OUT = 10
+    """The random numbers of one example of the held-out loss: seed, then its place."""
 
 
 def stream(seed: int, purpose: Purpose, *path: int) -> np.random.Generator:

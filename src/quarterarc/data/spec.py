@@ -67,6 +67,9 @@ class DataSpec(Section):
     encoded image of more than 8 * `max_pixels` bytes and 16 MB is not read."""
     limit: PositiveInt | None = None
     """Use only the first `limit` images of the source; skipped ones count."""
+    holdout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of the images that training never uses. The log has their loss beside that of training, and
+    `quarterarc evaluate RUN --metrics nearest` their distances."""
     memory: Literal["auto", "memory", "stream"] = "auto"
     """`memory`: decode all images into one tensor on the device. `stream`: decode on demand; a hub dataset is streamed
     instead of downloaded. `auto`: `memory` if the pixels fit `memory_limit_gb`, otherwise on demand."""

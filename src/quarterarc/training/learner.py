@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ..common.compiling import compile_network, compiled_graphs, first_call
+from ..common.compiling import compile_network, compiled_graphs, first_call, not_compiled
 from ..common.streams import Purpose, torch_seed
 from ..denoiser import Denoiser
 from ..estimate import Estimate
@@ -98,6 +98,20 @@ class Learner:
             return results
         return self._first_step(parts, step)
 
+    @torch.no_grad()
+    def held_out_loss(self, batch: Batch, step: int) -> Tensor:
+        """The mean loss of a batch, without dropout and without a gradient; 0-dimensional, on the device.
+
+        Args:
+            batch: the images and draws.
+            step: the number of completed optimiser steps.
+        """
+        training = self.network.training
+        with not_compiled(self.network):
+            losses = self._losses(batch, step, replace(self._denoise, network=self.network.eval()))
+        self.network.train(training)
+        return losses.total.mean()
+
     @property
     def rate(self) -> float:
         """The learning rate of the last step."""
@@ -147,20 +161,23 @@ class Learner:
             self._average_gradients()
         return logged, torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.optimizer.clip)
 
-    def _losses(self, batch: Batch, step: int) -> Losses:
+    def _losses(self, batch: Batch, step: int, denoise: Denoiser | None = None) -> Losses:
+        denoise = denoise or self._denoise
         if not isinstance(self.objective, MapObjective):
-            return self._denoise.loss(self.objective, batch.image, batch.noise, batch.times, batch.labels)
+            return denoise.loss(self.objective, batch.image, batch.noise, batch.times, batch.labels)
         progress = step / self.recipe.training.steps
         start, end = self.objective.angles(batch.uniform, self._denoise.largest_angle, progress)
-        return self.objective.losses(self._same_dropout(), batch.image, batch.noise, start, end, batch.labels, progress)
+        return self.objective.losses(
+            self._same_dropout(denoise), batch.image, batch.noise, start, end, batch.labels, progress
+        )
 
-    def _same_dropout(self) -> Callable[..., Estimate]:
+    def _same_dropout(self, network: Denoiser | None = None) -> Callable[..., Estimate]:
         """The denoiser, with the same random numbers in every call."""
         seed = torch.initial_seed()
 
         def denoise(*arguments: Any, **further: Any) -> Estimate:
             torch.manual_seed(seed)
-            return self._denoise(*arguments, **further)
+            return (network or self._denoise)(*arguments, **further)
 
         return denoise
 

@@ -85,7 +85,7 @@ class Log:
         Args:
             step: optimiser steps completed.
             batch: images per step.
-            means: mean losses since the last line.
+            means: mean losses since the last line, and the held-out loss.
             norm: norm of the gradient of the weights, before clipping.
             rate: learning rate of the last step.
             speed: images per second.

@@ -284,7 +284,7 @@ class RunPage:
 
 
 FURTHER = (
-    ("training-images.png", "Training images", "As the network receives them, before flips."),
+    ("training-images.png", "Training images", "As the network receives them."),
     ("nearest.png", "Nearest training images", "Samples, each beside the training images nearest to it."),
 )
 """Further pictures of a run folder: file, heading and caption."""

@@ -27,6 +27,7 @@ from ..common.progress import progress_bar
 from ..common.streams import Purpose, torch_seed
 from ..common.text import counted, one_line
 from ..data import ImageData, is_open, open_data
+from ..data.holdout import Part, divide
 from ..data.images import log_bad
 from ..data.loading import NoSuchData
 from ..data.memory import MEMORY
@@ -43,6 +44,7 @@ from ..storage.runs import CONFIG, checkpoint_name, checkpoints
 from ..storage.training_state import State, restore, save
 from .background import Background
 from .batches import Batches, part_size
+from .held_out import HeldOut
 from .learner import Learner
 from .log import LOGGED, Log, Pending
 from .memory import check_memory, what_to_lower
@@ -127,6 +129,9 @@ class Trainer:
         self.teacher = open_teacher(recipe, teacher, accelerator.device)
         self.teacher_identity = None if self.teacher is None else identity_of(self.teacher)
         self.data: ImageData = images if is_open(images) else self._open(images)
+        held: ImageData | None = None
+        if recipe.data.holdout:
+            self.data, held = divide(self.data, recipe.data.holdout)
         self.denoise = self._build(table, head)
         self.description = describe_denoiser(self.denoise)
         objective = None if self.teacher is None else distillation_of(self.teacher, recipe)
@@ -141,6 +146,11 @@ class Trainer:
         # the largest time at which both estimates are defined: T, or T - 1 for a noise head on a schedule up to pi/2
         last_time = math.floor(self.denoise.schedule.time(self.denoise.largest_angle) + 1e-6)
         self.batches = Batches(self.data, recipe, accelerator, last_time, self.denoise.streams)
+        self.held_out: HeldOut | None = None
+        if held is not None and accelerator.is_main_process:
+            self.held_out = HeldOut(
+                held, recipe, accelerator.device, last_time, self.batches.part, self.denoise.streams
+            )
         self.stop = Stop(accelerator)
         self.watch = Watch(accelerator.device)
         self.background = Background()
@@ -194,10 +204,10 @@ class Trainer:
                 parts = waiting.result()
                 if self.step + 1 < settings.steps:
                     waiting = ahead.submit(self.batches.of_step, self.step + 1)  # prepared while this step computes
-                losses, norm = self.learner.step(parts, self.step)
-                self.watch.add(self.step, losses[0], norm, self.stop.signals())
+                step_losses, norm = self.learner.step(parts, self.step)
+                self.watch.add(self.step, step_losses[0], norm, self.stop.signals())
                 self.step += 1
-                self.pending.add(losses)
+                self.pending.add(step_losses)
                 done = self.step == settings.steps
                 logs, previews, saves = (
                     done or self.step % every == 0
@@ -211,10 +221,13 @@ class Trainer:
                 if logs:
                     means = self._pending_means()
                     rate = (self.step - logged_at) * settings.batch / (time.perf_counter() - started)
+                    losses = dict(zip(LOGGED, means, strict=True))
+                    if self.held_out:
+                        losses["held_out_loss"] = self.held_out.loss(self.learner, self.step)
                     if log:
-                        log.write(self.step, settings.batch, dict(zip(LOGGED, means, strict=True)), float(norm),
-                                  self.learner.rate, rate)  # fmt: skip
-                    bar.note(loss=f"{means[0]:.4f}", images_per_s=f"{rate:.3g}")
+                        log.write(self.step, settings.batch, losses, float(norm), self.learner.rate, rate)
+                    held = {"held_out": f"{losses['held_out_loss']:.4f}"} if self.held_out else {}
+                    bar.note(loss=f"{means[0]:.4f}", **held, images_per_s=f"{rate:.3g}")
                     self.pending, logged = Pending(), True
                     started, logged_at = time.perf_counter(), self.step
                 early = page is not None and self.previews.early(self.step)
@@ -246,10 +259,15 @@ class Trainer:
             if not checked.finite:
                 self._diverged(
                     f"the gradient is not finite at step {checked.step} (loss {checked.loss:.6g}), on the images with "
-                    f"indices {self.batches.places(checked.step)}"
+                    f"indices {self._places(checked.step)}"
                 )
             signal = max(signal, checked.signal)
         return signal
+
+    def _places(self, step: int) -> list[int]:
+        """The indices of the images that this process uses in a step, counted over all images."""
+        places = self.batches.places(step)
+        return self.data.places(places).tolist() if isinstance(self.data, Part) else places
 
     def _pending_means(self) -> list[float]:
         """The pending mean losses, averaged over all processes."""
