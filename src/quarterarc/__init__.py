@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .flow_map import SolvedMap
     from .grids import grid
     from .heads import head
+    from .interop.opening import load
     from .likelihood.flow import log_likelihood
     from .likelihood.inversion import decode, encode
     from .likelihood.variational import bits_per_dim, rate_distortion
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from .sampling.trajectories import Result, sample, trajectory
     from .sampling.tuning import tune
     from .schedules import Schedule, schedule
-    from .storage.checkpoints import load, save
+    from .storage.checkpoints import save
     from .training.api import train
     from .training.distilling import distill
     from .training.recipe import Recipe
@@ -54,6 +55,7 @@ _HOME = {
     "evaluation.measure": ("evaluate",),
     "grids": ("grid",),
     "heads": ("head",),
+    "interop.opening": ("load",),
     "likelihood.flow": ("log_likelihood",),
     "likelihood.inversion": ("decode", "encode"),
     "likelihood.variational": ("bits_per_dim", "rate_distortion"),
@@ -64,7 +66,7 @@ _HOME = {
     "sampling.trajectories": ("Result", "sample", "trajectory"),
     "sampling.tuning": ("tune",),
     "schedules": ("Schedule", "schedule"),
-    "storage.checkpoints": ("load", "save"),
+    "storage.checkpoints": ("save",),
     "training.api": ("train",),
     "training.distilling": ("distill",),
     "training.recipe": ("Recipe",),

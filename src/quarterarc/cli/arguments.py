@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..sampling.plans import Sampling
 
 __all__ = [
+    "A_MODEL",
     "a_path",
     "a_text",
     "add_device_argument",
@@ -30,6 +31,10 @@ __all__ = [
     "parse_seeds",
     "sampling_request",
 ]
+
+
+A_MODEL = "a run folder, one of its checkpoints, or the folder of a diffusers pipeline or of its network"
+"""The help of an argument that is the path of a model."""
 
 
 def a_text(text: str) -> str:

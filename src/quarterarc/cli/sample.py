@@ -6,6 +6,7 @@ import argparse
 
 from ..common.text import counted
 from .arguments import (
+    A_MODEL,
     a_path,
     a_text,
     add_device_argument,
@@ -20,7 +21,7 @@ from .parser import Parser
 
 def add_arguments(parser: Parser) -> None:
     """The arguments of `quarterarc sample`."""
-    parser.add_argument("model", type=a_text, metavar="RUN", help="a run folder, or one of its checkpoints")
+    parser.add_argument("model", type=a_text, metavar="RUN", help=A_MODEL)
     out = "the folder of the images, or a file that ends in .npz, in ADM's layout"
     parser.add_argument("--out", required=True, type=a_path, metavar="PATH", help=out)
     seeds = "one per image: 0-63 or 1,5,10-19 (default: %(default)s)"

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 
 from ..common.text import counted
-from .arguments import a_text, add_device_argument, add_sampler_arguments, parse_numbers, parse_options
+from .arguments import A_MODEL, a_text, add_device_argument, add_sampler_arguments, parse_numbers, parse_options
 from .listing import grid_listing, sampler_listing
 from .parser import Parser
 
 
 def add_arguments(parser: Parser) -> None:
     """The arguments of `quarterarc tune`."""
-    parser.add_argument("model", type=a_text, metavar="RUN", help="a run folder, or one of its checkpoints")
+    parser.add_argument("model", type=a_text, metavar="RUN", help=A_MODEL)
     nfe = "evaluations per image to tune for; each has a grid of its own (default: %(default)s)"
     parser.add_argument("--nfe", default="5,8,10", metavar="LIST", help=nfe)
     add_sampler_arguments(parser)

@@ -23,9 +23,9 @@ from ..data.memory import as_pixels
 from ..data.pixels import to_uint8
 from ..data.spec import DataSpec
 from ..denoiser import DEFAULT_PROJECTION, Denoise, Denoiser
+from ..interop import opening
+from ..interop.opening import hash_of, load, read_model
 from ..sampling.trajectories import Result
-from ..storage.checkpoints import hash_of, load
-from ..storage.runs import is_run, read_newest
 from ..storage.weights import hash_of_weights
 from .image_files import FileSet, open_pictures, open_set
 from .sets import BatchSet, TensorSet
@@ -49,9 +49,9 @@ class Model:
 
 
 def is_model(source: object) -> bool:
-    """Whether a source is a run, a checkpoint or a denoiser, rather than images."""
+    """Whether a source is the path of a model, or a denoiser, rather than images."""
     if isinstance(source, str | Path):
-        return is_run(Path(source).expanduser())
+        return opening.is_model(Path(source).expanduser())
     return callable(source) and not hasattr(source, "batches")
 
 
@@ -70,7 +70,8 @@ def open_model(
     """The model that a source stands for.
 
     Args:
-        source: a run or checkpoint folder, whose newest checkpoint is loaded, or a denoiser, which is used as it is.
+        source: the path of a model (`quarterarc.load`), of a run its newest checkpoint; or a denoiser, which is used as
+            it is.
         device, precision: for a run, see `quarterarc.load`; a denoiser has its own.
         projection: for a run, as for `quarterarc.load`; `velocity` by default.
         guidance: scale of classifier-free guidance, for `about`.
@@ -82,7 +83,7 @@ def open_model(
         run = Path(source).expanduser()
         projection = DEFAULT_PROJECTION if projection is None else projection
         place = pick_device(str(device))
-        checkpoint, key, denoise = read_newest(
+        checkpoint, key, denoise = read_model(
             run, lambda folder: (folder, hash_of(folder), load(folder, place, precision, projection))
         )
         about: dict[str, Any] = {
@@ -93,7 +94,7 @@ def open_model(
             "precision": "fp32" if precision is None else {torch.bfloat16: "bf16"}.get(precision, str(precision)),
             "projection": projection,
         }
-        return Model(denoise, f"the run {source}", about)
+        return Model(denoise, f"the model {source}", about)
     if precision is not None:
         raise InputError("precision applies to a run; a denoiser has its own: Denoiser(..., precision=torch.bfloat16)")
     about = {"model": repr(source)[:200], "guidance": guidance, "projection": projection}

@@ -4,7 +4,9 @@
     FOLDER/unet/config.json                 UNet2DModel, with weights in diffusion_pytorch_model.safetensors
     FOLDER/scheduler/scheduler_config.json  the beta table and the prediction type
 
-In older folders the files of the components are beside model_index.json.
+In older folders the files of the components are beside model_index.json. The folder of a network alone, such as `unet`
+or `unet_ema` in the checkpoints of diffusers' training scripts, is a pipeline with the scheduler of a folder above it
+or, where there is none, with DDPM's.
 
 diffusers numbers DDPM's steps 0..T-1 and passes that number to the network; in this library they are 1..T, and 0 is the
 clean image. The three prediction types of diffusers are heads, with the same signs:
@@ -40,10 +42,17 @@ from ..heads import Head, Image, LearnedVariance, Noise, Velocity
 from ..networks import UNet
 from ..schedules import Schedule
 from ..storage.files import make_folder, read_json, replace_folder
-from .schedulers import component, config_of, pipeline_schedule, scheduler_config
+from .schedulers import component, config_of, pipeline_schedule
 from .unet_weights import from_diffusers, to_diffusers
 
-__all__ = ["is_pipeline", "load_pipeline", "pipeline_denoiser", "save_pipeline", "with_own_network"]
+__all__ = [
+    "is_pipeline",
+    "load_pipeline",
+    "pipeline_denoiser",
+    "pipeline_files",
+    "save_pipeline",
+    "with_own_network",
+]
 
 logger = logging.getLogger("quarterarc")
 
@@ -54,6 +63,17 @@ NETWORKS = ("own", "diffusers")
 """The library whose U-Net evaluates a checkpoint."""
 
 WEIGHTS = "diffusion_pytorch_model"
+INDEX, CONFIG, SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
+
+DDPM_SCHEDULER = {"_class_name": "DDPMScheduler", "beta_schedule": "linear", "num_train_timesteps": 1000}
+"""The scheduler of a network without one: DDPM's, with the defaults of diffusers' training script."""
+
+
+def pipeline_files(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The files that decide a pipeline's function: those of the weights, and the configurations."""
+    unet, scheduler = component(folder, "unet"), _scheduler_folder(folder)
+    configs = [unet / CONFIG, *([] if scheduler is None else [scheduler / SCHEDULER])]
+    return sorted(unet.glob(f"{WEIGHTS}*.safetensors")), configs
 
 
 def load_pipeline(
@@ -66,11 +86,12 @@ def load_pipeline(
 ) -> Denoiser:
     """The denoiser of a diffusers pipeline folder (`DDPMPipeline`, `DDIMPipeline` and the like; safetensors only).
 
-    The sampler of the pipeline is not used. Two of its settings have equivalents: `clip_sample` is
+    `quarterarc.load` reads these folders too, as it reads runs, with the defaults of this function. The sampler of the
+    pipeline is not used. Two of its settings have equivalents: `clip_sample` is
     `quarterarc.Clipped(denoise, rederive=False)`, and its timesteps are `pipeline_grid`.
 
     Args:
-        path: the folder.
+        path: the folder of a pipeline, or of its network alone.
         device: device of the network.
         precision: dtype to autocast the network to, such as `torch.bfloat16`.
         null_label: the label that meant "no label" in training, for class-conditional networks that were trained with
@@ -83,15 +104,22 @@ def load_pipeline(
             a beta table or with an unknown prediction type.
     """
     folder = Path(path)
-    _check_components(folder)
-    config = scheduler_config(folder)
+    if (folder / INDEX).is_file() or not is_pipeline(folder):
+        _check_components(folder)
+    scheduler = _scheduler_folder(folder)
+    config = DDPM_SCHEDULER if scheduler is None else config_of(read_json(scheduler / SCHEDULER))
+    if scheduler is None:
+        logger.info(
+            "there is no scheduler beside %s: DDPM's is used, linear with 1000 steps and noise as output", folder
+        )
     denoise = pipeline_denoiser(_read_unet(component(folder, "unet")), config, null_label=null_label, network=network)
     return replace(denoise, precision=precision).to(device)
 
 
 def is_pipeline(path: str | Path) -> bool:
-    """Whether a path is a diffusers pipeline folder, of any kind."""
-    return (Path(path) / "model_index.json").is_file()
+    """Whether a path is a diffusers pipeline folder, of any kind, or the folder of one of its networks alone."""
+    folder = Path(path)
+    return (folder / INDEX).is_file() or ((folder / CONFIG).is_file() and any(folder.glob(f"{WEIGHTS}*")))
 
 
 def with_own_network(denoise: Denoiser) -> Denoiser:
@@ -209,13 +237,21 @@ def save_pipeline(denoise: Denoiser, path: str | Path) -> Path:
 # --- reading -----------------------------------------------------------------------------------------------------
 
 
+def _scheduler_folder(folder: Path) -> Path | None:
+    """The folder of a pipeline's scheduler; for a network alone, that of the pipeline around it, or None."""
+    if (folder / INDEX).is_file():
+        return component(folder, "scheduler")
+    above = [parent / "scheduler" for parent in (*folder.absolute().parents,)[:2]]
+    return next((path for path in above if (path / SCHEDULER).is_file()), None)
+
+
 def _check_components(folder: Path) -> None:
     """Raise an InputError that names the component, unless this is an unconditional pipeline in pixels."""
     if not folder.is_dir():
         raise InputError(f"no folder at {folder}: download a pipeline first (`hf download NAME --local-dir DIR`)")
-    if not is_pipeline(folder):
-        raise InputError(f"{folder} is not a diffusers pipeline folder: it has no model_index.json")
-    index = read_json(folder / "model_index.json")
+    if not (folder / INDEX).is_file():
+        raise InputError(f"{folder} is not a diffusers pipeline folder: it has no {INDEX}")
+    index = read_json(folder / INDEX)
     specs = index if isinstance(index, dict) else {}
     classes = {name: spec[1] for name, spec in specs.items() if isinstance(spec, list) and len(spec) == 2 and spec[1]}
     for kind, marks in _OTHER_PIPELINES.items():
@@ -233,7 +269,7 @@ def _check_components(folder: Path) -> None:
             )
     for name in ("unet", "scheduler"):
         if name not in classes:
-            raise InputError(f"{folder / 'model_index.json'} has no component '{name}'")
+            raise InputError(f"{folder / INDEX} has no component '{name}'")
 
 
 _OTHER_PIPELINES = {
@@ -267,12 +303,18 @@ def _read_unet(folder: Path) -> Any:
         logger.info("the weights in %s are those of the variant '%s', converted to float32", folder, variant)
     from safetensors import SafetensorError
 
+    library = need("diffusers", "diffusers", "a diffusers pipeline")
+    configuration = logging.getLogger("diffusers.configuration_utils")
+    level = configuration.level
+    configuration.setLevel(logging.ERROR)  # it warns of the settings that averages of weights have in their config.json
     try:
-        unet, report = need("diffusers", "diffusers", "a diffusers pipeline").UNet2DModel.from_pretrained(
+        unet, report = library.UNet2DModel.from_pretrained(
             folder, use_safetensors=True, local_files_only=True, output_loading_info=True, variant=variant
         )
     except (OSError, RuntimeError, TypeError, ValueError, SafetensorError) as error:
         raise InputError(f"diffusers cannot read the network in {folder}: {' '.join(str(error).split())}") from None
+    finally:
+        configuration.setLevel(level)
     if report["missing_keys"]:
         raise InputError(
             f"the weights in {folder} lack {len(report['missing_keys'])} of the network's tensors, "

@@ -65,6 +65,11 @@ _FIXED: dict[str, tuple[Any, ...]] = {
 # Fields that do not change the function, or whose value is checked against others.
 _CHECKED = {"sample_size", "num_train_timesteps", "attn_norm_num_groups", "time_embedding_dim"}
 
+# Fields that diffusers' `EMAModel` adds to the configuration of a network: settings of the average.
+_OF_AVERAGES = {
+    "decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup",
+}  # fmt: skip
+
 # Regular expressions that map names of `UNet` to those of `UNet2DModel`, applied in this order.
 _NAMES = {
     r"^time\.0": "time_embedding.linear_1",
@@ -165,7 +170,7 @@ def unet_config(config: Mapping[str, Any], *, classes: int | None = None) -> dic
     """
     for name, allowed in _FIXED.items():
         _require(name, config.get(name, allowed[0]), allowed)
-    for name in config.keys() - _READ.keys() - _FIXED.keys() - _CHECKED:
+    for name in config.keys() - _READ.keys() - _FIXED.keys() - _CHECKED - _OF_AVERAGES:
         if not name.startswith("_"):
             _require(name, config[name], (None, False))
     read = {name: config.get(name, default) for name, default in _READ.items()}

@@ -17,9 +17,9 @@ from ..common.hashes import digest
 from ..common.text import counted
 from ..denoiser import Denoise, traits
 from ..grids import explicit
+from ..interop.opening import identity
 from ..samplers import Multistep, Sampler, current_options
 from ..samplers.step_weights import StepWeights
-from ..storage.checkpoints import identity
 from ..storage.checksums import DamagedFile, read_sealed, write_sealed
 
 __all__ = ["TunedGrid", "find", "read_tuned", "tuned_grid", "write_tuned"]

@@ -21,10 +21,9 @@ from ..common.devices import pick_device
 from ..common.errors import InputError
 from ..common.progress import progress_bar
 from ..denoiser import Denoise, required_shape, traits
+from ..interop.opening import load, read_model
 from ..samplers import Adaptive, Sampler, current_options
 from ..samplers import sampler as named_sampler
-from ..storage.checkpoints import load
-from ..storage.runs import newest_checkpoint
 from .fitting import Family, Target, fit, median_error, misses
 from .generation import first_noise
 from .plans import DEFAULT_SAMPLER, Sampling
@@ -188,7 +187,7 @@ def _stored(
 ) -> Iterator[TunedGrid]:
     """Tune a run for each number of steps and store the grids beside its weights."""
     _check_images(fitting["images"])
-    checkpoint = newest_checkpoint(run)
+    checkpoint = read_model(run, lambda folder: folder)
     if not os.access(checkpoint, os.W_OK):
         raise InputError(f"{checkpoint} is read-only, and tuned grids are stored there: copy the run")
     denoise = load(checkpoint, pick_device(device))
