@@ -31,13 +31,13 @@ def add_arguments(parser: Parser) -> None:
     reference = "a folder, a data set, an npz, statistics, or a run for its training images"
     parser.add_argument("--reference", type=a_text, metavar="REF", help=reference)
     metrics = (
-        "fid, sfid, precision, recall, density, coverage, is, kid; or bits-per-dim, flow-bits-per-dim "
-        "(default: fid,precision,recall)"
+        "fid, sfid, precision, recall, density, coverage, is, kid; nearest: the training images nearest to samples; "
+        "or bits-per-dim, flow-bits-per-dim (default: fid,precision,recall)"
     )
     parser.add_argument("--metrics", metavar="LIST", help=metrics)
     features = (
-        "inception, efficientnet, dinov2, classifier, digits, pixels or package.module:name (default: inception, or "
-        "efficientnet if Inception's weights are not on this machine)"
+        "inception, efficientnet, dinov2, classifier, digits, pixels, thumbnails or package.module:name (default: "
+        "inception, or efficientnet if Inception's weights are not on this machine; thumbnails for nearest alone)"
     )
     parser.add_argument("--features", type=a_text, default="auto", metavar="NAME", help=features)
     parser.add_argument(
@@ -136,6 +136,17 @@ def _report(result: dict[str, Any]) -> None:
             value, spread, kind = value["bits_per_dim"], value["standard_error"], " (standard error)"
         error = "" if spread is None else f" +- {spread:.4g}{kind}"
         print(f"{label:{width}}  {value:.6g}{error}")
+    if "nearest" in result:
+        _report_nearest(result["nearest"])
+
+
+def _report_nearest(details: dict[str, Any]) -> None:
+    print(f"median distance to the nearest training image: {details['median']:.4g}")
+    print(f"  of training images to one another: {details['training_median']:.4g}")
+    if details["held_out_median"] is not None:
+        print(f"  of held-out images: {details['held_out_median']:.4g}")
+    if details["picture"] is not None:
+        print(f"samples, each followed by its nearest training images: {details['picture']}")
 
 
 def _report_files(result: dict[str, Any], out: Path | None, save_reference: Path | None) -> None:

@@ -20,6 +20,7 @@ from ..common.hashes import digest
 from ..common.plain_yaml import LARGEST, load_yaml
 from ..data.containers import how_to_use
 from ..data.decode import DECODING, BadImage, Encoded, read_pixels, shape_of
+from ..data.holdout import Part, divide
 from ..data.image_set import ImageSet, Shape, Wanted
 from ..data.images import ImageData, MappedImages, log_bad
 from ..data.loading import open_data, open_source
@@ -34,7 +35,7 @@ from ..storage.files import read_json, read_text
 from ..storage.npz import Npz
 from .sets import batch_rows
 
-__all__ = ["FileSet", "NpzSet", "open_pictures", "open_set", "training_images"]
+__all__ = ["FileSet", "NpzSet", "held_out_images", "open_pictures", "open_set", "training_images"]
 
 logger = logging.getLogger("quarterarc")
 
@@ -243,7 +244,7 @@ def _sampling_of(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def training_images(run: Path, limit: int | None = None) -> ImageSet:
-    """The training images of a run, cropped and resized as in training, without flips.
+    """The training images of a run, cropped and resized as in training, without flips and without held-out images.
 
     Args:
         run: the run folder.
@@ -252,19 +253,41 @@ def training_images(run: Path, limit: int | None = None) -> ImageSet:
     Raises:
         InputError: if recipe.yaml does not describe the data, or the images cannot be read.
     """
+    return _images_of(run, limit, held_out=False)
+
+
+def held_out_images(run: Path) -> ImageSet | None:
+    """The images that were held out of the training of a run (`data.holdout`), or None; errors as `training_images`."""
+    return _images_of(run, None, held_out=True) if _data_of(run).holdout else None
+
+
+def _data_of(run: Path) -> DataSpec:
+    """The section `data` of a run's recipe, without labels."""
     try:
         fields = load_yaml(read_text(run / "recipe.yaml", LARGEST))["data"]
-        spec = DataSpec.model_validate({**fields, "labels": False, "limit": limit or fields.get("limit")})
+        return DataSpec.model_validate({**fields, "labels": False})
     except (OSError, yaml.YAMLError, ValidationError, InputError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{run / 'recipe.yaml'} does not describe the training data: {reason}") from None
+
+
+def _images_of(run: Path, limit: int | None, held_out: bool) -> ImageSet:
+    spec = _data_of(run)
+    if not spec.holdout:  # the choice of held-out images depends on the number of all
+        spec = spec.model_copy(update={"limit": limit or spec.limit})
     try:
         data = open_data(spec)
-        for note in data.notes:
+        for note in () if held_out else data.notes:
             logger.info("%s", note)
         log_bad(data)
-        return FileSet(data, spec, f"the training images of {run}", open_source(spec).identity)
+        identity = open_source(spec).identity
+        if not spec.holdout:
+            return FileSet(data, spec, f"the training images of {run}", identity)
+        part = divide(data, spec.holdout)[held_out]
+        part = Part(data, part.numbers[:limit])
+        what = "the images held out of training" if held_out else "the training images"
+        return FileSet(part, spec, f"{what} of {run}", digest(identity, part.identity))
     except InputError as error:
-        relative = not Path(spec.source).is_absolute() and spec.source == fields["source"]
+        relative = not Path(spec.source).is_absolute()
         hint = "; a relative path is relative to the folder where the run was trained" if relative else ""
         raise InputError(f"the training images of {run} cannot be read{hint}: {error}") from None

@@ -30,12 +30,16 @@ from ..likelihood.evaluation import LIKELIHOOD_METRICS, LikelihoodSettings, eval
 from ..samplers import Sampler
 from ..sampling.plans import GridLike, Sampling
 from ..storage.files import check_writable, make_folder, write_json
+from ..storage.pictures import write_png
+from ..storage.runs import NEAREST
 from ..wrappers import project
 from .checks import check_counts, check_kinds, check_pair, check_same_shape, check_saved, usable_reference
 from .extractors import Extractor, usual_features
 from .extractors import extractor as named_extractor
 from .features import ImageFeatures, collect
+from .image_files import held_out_images
 from .metrics import METRICS, Metric, Settings, check_metrics, label, needs
+from .nearest import memorisation, nearest_sheet, pixels_of
 from .references import Reference, check_ending, open_reference, save_statistics
 from .resume import partial_results
 from .sets import SampledSet
@@ -45,6 +49,8 @@ __all__ = ["evaluate"]
 
 FORMAT = 1
 DEFAULT_METRICS = ("fid", "precision", "recall")
+ENOUGH_TO_SEE = 256
+"""The default number of sampled images for the metric `nearest` alone."""
 LARGEST_DEFAULT = 50_000
 """The largest default number of sampled images, the usual number for FID."""
 
@@ -85,13 +91,14 @@ def evaluate(
             `quarterarc.evaluation`.
         reference: the real images, in the same forms; a file of statistics; or a run folder, for its training images.
             The likelihood metrics (`bits-per-dim`, `flow-bits-per-dim`) evaluate these images, by default the training
-            images of the run.
+            images of the run. So does `nearest` alone.
         metrics: names in `METRICS`, or names in `quarterarc.likelihood.LIKELIHOOD_METRICS`. Empty together with
             `save_to`, to write statistics only.
         count: number of images. By default a run or a denoiser samples as many images as the reference has, at most
             50,000; of images, all are used.
         features: a feature extractor: a name in `EXTRACTORS`, an import path, or an `Extractor`; "auto" for Inception,
-            or EfficientNet-Lite0 if Inception's weights are not on this machine and the extra `imagenet` is.
+            or EfficientNet-Lite0 if Inception's weights are not on this machine and the extra `imagenet` is; for the
+            metric `nearest` alone `thumbnails`.
         weights: weights of the extractor, for `inception` or `dinov2`; by default the usual download.
         seeds: seeds of the sampled images; by default 0..count - 1.
         sampler, steps, grid, options, guidance, projection: as for `quarterarc.Sampling`.
@@ -161,15 +168,21 @@ def evaluate(
 
     image_settings = _of_kind(settings, Settings)
     chosen = {name: METRICS[name] for name in names}
+    alone = names == ["nearest"]
+    if alone and reference is None and isinstance(source, str | Path):
+        reference = source if (Path(source).expanduser() / "recipe.yaml").is_file() else None
     known = _reference_for(reference, chosen)
     if statistics_path is not None:
         check_ending(statistics_path)
     if is_model(source):
-        number = count or min(known.count or LARGEST_DEFAULT, LARGEST_DEFAULT)
+        most = ENOUGH_TO_SEE if alone else LARGEST_DEFAULT
+        number = count or min(known.count or most, most)
         model = open_model(source, device, precision, request.projection, request.guidance)
         images = _sampled(model, request, range(number) if seeds is None else seeds, labels, compile)
     else:
         images = as_set(source, "the images", count)
+    if features == "auto" and alone:
+        features = "thumbnails"
     if features == "auto":
         features = usual_features([metric.kind for metric in chosen.values()], weights)
     network = (
@@ -179,6 +192,7 @@ def evaluate(
         result = _evaluate_images(
             images, known, chosen, network, image_settings, batch_size,
             folder or partial, statistics_path, save_features, progress,
+            _held_out_of(reference) if "nearest" in chosen else None, _picture_path(source, result_path),
         )  # fmt: skip
         _write(result, result_path)
         processes().wait()
@@ -288,6 +302,8 @@ def _evaluate_images(
     save_to: Path | None,
     save_features: bool,
     progress: bool,
+    held_out: ImageSet | None,
+    picture: Path | None,
 ) -> dict[str, Any]:
     """Metrics of an image set; the result of `evaluate`."""
     comparing = [metric for metric in metrics.values() if metric.needs_reference]
@@ -302,9 +318,13 @@ def _evaluate_images(
         vectors |= {"pool"} if save_features else set()
     computed = collect(images, extractor, statistics, vectors, batch_size=batch_size, cache=cache, progress=progress)
     compared = _reference_features(reference, comparing, extractor, batch_size, cache, progress)
+    unseen = None
+    if held_out is not None:
+        unseen = collect(held_out, extractor, (), {"pool"}, batch_size=batch_size, cache=cache, progress=progress)
     process = processes()
     values: dict[str, float] = {}
     notes: list[str] = []
+    details: dict[str, Any] = {}
     with process.raising_together():
         if not process.rank:
             if save_to is not None:
@@ -316,6 +336,11 @@ def _evaluate_images(
             check_counts(metrics, settings, (images.what, computed.count), (reference.what, compared.count))
             with working(f"computing {', '.join(metrics) or 'statistics'}", progress):
                 values, notes = _compute(metrics, computed, compared, settings)
+                if "nearest" in metrics:
+                    further = None if unseen is None else unseen.vectors["pool"]
+                    details["nearest"] = memorisation(computed.vectors["pool"], compared.vectors["pool"], further)
+                    picture = _write_nearest(details["nearest"]["shown"], images, reference, batch_size, picture)
+                    details["nearest"]["picture"] = None if picture is None else str(picture)
     if process.rank:
         return {}
     return {
@@ -323,6 +348,7 @@ def _evaluate_images(
         "format": FORMAT,
         "metrics": values,
         "labels": {name: label(name, extractor.name, settings) for name in metrics},
+        **details,
         "notes": notes,
         "extractor": extractor.describe(),
         "images": {
@@ -338,6 +364,35 @@ def _evaluate_images(
         "device": str(extractor.device),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
     }
+
+
+def _held_out_of(reference: object) -> ImageSet | None:
+    """The images held out of training, of a reference that is a run."""
+    if isinstance(reference, str | Path) and (Path(reference).expanduser() / "recipe.yaml").is_file():
+        return held_out_images(Path(reference).expanduser())
+    return None
+
+
+def _picture_path(source: object, out: Path | None) -> Path | None:
+    """The picture of the metric `nearest`: beside the result, or in the run that is evaluated."""
+    if out is not None:
+        return out.with_name(f"{out.stem}-nearest.png")
+    run = isinstance(source, str | Path) and (Path(source).expanduser() / "recipe.yaml").is_file()
+    return Path(str(source)).expanduser() / NEAREST if run else None
+
+
+def _write_nearest(
+    shown: Sequence[Mapping[str, Any]], images: ImageSet, reference: Reference, batch_size: int, path: Path | None
+) -> Path | None:
+    """Write the picture of the metric `nearest`, if there is a place for it and the images can be read again."""
+    if path is None or images.count is None or reference.images is None or reference.images.count is None:
+        return None
+    neighbours = [number for row in shown for number in row["neighbours"]]
+    own = pixels_of(images, [row["image"] for row in shown], batch_size)
+    training = pixels_of(reference.images, neighbours, batch_size)
+    make_folder(path.parent)
+    write_png(path, nearest_sheet(shown, own, training))
+    return path
 
 
 def _reference_features(

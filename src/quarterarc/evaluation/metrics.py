@@ -11,6 +11,7 @@ from .features import ImageFeatures
 from .frechet import frechet_distance
 from .kernel import kernel_distance
 from .manifold import manifold_scores
+from .nearest import copies
 from .score import INCEPTION_SCORES, inception_score
 
 __all__ = ["METRICS", "Metric", "Settings", "check_metrics", "label", "needs"]
@@ -97,6 +98,10 @@ def _inception_score(images: ImageFeatures, reference: ImageFeatures, settings: 
     return {"is": score.mean, "is_std": score.std}
 
 
+def _copies(images: ImageFeatures, reference: ImageFeatures, settings: Settings) -> dict[str, float]:
+    return {"nearest": float(copies(images.vectors["pool"], reference.vectors["pool"]).double().mean())}
+
+
 def _near(summary: str, meaning: str) -> Metric:
     def fewest(settings: Settings) -> int:
         return settings.neighbours + 1
@@ -125,6 +130,10 @@ METRICS: dict[str, Metric] = {
     "kid": Metric(
         "kernel distance", "unbiased squared maximum mean discrepancy, cubic kernel (Binkowski et al. 2018)",
         "pool", True, True, ("subsets", "subset_size", "seed"), lambda settings: 2, _kernel,
+    ),
+    "nearest": Metric(
+        "share of copies", "share of images much nearer to one image of the reference than to all others (Yoon 2023)",
+        "pool", True, True, (), lambda settings: 2, _copies,
     ),
 }  # fmt: skip
 """The metrics of features, by name."""

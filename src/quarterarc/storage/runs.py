@@ -22,6 +22,7 @@ from ..common.text import counted
 
 __all__ = [
     "CONFIG",
+    "NEAREST",
     "WEIGHTS",
     "checkpoint_name",
     "checkpoints",
@@ -33,6 +34,8 @@ __all__ = [
     "sheets",
 ]
 
+NEAREST = "nearest.png"
+"""Samples beside their nearest training images, in a run folder that was evaluated so."""
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 Value = TypeVar("Value")
 _NAME = re.compile(r"step-(\d{8,})")

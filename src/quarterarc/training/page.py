@@ -32,7 +32,7 @@ from ..common.text import counted, duration, one_line
 from ..data.memory import MEMORY
 from ..report import Series, responsive_chart, write_page
 from ..storage.files import parse_json, read_regular
-from ..storage.runs import sheets
+from ..storage.runs import NEAREST, sheets
 from .log import LOGGED
 from .recipe import Recipe
 from .stopping import Interrupted
@@ -285,7 +285,11 @@ class RunPage:
 
 FURTHER = (
     ("training-images.png", "Training images", "As the network receives them."),
-    ("nearest.png", "Nearest training images", "Samples, each beside the training images nearest to it."),
+    (
+        NEAREST,
+        "Nearest training images",
+        "Samples, each followed by the training images nearest to it.",
+    ),
 )
 """Further pictures of a run folder: file, heading and caption."""
 

@@ -42,6 +42,17 @@ class Pixels(FeatureNetwork):
         return images.flatten(1).float() / 255.0
 
 
+class Thumbnails(FeatureNetwork):
+    """Pixels in [0, 1] of images that are reduced to at most 32x32 pixels, for distances that ignore fine noise."""
+
+    resize = "mean over areas, to at most 32x32"
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Thumbnails of uint8 images (B, C, H, W)."""
+        height, width = (min(32, side) for side in images.shape[2:])
+        return nn.functional.adaptive_avg_pool2d(images.float() / 255.0, (height, width)).flatten(1)
+
+
 def _digits() -> nn.Module:
     """A classifier of 8x8 digits that ships with the package, for gray images with sides of 8 to 32 pixels."""
     from .digits import load_digits_net
@@ -91,6 +102,7 @@ EXTRACTORS: Registry[Callable[..., nn.Module]] = Registry(
         "classifier": _classifier,
         "digits": _digits,
         "pixels": Pixels,
+        "thumbnails": Thumbnails,
     },
 )
 """Factories of the networks, by name: a class or function without required arguments, or a network.
