@@ -67,6 +67,24 @@ def test_every_block_of_the_page_on_extending_runs(
         monkeypatch.delitem(sys.modules, name, raising=False)
 
 
+def test_every_command_of_the_page_on_watching_runs(
+    tmp_path: Path, tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks: list[str] = re.findall(r"^```sh\n(.*?)^```$", (DOCS / "watching.md").read_text(), re.DOTALL | re.MULTILINE)
+    commands = [command_of(line, (*tiny, "data.limit=200")) for block in blocks for line in block.splitlines()]
+    assert [words[0] for words in commands] == ["train", "train", "evaluate"]
+    for words in commands:
+        few = ["--count", "8", "--steps", "1"] if words[0] == "evaluate" else []
+        assert main([*words, *few]) == 0, words
+    lines = [line.rpartition(" ")[0] for line in capsys.readouterr().out.splitlines()[2:]]
+    page = (DOCS / "watching.md").read_text()
+    assert lines[0].split() == ["share", "of", "copies", "of", "thumbnails", "pool", "features"]
+    assert all(line in page for line in lines[1:])
+    assert (tmp_path / "runs" / "mine" / "index.html").is_file()
+    assert any((tmp_path / "runs" / "tracked" / "tensorboard").iterdir())
+
+
 def command_of(line: str, tiny: tuple[str, ...]) -> list[str]:
     """The words after `quarterarc`, with fewer steps and images."""
     program, *words = shlex.split(line)

@@ -179,16 +179,15 @@ class RunPage:
 
     def _write(self, moment: _Moment) -> None:
         """Write the page; an error is a warning, once, and training goes on."""
-        started = self._clock()
+        started, spent = self._clock(), time.thread_time()
         try:
             write_page(self.path, "run.html", durable=False, **self._values(moment))
         except Exception as error:  # whatever is wrong with the page or its files is no reason to stop training
             if not self._failed and self._run.is_dir():
                 logger.warning("the page %s cannot be written (%s); training goes on", self.path, one_line(error))
             self._failed = True
-        took = self._clock() - started
         if self._next >= 0.0:
-            self._next = max(self._next, started + took / SHARE)
+            self._next = max(self._next, started + (time.thread_time() - spent) / SHARE)
 
     def _values(self, moment: _Moment) -> dict[str, Any]:
         """The variables of the template."""
