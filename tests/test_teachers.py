@@ -124,6 +124,8 @@ def test_a_pipeline_is_distilled(prediction: str, tmp_path: Path, cli: Cli) -> N
     made, teacher = load(tmp_path / "map"), load_pipeline(folder)
     assert (made.shape, made.head.name, made.time_shift) == (teacher.shape, teacher.head.name, -1.0)
     assert made.largest_angle == teacher.largest_angle
+    for form in (folder / "unet", qa.load(folder)):  # the network alone, and the pipeline as an object
+        assert distillation_recipe(form).head == teacher.head.name
     sampled = cli("sample", "map", "--out", "one", "--seeds", "0-3", "--steps", "1")
     assert "1 network evaluation per image" in sampled.stdout, sampled.stderr
     # it begins as the teacher, and continues with the same bits

@@ -154,7 +154,7 @@ def _network(denoise: Denoiser) -> dict[str, Any]:
 def _training(denoise: Denoiser) -> dict[str, Any]:
     """The sections of training, from the recipe in the teacher's checkpoint if it has one."""
     recipe = None
-    if denoise.checkpoint is not None:
+    if denoise.checkpoint is not None and is_checkpoint(denoise.checkpoint):  # and not the folder of a pipeline
         recipe = read_json(denoise.checkpoint / CONFIG).get("recipe")
     if recipe is None:
         dropped = {} if denoise.unlabelled else {"drop_labels": 0.0}

@@ -19,10 +19,10 @@ from ..common.text import counted
 from ..data.pixels import to_uint8
 from ..denoiser import Denoise, Denoiser
 from ..heads import LearnedVariance, Mean
-from ..interop.pipelines import is_pipeline, load_pipeline, with_own_network
+from ..interop.opening import load
+from ..interop.pipelines import with_own_network
 from ..networks import UNet
 from ..sampling.generation import generate
-from ..storage.checkpoints import load
 from ..storage.files import replace_file
 from ..storage.weights import hash_of_weights, read_weights, save_tensors
 from ..wrappers import Guided, project
@@ -50,7 +50,7 @@ FIRST_SEED = 2**40
 
 
 def read_teacher(source: str | Path, device: torch.device | str = "cpu") -> Denoiser:
-    """The denoiser of a run, of a checkpoint, or of an unconditional or class-conditional diffusers pipeline folder.
+    """The denoiser of a run, of a checkpoint, or of a diffusers pipeline folder, with a network that can be trained.
 
     Raises:
         InputError: if there is nothing at this place, or it cannot be loaded.
@@ -60,9 +60,7 @@ def read_teacher(source: str | Path, device: torch.device | str = "cpu") -> Deno
             f"there is no teacher at {source}: give the folder of a run, of a checkpoint or of a diffusers pipeline, "
             "and to resume a run whose teacher has moved `quarterarc distill PLACE --out RUN --resume`"
         )
-    if is_pipeline(source):
-        return with_own_network(load_pipeline(source, device))
-    return load(source, device)
+    return with_own_network(load(source, device))
 
 
 def identity_of(teacher: Denoiser) -> str:
