@@ -32,8 +32,12 @@ COMMANDS = {
     "sample": "make images from seeds with a trained model",
     "tune": "fit a sampler's grid to one network, for sampling in few evaluations",
     "evaluate": "measure images against a reference: FID, precision, recall and more",
+    "import": "write a published checkpoint (DDIM, ADM, EDM) as a checkpoint folder, without running code in it",
     "experiment": "run a table or figure of the papers, from training to report",
 }
+
+MODULES = {"import": "importing"}
+"""Modules of commands whose names are keywords of Python."""
 
 MOVED = {"bench": "the benchmarks are outside the package: run `python -m benchmarks` in a clone of the repository"}
 """Commands of version 0.1 that no longer exist, and what to run instead."""
@@ -126,7 +130,7 @@ def command_parser(commands: Sequence[str]) -> Parser:
     for name, summary in COMMANDS.items():
         subparser = subparsers.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
         if name in commands:
-            module = import_module(f".{name}", __name__)
+            module = import_module(f".{MODULES.get(name, name)}", __name__)
             module.add_arguments(subparser)
             subparser.set_defaults(run=module.run)
     return parser

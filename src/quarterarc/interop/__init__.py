@@ -1,6 +1,7 @@
 """Models of other libraries as denoisers, and denoisers as diffusers pipelines."""
 
 from .functions import EDM, FlowMatching, ScoreVE, ScoreVP, TrigFlow
+from .importing import import_checkpoint
 from .pipelines import load_pipeline, pipeline_denoiser, save_pipeline
 from .schedulers import pipeline_grid, pipeline_schedule
 
@@ -10,6 +11,7 @@ __all__ = [
     "ScoreVE",
     "ScoreVP",
     "TrigFlow",
+    "import_checkpoint",
     "load_pipeline",
     "pipeline_denoiser",
     "pipeline_grid",

@@ -26,10 +26,13 @@ from ..common.errors import InputError
 from ..common.memory import is_out_of_memory, require_memory
 from ..common.registry import Registry
 from ..common.text import one_line
+from .edm import ADM, DDPMpp
 from .unet import UNet, attention_levels, attention_resolutions, fewest_weights
 
 __all__ = [
+    "ADM",
     "NETWORKS",
+    "DDPMpp",
     "UNet",
     "attention_levels",
     "attention_resolutions",
@@ -46,7 +49,9 @@ def _check_network(entry: Any, path: str) -> None:
         raise InputError(f"the network '{path}' is not a subclass of torch.nn.Module")
 
 
-NETWORKS: Registry[Callable[..., nn.Module]] = Registry("network", {"unet": UNet}, _check_network)
+NETWORKS: Registry[Callable[..., nn.Module]] = Registry(
+    "network", {"unet": UNet, "ddpm++": DDPMpp, "adm": ADM}, _check_network
+)
 """The networks by name. An entry is called with the arguments of a recipe and returns a module."""
 
 
@@ -70,8 +75,8 @@ def build_network(description: Mapping[str, Any]) -> nn.Module:
         raise InputError(
             f"the network '{name}' does not accept its arguments: {one_line(error)} (given: {given})"
         ) from None
-    if build is UNet:
-        _check_memory(arguments)
+    if build in (UNet, DDPMpp, ADM):
+        _check_memory(name, build, arguments)
     try:
         network = build(**arguments)
     except InputError:
@@ -88,14 +93,14 @@ def build_network(description: Mapping[str, Any]) -> nn.Module:
     return network
 
 
-def _check_memory(arguments: Mapping[str, Any]) -> None:
+def _check_memory(name: str, build: Callable[..., nn.Module], arguments: Mapping[str, Any]) -> None:
     """Raise an InputError for a U-Net whose weights exceed the memory of this machine."""
-    call = inspect.signature(UNet).bind(**arguments)
+    call = inspect.signature(build).bind(**arguments)
     call.apply_defaults()
     weights = 0
     with suppress(TypeError):  # the constructor has the message for arguments of another type
         weights = fewest_weights(*(call.arguments[name] for name in ("channels", "multipliers", "blocks")))
-    require_memory(4 * weights, torch.device("cpu"), lambda: _too_large("unet"))
+    require_memory(4 * weights, torch.device("cpu"), lambda: _too_large(name))
 
 
 def _too_large(name: str) -> str:

@@ -12,8 +12,8 @@ if all images share a time.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, Self
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ from ..common.errors import InputError
 from ..common.text import counted
 from .blocks import Attention, Down, Downsample, ResidualBlock, Up, Upsample, directly, recomputed
 from .layers import Convolution, GroupNorm
+from .layout import LaidOut
 
 __all__ = ["UNet", "attention_levels", "attention_resolutions", "fewest_weights"]
 
@@ -76,7 +77,7 @@ def fewest_weights(channels: int, multipliers: Sequence[int], blocks: int) -> in
     return sum(9 * width * width * 4 * blocks for width in widths) + 20 * channels * channels
 
 
-class UNet(nn.Module):
+class UNet(LaidOut):
     """The DDPM U-Net.
 
     Height and width are arbitrary, and those of the output are those of the input; odd ones are halved rounding up.
@@ -195,26 +196,10 @@ class UNet(nn.Module):
         self._initialise()
         self.lay_out()
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """The step behind `to`, `cuda` and the like; weights on a new device get its memory layout."""
-        before = self.output.weight.device
-        super()._apply(fn, recurse)
-        if self.output.weight.device != before:
-            self.lay_out()
-        return self
-
-    def lay_out(self, last: bool | None = None) -> Self:
-        """Choose the memory layout of weights and activations; a move to another device chooses its default again.
-
-        Args:
-            last: channels-last or channels-first. By default channels-last on the CPU, which oneDNN prefers, and
-                channels-first on a GPU, the only layout of CUDA's own group norm. A compiled network should be
-                channels-last on any device: its norms have either layout, and tensor cores compute convolutions in it.
-        """
-        if last is None:
-            last = self.output.weight.device.type == "cpu"
-        layout = torch.channels_last if last else torch.contiguous_format
-        return self.to(memory_format=layout)  # type: ignore[call-overload]
+    @property
+    def last(self) -> nn.Conv2d:
+        """The convolution of the output."""
+        return self.output
 
     def _initialise(self) -> None:
         """DDPM's initial weights: uniform of variance 1/mean(fan in, fan out); zeros in the last layer of a block."""
@@ -266,9 +251,7 @@ class UNet(nn.Module):
             )
         run = recomputed if self.recompute and torch.is_grad_enabled() else directly
         shifts = iter(self._embed(x, time, labels, span).split(self.shifts, dim=1))
-        last = self.output.weight.is_contiguous(memory_format=torch.channels_last)
-        layout = torch.channels_last if last else torch.contiguous_format
-        x = x.to(self.input.weight.dtype).contiguous(memory_format=layout)
+        x = x.to(self.input.weight.dtype).contiguous(memory_format=self.layout)
         skips = [self.input(x)]
         for stage in self.down:
             skips += stage(skips[-1], shifts, run)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..common.errors import InputError
 from ..common.text import one_line
-from ..networks import UNet, attention_levels, build_network, fill_arguments
+from ..networks import ADM, DDPMpp, UNet, attention_levels, build_network, fill_arguments
 from .recipe import Recipe
 
 __all__ = ["check_network", "recipe_network"]
@@ -50,6 +50,8 @@ def recipe_network(recipe: Recipe, in_channels: int, out_channels: int, classes:
     }
     arguments = fill_arguments(chosen.name, chosen.arguments, known)
     network = build_network({"name": chosen.name, "arguments": arguments})
+    if isinstance(network, ADM | DDPMpp):
+        network.recompute = recipe.training.recompute
     unlabelled = recipe.training.drop_labels > 0
     check_network(network, chosen.name, (in_channels, height, width), out_channels, classes, unlabelled)
     return network

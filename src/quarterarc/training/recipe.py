@@ -342,8 +342,8 @@ class Recipe(Section):
                 f"the objective '{self.objective.name}' with a learned variance needs a head that estimates one: "
                 f"head={self.head}+variance, or objective.variance=small"
             )
-        if self.training.recompute and self.network.name != "unet":
-            raise InputError(f"training.recompute=true is for the U-Net, not for '{self.network.name}': leave it out")
+        if self.training.recompute and self.network.name not in ("unet", "ddpm++", "adm"):
+            raise InputError(f"training.recompute=true is for the U-Nets, not for '{self.network.name}': leave it out")
         if self.teacher is not None and self.objective.name != "flow-map":
             raise InputError("a recipe with a teacher trains a flow map: give objective=flow-map")
         if self.teacher is None and self.data.source == TEACHER:
