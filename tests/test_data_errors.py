@@ -382,27 +382,3 @@ def test_the_size_of_a_webp_is_read_from_its_header(tmp_path: Path) -> None:
         image = io.BytesIO()
         Image.new("RGB", (300, 20)).save(image, "WEBP", **options)
         assert decode._webp_pixels(image.getvalue()) == 300 * 20
-
-
-def test_labels_of_splits_and_of_edms_layout_are_an_error_and_classes_are_named(tmp_path: Path) -> None:
-    for name in ("train/cat", "train/dog", "val/cat"):
-        (tmp_path / name).mkdir(parents=True)
-        Image.new("L", (8, 8)).save(tmp_path / name / "0.png")
-    assert "are splits (train, val), not classes: give one of them" in message_of(tmp_path, labels=True)
-    data = open_data(DataSpec(source=str(tmp_path / "train"), size=8, labels=True), progress=False)
-    assert data.description.endswith(", 2 classes (0 cat, 1 dog)")
-    (tmp_path / "train" / "dataset.json").write_text('{"labels": [["cat/0.png", 0]]}')
-    assert "dataset.json (EDM's layout)" in message_of(tmp_path / "train", labels=True)
-    Image.new("L", (8, 8)).save(tmp_path / "train" / "loose.png")
-    assert "dataset.json (EDM's layout)" in message_of(tmp_path / "train", labels=True)
-
-
-def test_classes_one_level_below_are_an_error_that_names_the_right_folder(tmp_path: Path) -> None:
-    for name in ("images/cat", "images/dog"):
-        write_folder(tmp_path / name, 1)
-    assert f"(cat, dog, ...), give data.source={tmp_path / 'images'}" in message_of(tmp_path, labels=True)
-    write_folder(tmp_path / "more" / "only", 1)
-    assert open_data(DataSpec(source=str(tmp_path / "more"), size=8, labels=True)).classes == 1
-    for name in ("test/cat", "train/cat"):
-        write_folder(tmp_path / "splits" / name, 1)
-    assert f"data.source={tmp_path / 'splits/train'}" in message_of(tmp_path / "splits", labels=True)

@@ -100,7 +100,7 @@ def test_subfolders_are_classes(tmp_path: Path) -> None:
     assert labels(data) == [0, 0, 1, 1, 1, 1, 2, 2]  # ant, cat (with its subfolder), dog
     assert data.classes == 3
     limited = load(tmp_path, labels=True, limit=3)
-    assert (labels(limited), limited.classes) == ([0, 0, 1], 3)
+    assert (labels(limited), limited.classes) == ([0, 1, 2], 3)
 
 
 def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def test_the_page_is_one_file_with_curves_pictures_recipe_and_commands(watched: 
     text = text_of(watched)
     assert not re.findall(r'(?:src|href)="(?!data:)', text)  # nothing outside of the page
     assert "http" not in re.sub(r'xmlns="[^"]*"', "", text)
-    assert len(re.findall(r'src="data:image/png;base64', text)) == 3  # also of the steps before the run was resumed
+    assert len(re.findall(r'src="data:image/png;base64', text)) == 4  # also of the steps before the run was resumed
     for title in ("Loss", "Errors of the estimates", "Norm of the gradient"):
         assert text.count(f"<title>{title}</title>") == 2  # for wide and narrow screens
     assert unescape(text).count((watched / "recipe.yaml").read_text()) == 1

@@ -19,7 +19,7 @@ from quarterarc.training.recipe_text import read_recipe, recipe_names
 
 
 def test_every_recipe_of_the_package_is_valid_and_round_trips(tmp_path: Path) -> None:
-    assert recipe_names() == ["celeba64", "church256", "cifar10", "cifar10-short", "digits"]
+    assert recipe_names() == ["celeba64", "church256", "cifar10", "cifar10-short", "digits", "photos"]
     for name in recipe_names():
         recipe = read_recipe(name)
         assert recipe.name == name

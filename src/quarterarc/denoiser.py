@@ -250,7 +250,14 @@ class Denoiser:
         weight = self._weight()
         return torch.device("cpu") if weight is None else weight.device
 
-    def __call__(self, x: Tensor, angle: Angle, labels: Tensor | None = None, to: Angle | None = None) -> Estimate:
+    def __call__(
+        self,
+        x: Tensor,
+        angle: Angle,
+        labels: Tensor | None = None,
+        to: Angle | None = None,
+        augmentation: Tensor | None = None,
+    ) -> Estimate:
         """Estimate image and noise.
 
         Args:
@@ -258,6 +265,7 @@ class Denoiser:
             angle: one for all images, or one per image, shape (B,), within `smallest_angle`..`largest_angle`.
             labels: classes, int64, shape (B,), for a network with classes.
             to: for a flow map, the end of the step, at most the angle; one for all images, or one per image.
+            augmentation: in training, the parameters by which the images were augmented, for a network that takes them.
 
         Returns:
             The estimate, in the dtype of x.
@@ -280,9 +288,10 @@ class Denoiser:
             arguments.append(_span(angle, angle if to is None else to, x.device))
         elif to is not None:
             raise InputError("the end of a step, `to`, is for flow maps, and this denoiser estimates at one angle")
+        given = {} if augmentation is None else {"augmentation": augmentation}
         cast = torch.autocast(x.device.type, self.precision) if self.precision else nullcontext()
         with cast:
-            output = self.network(x.to(dtype), *arguments)
+            output = self.network(x.to(dtype), *arguments, **given)
         check_channels(output, x, self.head)
         estimate = self.head.read(output.to(x.dtype), x, angle)
         if self.projection is None or self.head.agrees:
@@ -296,6 +305,7 @@ class Denoiser:
         noise: Tensor,
         times: Tensor,
         labels: Tensor | None = None,
+        augmentation: Tensor | None = None,
     ) -> Losses:
         """The losses of a batch, one per image (Zhang et al. 2023, Eq. 9 to 12).
 
@@ -310,6 +320,7 @@ class Denoiser:
             noise: standard normal noise, shape (B, C, H, W).
             times: training steps t in 1..T, shape (B,), float64 on the CPU.
             labels: classes, int64, shape (B,), for a network with classes.
+            augmentation: the parameters by which the images were augmented, for a network that takes them.
 
         Raises:
             InputError: for an unknown objective, or one that does not return `Losses` with one total per image.
@@ -318,7 +329,7 @@ class Denoiser:
             objective = named_objective(objective or self.head.objective)
         angle = self.schedule.angle(times)
         x = mix(image, noise, angle)
-        estimate = self(x, angle, labels)
+        estimate = self(x, angle, labels, augmentation=augmentation)
         losses = objective(estimate, image, noise, x, times, self.schedule)
         if not isinstance(losses, Losses) or losses.total.shape != image.shape[:1]:
             raise InputError(

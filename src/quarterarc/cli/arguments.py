@@ -77,7 +77,9 @@ def add_sampling_arguments(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--steps", type=int, metavar="N", help="number of steps (default: 10)")
     grid = "a grid, tuned, package.module:name, or the angles 1.57,1.2,0.6,0 (default: the sampler's own grid)"
     parser.add_argument("--grid", metavar="NAME", help=grid)
-    labels = "classes, such as 3 or 0,1,2 or 0-9, used in turn over the images, in the order of the seeds"
+    labels = (
+        "classes by number or name, such as 3, 0-9 or cat,dog, used in turn over the images, in the order of the seeds"
+    )
     parser.add_argument("--labels", metavar="LIST", help=labels)
     guidance = "scale of classifier-free guidance, with --labels (default: no guidance)"
     parser.add_argument("--guidance", type=float, metavar="SCALE", help=guidance)
@@ -139,9 +141,18 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
-def parse_labels(text: str | None) -> list[int] | None:
-    """Labels from text such as "3", "0,1,2" or "0-9"."""
-    return None if text is None else parse_numbers(text, "--labels")
+def parse_labels(text: str | None) -> list[int | str] | None:
+    """Labels from text such as "3", "0,1,2", "0-9" or "cat,dog": numbers and ranges of numbers, or names of classes."""
+    if text is None:
+        return None
+    labels: list[int | str] = []
+    for part in text.split(","):
+        first, _, last = part.strip().partition("-")
+        numbers = all(word.strip().isdecimal() for word in (first, last or first))
+        labels += parse_numbers(part, "--labels") if numbers or not part.strip() else [part.strip()]
+        if len(labels) > MOST_IMAGES:
+            raise InputError(f"--labels {part}: at most {MOST_IMAGES:,} numbers per command")
+    return labels
 
 
 def parse_options(texts: Sequence[str]) -> dict[str, Any]:

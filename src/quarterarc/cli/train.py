@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: Parser) -> None:
     """The arguments of `quarterarc train`."""
     parser.usage = "quarterarc train RECIPE --out RUN [--resume] [section.field=value ...]"
-    recipes = "digits, cifar10-short, cifar10, celeba64, church256, or a YAML file (not needed with --resume)"
+    recipes = "photos, digits, cifar10-short, cifar10, celeba64, church256, or a YAML file (not needed with --resume)"
     parser.add_argument("recipe", nargs="?", type=a_text, metavar="RECIPE", help=recipes)
     fields = (
         "a field of the recipe and its value, such as training.steps=1000 or data.source=photos/ (docs/reference.md)"
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"{args.out} contains no run to resume: give the folder of a run, or a recipe to start one")
     if name is None:
         raise InputError(f"training needs a recipe: {', '.join(recipe_names())}, or a YAML file")
-    recipe = read_recipe(name, fields)
+    recipe = read_recipe(name, fields, device=args.device)
     if args.show:
         print(recipe.to_yaml(), end="")
         return 0

@@ -18,6 +18,8 @@ def add_arguments(parser: Parser) -> None:
     add_sampler_arguments(parser)
     images = "images to fit to; as many others compare the grids (default: %(default)s)"
     parser.add_argument("--images", type=int, default=128, metavar="N", help=images)
+    guidance = "scale of classifier-free guidance whose flow is fitted; an evaluation with it is two of the network"
+    parser.add_argument("--guidance", type=float, metavar="SCALE", help=guidance)
     parser.add_argument("--no-weights", action="store_true", help="tune the angles only, not the weights of the steps")
     add_device_argument(parser)
     parser.listing = lambda: f"{sampler_listing()}\n\n{grid_listing(flag='')}"
@@ -32,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     from ..sampling.tuning import tune_run
 
     # as a request: an option named like an argument of `tune_run` must not be taken for that
-    request = Sampling(args.sampler, options=options)
+    request = Sampling(args.sampler, options=options, guidance=args.guidance)
     grids = tune_run(
         args.model,
         counts,
@@ -50,5 +52,6 @@ def run(args: argparse.Namespace) -> int:
         print(f"  {counted(tuned.nfe, 'evaluation')} ({counted(tuned.steps, 'step')}{requested}): {errors}; {kept}")
     same = "" if args.sampler is None else f"--sampler {args.sampler} "
     same += "".join(f"--option {option} " for option in args.option)
+    same += "" if args.guidance is None else f"--guidance {args.guidance} --labels LIST "
     print(f"Sample with {same}--grid tuned --steps N (the grids are in tuned.json beside the weights)")
     return 0

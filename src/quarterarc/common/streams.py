@@ -55,6 +55,8 @@ class Purpose(IntEnum):
     """The random signs of a divergence estimate (Hutchinson): seed, then image number and probe."""
     HELD_OUT = 10
     """The random numbers of one example of the held-out loss: seed, then its place."""
+    AUGMENTATION = 9
+    """The augmentation of one training example: seed, then optimiser step and place in the global batch."""
 
 
 def stream(seed: int, purpose: Purpose, *path: int) -> np.random.Generator:

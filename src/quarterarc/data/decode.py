@@ -38,11 +38,22 @@ from ..storage.files import read_regular
 from .depth import has_16_bit_colour, highest_value, to_8_bits
 from .formats import FORMATS, not_an_image
 from .layout import check_layout, count_pages, unknown_tiff
-from .profiles import to_srgb
+from .profiles import changes_colours, to_srgb
 from .spec import DataSpec
 from .structure import BadStructure, check_structure, count_scans
 
-__all__ = ["DECODING", "BadImage", "Encoded", "Pixels", "look", "read_file", "read_pixels", "shape_of", "too_large"]
+__all__ = [
+    "DECODING",
+    "GRAY_MODES",
+    "BadImage",
+    "Encoded",
+    "Pixels",
+    "look",
+    "read_file",
+    "read_pixels",
+    "shape_of",
+    "too_large",
+]
 
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it logs about damaged files is raised, too
 
@@ -71,7 +82,8 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _SIDEWAYS = (5, 6, 7, 8)
-_GRAY = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F")
+GRAY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F")
+"""Pillow's modes without colours."""
 _TILE_WIDTH, _TILE_HEIGHT = 322, 323  # TIFF
 
 
@@ -209,21 +221,55 @@ _SMALL, _LARGEST = 2**20, 2**28
 class Look(NamedTuple):
     """What a look at an image finds, for the log."""
 
+    height: int
+    """Height in pixels, upright."""
+    width: int
+    """Width in pixels, upright."""
+    mode: str
+    """Pillow's mode of its pixels."""
+    alpha: bool
+    """Whether it has an alpha channel or a transparent colour."""
+    turned: bool
+    """Whether its EXIF orientation rotates or mirrors it; of a PNG not known without decoding."""
+    profile: bool
+    """Whether its ICC profile changes colours."""
+    deep: bool
+    """Whether it has more than 8 bits per channel."""
     highest: int | None
-    """The highest value if the range is 0..65535."""
+    """The highest value if the range is 0..65535 and the pixels were decoded."""
     frames: int
     """The number of frames of an animation; 1 for other images."""
 
 
-def look(encoded: Encoded, spec: DataSpec) -> Look | None:
-    """The highest value and the number of frames of an image; None if it cannot be read."""
+def look(encoded: Encoded, spec: DataSpec, pixels: bool = True) -> Look | None:
+    """What a look at an image finds; None if it cannot be read.
+
+    Args:
+        encoded: the image.
+        spec: its limits.
+        pixels: whether to decode an image of more than 8 bits for its highest value.
+    """
     try:
         image = _open(encoded, spec.max_pixels) if isinstance(encoded, bytes) else encoded
         frames = 1 if image.format == "TIFF" else count_pages(image)
-        with _BUDGET.hold(_check_size(image, spec.max_pixels), 4 * spec.max_pixels):
-            return Look(highest_value(image), frames)
+        orientation, height, width = _upright_size(image)
+        deep = has_16_bit_colour(image) or image.mode.startswith(("I", "F"))
+        alpha, profile = image.has_transparency_data, changes_colours(image.info.get("icc_profile"))
+        highest = None
+        if pixels and deep:
+            with _BUDGET.hold(_check_size(image, spec.max_pixels), 4 * spec.max_pixels):
+                highest = highest_value(image)
+        return Look(height, width, image.mode, alpha, orientation in _UPRIGHT, profile, deep, highest, frames)
     except Exception:  # Pillow's readers raise nearly anything on damaged files
         return None
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int, int]:
+    """EXIF orientation, and height and width after it is applied."""
+    # the EXIF of a PNG may follow its pixels, so reading it would decode them
+    orientation = 1 if image.format == "PNG" else int(image.getexif().get(_ORIENTATION, 1))
+    width, height = image.size
+    return (orientation, width, height) if orientation in _SIDEWAYS else (orientation, height, width)
 
 
 def shape_of(encoded: Encoded) -> tuple[int, int, int] | None:
@@ -232,13 +278,10 @@ def shape_of(encoded: Encoded) -> tuple[int, int, int] | None:
         if isinstance(encoded, bytes):
             check_structure(encoded)
         image = Image.open(io.BytesIO(encoded), formats=FORMATS) if isinstance(encoded, bytes) else encoded
-        width, height = image.size
-        # the EXIF of a PNG may follow its pixels, so reading it would decode them
-        if width != height and image.format != "PNG" and image.getexif().get(_ORIENTATION, 1) in _SIDEWAYS:
-            width, height = height, width
+        _, height, width = _upright_size(image)
     except Exception:  # Pillow's readers raise nearly anything on damaged files
         return None
-    return (1 if image.mode in _GRAY else 3, height, width)
+    return (1 if image.mode in GRAY_MODES else 3, height, width)
 
 
 class _Budget:

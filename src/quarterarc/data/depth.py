@@ -54,7 +54,7 @@ def to_8_bits(image: Image.Image, limits: tuple[float, float] | None) -> Image.I
     if limits is None and top is None:
         raise ValueError(
             f"its {'floating-point' if image.mode == 'F' else 'signed or 32-bit'} pixels have no defined range; give "
-            "the values of black and white (data.range=[LOW,HIGH]), or save it with 8 or 16 bits"
+            "the values of black and white (data.range=LOW,HIGH), or save it with 8 or 16 bits"
         )
     low, high = limits if limits is not None else (0, top or 0)
     values = np.asarray(image).astype(np.float64)

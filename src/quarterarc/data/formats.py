@@ -10,7 +10,7 @@ from pathlib import PurePath
 
 from ..common.text import counted
 
-__all__ = ["ENDINGS", "FORMATS", "not_an_image", "passed_over"]
+__all__ = ["ENDINGS", "FORMATS", "counted_by_ending", "not_an_image", "why_not"]
 
 FORMATS = (
     "PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000",
@@ -50,7 +50,26 @@ def not_an_image(data: bytes) -> str:
     return f"it is {kind}" if kind else f"it is not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image"
 
 
-def passed_over(files: Iterable[str], most: int = 6) -> str:
+def why_not(file: str) -> str:
+    """The reason why a file is passed over, by its ending."""
+    ending = PurePath(file).suffix.lower()
+    reason = _PASSED_OVER.get(ending)
+    return reason or f"{ending or 'a name without an ending'} is not the ending of an image"
+
+
+_PASSED_OVER = {
+    **dict.fromkeys((".heic", ".heif"), "HEIC is not read: convert it to JPEG or PNG"),
+    **dict.fromkeys(
+        (".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".raf", ".rw2"),
+        "raw files of cameras are not read: convert it to TIFF or JPEG",
+    ),
+    **dict.fromkeys((".mov", ".mp4", ".avi", ".mkv", ".webm"), "videos are not read: save frames as images"),
+    **dict.fromkeys((".svg", ".pdf", ".psd", ".ai", ".eps"), "documents and drawings are not read: export it as PNG"),
+    **dict.fromkeys((".zip", ".tar", ".gz", ".7z", ".rar"), "an archive beside images: give it as a source of its own"),
+}
+
+
+def counted_by_ending(files: Iterable[str], most: int = 6) -> str:
     """Files that are not used, counted by ending: "2 .txt, 1 .heic, 1 without an ending"; empty without files."""
     counts = Counter(PurePath(file).suffix.lower() or "without an ending" for file in files)
     parts = [f"{count:,} {ending}" for ending, count in counts.most_common(most)]

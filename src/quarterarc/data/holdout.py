@@ -58,6 +58,8 @@ class Part:
         self.count: int | None = len(numbers)
         self.channels, self.height, self.width = whole.channels, whole.height, whole.width
         self.classes, self.class_names = whole.classes, whole.class_names
+        self.labels = None if whole.labels is None else whole.labels[numbers]
+        self.passed_over = whole.passed_over
         chosen = hashlib.sha256(numbers.tobytes()).hexdigest()
         self.fingerprint, self.identity = digest(whole.fingerprint, chosen), digest(whole.identity, chosen)
         self.description, self.notes = whole.description, whole.notes

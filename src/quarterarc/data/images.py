@@ -20,7 +20,8 @@ from ..common.devices import send
 from ..common.text import counted
 from .content import content_of
 from .decode import BadImage, Pixels, read_pixels
-from .sources import Labels, Source
+from .labels import Labels
+from .sources import Source
 from .spec import DataSpec
 
 __all__ = ["ImageData", "MappedImages", "MemoryImages", "RawBatch", "decode_all", "is_open", "log_bad"]
@@ -53,6 +54,8 @@ class ImageData(Protocol):
     """The number of classes; None without labels."""
     class_names: Sequence[str]
     """The names of the classes by label; empty where they have none."""
+    labels: NDArray[np.int64] | None
+    """The label of each image, (N,); None without labels, and for a stream, whose labels come with its images."""
     fingerprint: str
     """Identifies the content of the source independent of its location: 12 hexadecimal digits."""
     identity: str
@@ -61,6 +64,8 @@ class ImageData(Protocol):
     """One line for the log: the source, the number of images, the fingerprint."""
     notes: Sequence[str]
     """Further lines for the log, such as the files of a folder that are not used."""
+    passed_over: Mapping[str, str]
+    """The files of a folder or archive that are not read as images, with the reason."""
 
     def content(self) -> str:
         """A hash of the content, which reads the files of the source, see `content`; independent of their location."""
@@ -190,6 +195,7 @@ class _Images:
         notes: Sequence[str],
     ) -> None:  # fmt: skip
         self._source, self._device, self._bad = source, device, bad
+        self.passed_over: Mapping[str, str] = getattr(source, "passed_over", {})
         self.notes: Sequence[str] = (*source.notes, *notes)
         dropped = np.fromiter(bad, dtype=np.int64)
         self._kept = np.delete(np.arange(source.count), dropped)  # image number -> number in the source
@@ -208,7 +214,8 @@ class _Images:
             self.description += f", {counted(labels.classes, 'class', 'classes')}{_listed(labels.names)}"
         self.classes = labels and labels.classes
         self.class_names: Sequence[str] = labels.names if labels else ()
-        self._labels = None if labels is None else torch.from_numpy(labels.numbers[self._kept]).to(device)
+        self.labels: NDArray[np.int64] | None = None if labels is None else labels.numbers[self._kept]
+        self._labels = None if labels is None else torch.from_numpy(self.labels).to(device)
 
     @property
     def bad(self) -> Mapping[str, str]:

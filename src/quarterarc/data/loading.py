@@ -18,15 +18,18 @@ from ..common.progress import progress_bar
 from ..common.text import counted
 from ..storage.checksums import read_sealed, write_sealed
 from ..storage.locks import waiting_lock
+from .archives import ARCHIVES, open_archives
+from .arrays import NUMPY, array_source
 from .containers import how_to_use
 from .decode import DECODING
 from .formats import ENDINGS
 from .images import ImageData, MappedImages, MemoryImages, decode_all
 from .memory import MEMORY, TensorSource, memory_source, memory_spec
 from .patterns import matching_files
-from .sources import DigitSource, FolderSource, LmdbSource, Source, check_no_split, files_under
+from .sources import DigitSource, FileSource, LmdbSource, Source, check_no_split
 from .spec import DataSpec
 from .survey import survey
+from .trees import FolderTree, files_under
 
 __all__ = ["NoSuchData", "default_cache", "from_memory", "open_data", "open_source"]
 
@@ -135,27 +138,45 @@ def open_source(spec: DataSpec, cache_dir: Path | None = None, progress: bool = 
     if path.is_dir():
         return _folder_source(spec, path, cache, progress)
     if path.is_file():
-        if path.suffix.lower() != ".parquet":
-            advice = how_to_use(path) or "give the folder it lies in"
-            raise InputError(f"{path} is a file, but neither a folder nor *.parquet; {advice}")
-        return _parquet(spec, [path], cache, progress)
+        return _file_source(spec, path, cache, progress)
     if spec.source == MEMORY:
         raise InputError("the data was given as images in memory: give the same images again, as data or images")
-    files = []
+    files = _files_of_pattern(spec.source, path)
+    if files[0].suffix.lower() == ".parquet":
+        return _parquet(spec, files, cache, progress)
+    return FileSource(spec, open_archives(files, f"{len(files)} archives {spec.source}"))
+
+
+def _files_of_pattern(source: str, path: Path) -> list[Path]:
+    """The files that match a pattern, sorted, all of one kind: parquet, zip or tar."""
+    files, kinds = [], (".parquet", *ARCHIVES)
     for file in matching_files(str(path)):
-        if file.suffix.lower() != ".parquet":
+        if file.suffix.lower() not in kinds:
             instead = how_to_use(file)
             raise InputError(
-                f"the pattern {spec.source} also matches {file}; only *.parquet files can be given by a pattern"
-                + (f"; {instead}" if instead else "")
+                f"the pattern {source} also matches {file}; only *.parquet, *.zip or *.tar files can be given by a "
+                "pattern" + (f"; {instead}" if instead else "")
             )
+        kinds = (file.suffix.lower(),)
         files.append(file)
     if not files:
         raise NoSuchData(
-            f"no such data: {spec.source}; give digits, cifar10, celeba, hub:owner/name, a folder of images, "
-            "a *.parquet file or pattern, or an LMDB folder"
+            f"no such data: {source}; give digits, cifar10, celeba, hub:owner/name, a folder of images, "
+            "a *.zip, *.tar, *.npy, *.npz or *.parquet file, a pattern, or an LMDB folder (data.source=PATH)"
         )
-    return _parquet(spec, sorted(files), cache, progress)
+    return sorted(files)
+
+
+def _file_source(spec: DataSpec, path: Path, cache: Path, progress: bool) -> Source:
+    ending = path.suffix.lower()
+    if ending == ".parquet":
+        return _parquet(spec, [path], cache, progress)
+    if ending in ARCHIVES:
+        return FileSource(spec, open_archives([path]))
+    if ending in NUMPY:
+        return array_source(spec, path)
+    advice = how_to_use(path) or "give the folder it lies in"
+    raise InputError(f"{path} is a file, but neither an archive, an array nor *.parquet; {advice}")
 
 
 def _path_of(source: str) -> Path:
@@ -182,17 +203,31 @@ def _folder_source(spec: DataSpec, folder: Path, cache: Path, progress: bool) ->
         return saved_source(spec, folder)
     tables = list(files_under(folder, (".parquet",)))
     if not tables:
-        return FolderSource(spec, folder)
+        return _tree_source(spec, folder)
     image = next(files_under(folder, ENDINGS), None)
     if image is not None:
         raise InputError(
             f"{folder} holds both parquet files ({tables[0]}) and images ({image}); "
             "give the pattern of the parquet files, or the subfolder of the images"
         )
-    from .parquet import parquet_files
+    from .parquet import files_of_split
 
-    files = parquet_files(folder, tables, spec.split)
+    files = files_of_split(folder, tables, spec.split)
     return _parquet(spec.model_copy(update={"split": "train"}), files, cache, progress, folder)
+
+
+def _tree_source(spec: DataSpec, folder: Path) -> FileSource:
+    """The images of a folder; where it has archives and no images, those in the archives: the shards of a data set."""
+    tree = FolderTree(folder)
+    kinds = [kind for kind in ARCHIVES if any(name.lower().endswith(kind) for name in tree.names)]
+    if len(kinds) != 1 or any(name.lower().endswith(ENDINGS) for name in tree.names):
+        return FileSource(spec, tree)
+    from .parquet import files_of_split
+
+    shards = [name for name in tree.names if name.lower().endswith(kinds[0])]
+    files = files_of_split(folder, shards, spec.split)
+    archives = open_archives(files, f"folder {folder} of {counted(len(files), 'archive')}")
+    return FileSource(spec.model_copy(update={"split": "train"}), archives)
 
 
 def _parquet(spec: DataSpec, files: list[Path], cache: Path, progress: bool, folder: Path | None = None) -> Source:

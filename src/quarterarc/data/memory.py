@@ -23,11 +23,14 @@ from torch import Tensor
 from ..common.errors import InputError
 from ..common.hashes import digest
 from .decode import Encoded, Pixels, shape_of
+from .labels import Labels, check_labels_from, classes_of, limited
 from .pixels import axes_call
-from .sources import Labels, Source, classes_of
+from .sources import Source
 from .spec import DataSpec
 
-__all__ = ["MEMORY", "PictureSource", "TensorSource", "as_labels", "as_pixels", "memory_source", "memory_spec"]
+__all__ = [
+    "MEMORY", "PictureSource", "TensorSource", "as_labels", "as_pixels", "chosen_of", "memory_source", "memory_spec",
+]  # fmt: skip
 
 MEMORY = "memory"
 """`DataSpec.source` of images that were given as objects."""
@@ -158,8 +161,9 @@ class TensorSource:
 
     def __init__(self, images: Tensor | NDArray[Any], labels: Any, spec: DataSpec) -> None:
         pixels = as_pixels(images)
-        classes = _labels_of(labels, len(pixels), spec)
-        self.images = pixels[: spec.limit]
+        self._numbers, classes = chosen_of(labels, len(pixels), spec)
+        contiguous = len(self._numbers) == len(pixels) or classes is None
+        self.images = pixels[: len(self._numbers)] if contiguous else pixels[torch.from_numpy(self._numbers)]
         self.count = len(self.images)
         self.labels = classes
         self.what = f"a tensor of {self.images.shape[2]}x{self.images.shape[3]} pixels"
@@ -169,7 +173,7 @@ class TensorSource:
         self.fingerprint = self.identity = _fingerprint(classes, tuple(self.images.shape), content.hexdigest())
 
     def name(self, number: int) -> str:
-        return f"image {number} of the tensor"
+        return f"image {self._numbers[number]} of the tensor"
 
     def read(self, number: int) -> Encoded:
         array: Pixels = self.images[number].cpu().permute(1, 2, 0).contiguous().numpy()
@@ -199,8 +203,8 @@ class PictureSource:
                     f"element {number} of the list of images is {_a(type(image).__name__)}; expected PIL images"
                     + _of_arrays(images)
                 )
-        classes = _labels_of(labels, len(images), spec)
-        self._images = images[: spec.limit]
+        self._numbers, classes = chosen_of(labels, len(images), spec)
+        self._images = [images[number] for number in self._numbers]
         self.count = len(self._images)
         self.labels = classes
         content = hashlib.sha256()
@@ -211,7 +215,7 @@ class PictureSource:
         self.fingerprint = self.identity = _fingerprint(classes, self.count, content.hexdigest())
 
     def name(self, number: int) -> str:
-        return f"image {number} of the list"
+        return f"image {self._numbers[number]} of the list"
 
     def read(self, number: int) -> Encoded:
         return self._images[number]
@@ -247,13 +251,16 @@ def _pair(images: Any) -> tuple[Any, Any]:
     return images, None
 
 
-def _labels_of(labels: Any, count: int, spec: DataSpec) -> Labels | None:
+def chosen_of(labels: Any, count: int, spec: DataSpec) -> tuple[NDArray[np.int64], Labels | None]:
+    """The numbers of the images to use, and their labels."""
     if not spec.labels:
-        return None
+        return limited(None, count, spec.limit), None
+    check_labels_from(spec, "images in memory")
     if labels is None:
         raise InputError("the images have no labels: give a pair (images, labels), or train without labels")
     given = as_labels(labels, count)
-    return given._replace(numbers=given.numbers[: spec.limit])
+    numbers = limited(given, count, spec.limit)
+    return numbers, given._replace(numbers=given.numbers[numbers])
 
 
 def _fingerprint(labels: Labels | None, *images: object) -> str:

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..common.errors import InputError
 
-__all__ = ["indices", "order", "permutation"]
+__all__ = ["balanced_indices", "indices", "order", "permutation"]
 
 _STREAM = 0x6F72646572  # "order": separates these draws from others with the same seed
 
@@ -61,3 +61,39 @@ def indices(numbers: Sequence[int] | ArrayLike, seed: int, count: int) -> NDArra
         selected = epochs == epoch
         images[selected] = order(seed, int(epoch), count)[places[selected]]
     return images
+
+
+def balanced_indices(
+    numbers: Sequence[int] | ArrayLike, seed: int, places: Sequence[NDArray[np.int64]]
+) -> NDArray[np.int64]:
+    """The image indices of examples of a run in which the classes take turns.
+
+    Of n classes, the examples n r to n r + n - 1 are one image of each, in an order of their own. The images of a class
+    follow one another in a new order per epoch of that class.
+
+    Args:
+        numbers: example numbers, in any order.
+        seed: the seed of the run.
+        places: the indices of the images of each class; none is empty.
+
+    Returns:
+        int64, the shape of `numbers`.
+    """
+    rounds, turns = np.divmod(np.asarray(numbers, dtype=np.int64), len(places))
+    images = np.empty_like(turns)
+    for at in np.ndindex(images.shape):
+        round = int(rounds[at])
+        label = int(_turns(seed, round, len(places))[turns[at]])
+        epoch, place = divmod(round, len(places[label]))
+        images[at] = places[label][_order_within(seed, label, epoch, len(places[label]))[place]]
+    return images
+
+
+@lru_cache(maxsize=64)
+def _turns(seed: int, round: int, classes: int) -> NDArray[np.int64]:
+    return permutation(seed, 0, round, count=classes)
+
+
+@lru_cache(maxsize=4096)  # of every class the epoch that is under way
+def _order_within(seed: int, label: int, epoch: int, count: int) -> NDArray[np.int64]:
+    return permutation(seed, 1, label, epoch, count=count)

@@ -9,7 +9,6 @@ Two things of the library `datasets` are not used, on purpose:
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +24,7 @@ from ..storage.files import check_regular
 from .spec import DataSpec
 from .tables import Columns, TableSource, quiet, schema_columns
 
-__all__ = ["ParquetSource", "parquet_files", "parquet_source"]
+__all__ = ["ParquetSource", "files_of_split", "parquet_source"]
 
 _SPLITS = {"train", "test", "valid", "validation", "val", "dev", "eval"}
 _ROWS = 64  # rows per record batch of the conversion, which bound its memory
@@ -51,26 +50,30 @@ class ParquetSource(TableSource):
             if schema_columns(spec, schema, str(file)) != columns:
                 raise InputError(f"{file} has other columns or classes than {files[0]}; give them as two sources")
         self._files, self._firsts = files, np.cumsum([0, *counts])
-        count = min(int(self._firsts[-1]), spec.limit or sys.maxsize)
+        count = int(self._firsts[-1])
+        if not columns.label:  # which is read to choose rows of each class
+            count = min(count, spec.limit or count)
         if count == 0:
             raise InputError(f"{what} has no rows")
         fingerprint = digest([(file.name, file.stat().st_size) for file in files], columns)
         times = [(str(file.resolve()), file.stat().st_mtime_ns) for file in files]
         identity = digest(fingerprint, times, count)
         dataset = _convert(files, schemas[0], columns, count, identity, what, cache_dir, progress)
-        super().__init__(dataset, columns, what, fingerprint, identity, tables=files, most=spec.max_bytes)
+        super().__init__(
+            dataset, columns, what, fingerprint, identity, limit=spec.limit, tables=files, most=spec.max_bytes
+        )
 
     def name(self, number: int) -> str:
         """The file, and the row in it."""
         file = self._file_of(number)
-        return f"{self._files[file]} row {number - self._firsts[file]}"
+        return f"{self._files[file]} row {self._numbers[number] - self._firsts[file]}"
 
     def folder_of(self, number: int) -> Path:
         """The folder of the file that contains a row."""
         return self._files[self._file_of(number)].parent
 
     def _file_of(self, number: int) -> int:
-        return int(np.searchsorted(self._firsts, number, side="right")) - 1
+        return int(np.searchsorted(self._firsts, self._numbers[number], side="right")) - 1
 
 
 def parquet_source(
@@ -197,8 +200,8 @@ def _plain(field: Any) -> Any:
     return arrow.string() if arrow.types.is_string_view(field.type) else field.type
 
 
-def parquet_files(folder: Path, files: Iterable[str], split: str) -> list[Path]:
-    """The parquet files of a folder (relative paths) that belong to a split, sorted.
+def files_of_split(folder: Path, files: Iterable[str], split: str) -> list[Path]:
+    """The files of a folder (relative paths), tables or archives, that belong to a split, sorted.
 
     As on the hub, a file belongs to the split whose name is a word of its path: `data/train-00000-of-00002.parquet`. If
     no path contains the name of a split, all files belong to `train`.
@@ -206,7 +209,7 @@ def parquet_files(folder: Path, files: Iterable[str], split: str) -> list[Path]:
     words = {file: set("".join(c if c.isalnum() else " " for c in file.lower()).split()) for file in sorted(files)}
     chosen = [file for file, parts in words.items() if split.lower() in parts]
     if not chosen and (split != "train" or any(parts & _SPLITS for parts in words.values())):
-        raise InputError(f"no parquet file of {folder} has the split '{split}' in its name (files: {_some(words)})")
+        raise InputError(f"no file of {folder} has the split '{split}' in its name (files: {_some(words)})")
     return [folder / file for file in chosen or words]
 
 

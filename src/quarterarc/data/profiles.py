@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms
 
-__all__ = ["to_srgb"]
+__all__ = ["changes_colours", "to_srgb"]
 
 _SPACES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # the Pillow mode of the colours that a profile describes
 _SAME = 2  # levels: profiles of sRGB by different makers differ by rounding
@@ -42,6 +42,11 @@ def to_srgb(image: Image.Image, profile: Any) -> Image.Image:
     if alpha is not None:
         converted.putalpha(alpha)
     return converted
+
+
+def changes_colours(profile: Any) -> bool:
+    """Whether an ICC profile, bytes or None, is read and describes other colours than sRGB."""
+    return isinstance(profile, bytes) and bool(profile) and _conversion(profile) is not None
 
 
 @dataclass(frozen=True)

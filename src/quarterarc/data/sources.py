@@ -1,48 +1,39 @@
 """Image sources: encoded images by number, with names and labels.
 
-This module has the digits, folders of images and LSUN's LMDB; `tables` has parquet files and Hugging Face datasets,
-`memory` has tensors, arrays and lists of PIL images.
+This module has the digits, images in folders and archives, and LSUN's LMDB; `tables` has parquet files and Hugging Face
+datasets, `memory` has tensors, arrays and lists of PIL images.
 """
 
 from __future__ import annotations
 
-import os
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from ..common.errors import InputError
 from ..common.hashes import digest
 from .containers import CONTAINERS, how_to_use
-from .decode import BadImage, Encoded, read_file, too_large
-from .formats import ENDINGS, passed_over
+from .decode import BadImage, Encoded, too_large
+from .formats import ENDINGS, counted_by_ending, why_not
+from .labels import (
+    Labels,
+    check_labels_from,
+    is_label_file,
+    limited,
+    split_of_folder,
+    subfolders,
+    tree_labels,
+)
 from .lmdb_file import DamagedLmdb, LmdbFile
 from .spec import DataSpec
+from .trees import Tree
 
-__all__ = ["DigitSource", "FolderSource", "Labels", "LmdbSource", "Source", "check_no_split", "classes_of", "digest"]
-
-
-class Labels(NamedTuple):
-    """The class of each image: `numbers` int64 (N,) in 0..classes-1, and the names of the classes, if they have any."""
-
-    numbers: NDArray[np.int64]
-    classes: int
-    names: tuple[str, ...] = ()
-
-
-def classes_of(texts: Sequence[str]) -> Labels:
-    """Labels from text: the classes are the distinct texts in sorted order, by number if all are numbers."""
-    names = sorted(set(texts))
-    if all(name.isdecimal() for name in names):
-        names.sort(key=int)
-    number_of = {name: number for number, name in enumerate(names)}
-    return Labels(np.array([number_of[text] for text in texts], dtype=np.int64), len(names), tuple(names))
+__all__ = ["DigitSource", "FileSource", "LmdbSource", "Source", "check_no_split", "digest"]
 
 
 class Source(Protocol):
@@ -97,9 +88,11 @@ class DigitSource:
 
     def __init__(self, spec: DataSpec) -> None:
         check_no_split(spec, "digits")
+        check_labels_from(spec, "digits")
         with np.load(Path(__file__).with_name("digits.npz"), allow_pickle=False) as stored:
-            self._images = stored["images"][: spec.limit]
-            labels = stored["labels"][: spec.limit].astype(np.int64)
+            images, labels = stored["images"], stored["labels"].astype(np.int64)
+        numbers = limited(Labels(labels, 10) if spec.labels else None, len(images), spec.limit)
+        self._images, labels = images[numbers], labels[numbers]
         self.count = len(self._images)
         self.labels = Labels(labels, 10) if spec.labels else None
         self.fingerprint = self.identity = digest(self._images.tobytes(), labels.tobytes())
@@ -111,117 +104,73 @@ class DigitSource:
         return Image.fromarray(self._images[number])
 
 
-_SPLITS = {"train", "training", "test", "testing", "valid", "validation", "val", "dev", "eval"}
+class FileSource:
+    """The images in a tree of files, a folder or archives, in the order of the tree.
 
+    Files with other endings are passed over; endings match in either case.
 
-class FolderSource:
-    """The images under a folder, recursively, in the sorted order of their relative paths.
+    Args:
+        spec: limit, split and labels.
+        tree: the files.
 
-    Files with other endings and names that begin with a dot are ignored; endings match in either case. Links to folders
-    are followed, once per folder.
+    Attributes:
+        passed_over: the files that are not read as images, with the reason.
     """
 
-    def __init__(self, spec: DataSpec, folder: Path) -> None:
-        self.what = f"folder {folder}"
-        check_no_split(spec, self.what)
-        self._folder, self._most = folder, spec.max_bytes
-        names = sorted(files_under(folder, ("",)))
-        files = [name for name in names if name.lower().endswith(ENDINGS)]
-        if not files:
-            raise InputError(f"no images under {folder}; {_held_instead(folder, names)}")
-        others = passed_over(name for name in names if not name.lower().endswith(ENDINGS))
-        self.notes: Sequence[str] = [f"{self.what}: passed over {others}"] if others else []
-        self._files = files[: spec.limit]
-        self.count = len(self._files)
-        self.labels = self._read_labels(files) if spec.labels else None
-        sizes, times = zip(*(size_and_time(folder / file) for file in self._files), strict=True)
-        self.fingerprint = digest(list(zip(self._files, sizes, strict=True)))
-        self.identity = digest(str(folder.resolve()), self.fingerprint, times)
+    def __init__(self, spec: DataSpec, tree: Tree) -> None:
+        self.what, self._tree, self._most = tree.what, tree, spec.max_bytes
+        images = [place for place, name in enumerate(tree.names) if name.lower().endswith(ENDINGS)]
+        if not images:
+            raise InputError(f"no images under {tree.root}; {_held_instead(tree.root, tree.names)}")
+        of_split, note = split_of_folder(spec, self.what, [tree.names[place] for place in images])
+        chosen = [images[place] for place in of_split]
+        labels = tree_labels(spec, tree, images, chosen) if spec.labels else None
+        self.passed_over = _not_read(tree, {*images}, spec)
+        others = counted_by_ending(self.passed_over)
+        self.notes: Sequence[str] = [line for line in (others and f"{self.what}: passed over {others}", note) if line]
+        if labels is None and (folders := subfolders(tree, images)):
+            self.notes = [*self.notes, f"its {folders} would be classes with data.labels=folder"]
+        numbers = limited(labels, len(chosen), spec.limit)
+        self._places = [chosen[number] for number in numbers.tolist()]
+        self.labels = labels and labels._replace(numbers=labels.numbers[numbers])
+        self.count = len(self._places)
+        sizes, times = zip(*(tree.size_and_time(place) for place in self._places), strict=True)
+        names = [tree.names[place] for place in self._places]
+        self.fingerprint = digest(list(zip(names, sizes, strict=True)))
+        self.identity = digest(str(tree.root.resolve()), self.fingerprint, times)
 
     @property
     def files(self) -> Sequence[Path]:
-        return [self._folder / file for file in self._files]
+        return self._tree.paths(self._places)
 
     def name(self, number: int) -> str:
-        return str(self._folder / self._files[number])
+        return self._tree.shown(self._places[number])
 
     def read(self, number: int) -> Encoded:
-        name = self.name(number)
-        return read_file(name, name, self._most)
+        return self._tree.read(self._places[number], self._most)
 
-    def _read_labels(self, files: Sequence[str]) -> Labels:
-        """Labels by first-level subfolder; the classes are those of all files, also beyond the limit."""
-        if (self._folder / "dataset.json").exists():
-            raise InputError(
-                f"{self._folder} has a dataset.json (EDM's layout), whose labels are not read: move the images "
-                "into one subfolder per class, or train without labels (data.labels=false)"
-            )
-        loose = next((file for file in files if "/" not in file), None)
-        if loose is not None:
-            raise InputError(
-                f"labels are the names of the subfolders of {self._folder}, but {loose} lies in none; "
-                "move it into one or train without labels"
-            )
-        classes = {name: number for number, name in enumerate(sorted({file.partition("/")[0] for file in files}))}
-        if {name.lower() for name in classes} <= _SPLITS:
-            split = next((name for name in classes if name.lower().startswith("train")), min(classes))
-            raise InputError(
-                f"the subfolders of {self._folder} are splits ({', '.join(classes)}), not classes: give one of them, "
-                f"data.source={self._folder / split}, or train without labels (data.labels=false)"
-            )
-        inner = {file.split("/")[1] for file in files if file.count("/") > 1}
-        if len(classes) == 1 and len(inner) > 1:
-            raise InputError(
-                f"all images of {self._folder} lie in its one subfolder, which would be the only class: if the "
-                f"classes are the subfolders of that ({', '.join(sorted(inner)[:3])}, ...), give "
-                f"data.source={self._folder / min(classes)}, else train without labels (data.labels=false)"
-            )
-        numbers = [classes[file.partition("/")[0]] for file in self._files]
-        return Labels(np.array(numbers, dtype=np.int64), len(classes), tuple(classes))
+
+_MOST_NAMED = 100_000  # files that are passed over
+
+
+def _not_read(tree: Tree, images: Set[int], spec: DataSpec) -> dict[str, str]:
+    """The files that are not read, with the reason; those with labels are, if labels are used."""
+    others = (place for place in range(len(tree.names)) if place not in images)
+    if spec.labels:
+        others = (place for place in others if not is_label_file(tree.names[place]))
+    return {tree.shown(place): why_not(tree.names[place]) for place in islice(others, _MOST_NAMED)}
 
 
 def _held_instead(folder: Path, names: Sequence[str]) -> str:
     """What a folder without images has instead, and what to do."""
     container = next((folder / name for name in names if name.lower().endswith(CONTAINERS)), None)
     advice = container and how_to_use(container)
-    held = f"it has {passed_over(names)}" if names else "it has no files"
+    held = f"it has {counted_by_ending(names)}" if names else "it has no files"
     if advice:
         return f"{held}: {container}: {advice}"
     if any(name.lower().endswith((".heic", ".heif")) for name in names):
         return f"{held}; HEIC is not read: convert the files to JPEG or PNG"
     return f"{held}; expected files that end in {', '.join(ENDINGS)}"
-
-
-def size_and_time(file: Path) -> tuple[int, int]:
-    """Size in bytes and modification time in nanoseconds; -1 for a missing file."""
-    try:
-        stat = file.stat()
-    except OSError:  # a broken link: `read` raises the error that names it
-        return -1, -1
-    return stat.st_size, stat.st_mtime_ns
-
-
-def files_under(folder: Path, endings: tuple[str, ...]) -> Iterator[str]:
-    """The relative paths, with forward slashes and in arbitrary order, of the files with one of the endings.
-
-    Raises:
-        InputError: for a folder without read permission, which must not count as empty.
-    """
-
-    def fail(error: OSError) -> None:
-        raise InputError(f"cannot read the folder {error.filename}: {error.strerror}") from error
-
-    seen = set()
-    for path, folders, files in os.walk(folder, followlinks=True, onerror=fail):
-        real = os.path.realpath(path)
-        if real in seen:  # a link to a parent folder
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in files:
-            if name.lower().endswith(endings) and not name.startswith("."):
-                yield (Path(path) / name).relative_to(folder).as_posix()
 
 
 class LmdbSource:

@@ -24,12 +24,15 @@ class DataSpec(Section):
     """
 
     source: Annotated[str, Field(min_length=1)]
-    """`digits` (comes with the package), a folder of images, a `*.parquet` file, pattern or folder, a folder written by
-    `save_to_disk` of the library `datasets`, an LSUN LMDB folder, `hub:owner/name` or `hub:owner/name:config` (Hugging
-    Face hub), `cifar10`, `celeba`, `memory` (images given as objects in Python), or `teacher` (images that the
-    teacher of a distillation makes). A folder named like one of these is written `./digits`."""
+    """`digits` (comes with the package), a folder of images, a `*.zip` or `*.tar` file, pattern or folder of images,
+    which are read in place, a `*.npy` or `*.npz` file of images, a `*.parquet` file, pattern or folder, a folder
+    written by `save_to_disk` of the library `datasets`, an LSUN LMDB folder, `hub:owner/name` or
+    `hub:owner/name:config` (Hugging Face hub), `cifar10`, `celeba`, `memory` (images given as objects in Python), or
+    `teacher` (images that the teacher of a distillation makes). A folder named like one of these is written
+    `./digits`."""
     split: str = "train"
-    """The split of a hub dataset, of a folder of parquet files with split names, or of a saved `DatasetDict`."""
+    """The split of a hub dataset, of a folder of parquet files with split names, of a saved `DatasetDict`, or of a
+    folder or archive of images whose folders at the top are called `train`, `val` and `test`."""
     image_column: str | None = None
     """The image column of a table: encoded images, or paths below the folder of the table. Default: the only column of
     images, or the one named `image` or `img`."""
@@ -56,8 +59,21 @@ class DataSpec(Section):
     format for other TIFFs, and an error for signed or 32-bit integers and floats."""
     flip: bool = False
     """Mirror each image horizontally with probability 1/2 in training."""
-    labels: bool = False
-    """Read class labels: the label column, or the first-level subfolders of a folder, numbered in sorted order."""
+    augment: Annotated[float, Field(ge=0.0, le=1.0)] | Literal["auto"] = 0.0
+    """For small sets: the probability in training of each of five movements of an image (vertical mirror, scale,
+    rotation, stretch, shift), whose parameters are a condition of the U-Net, so that samples are not moved (EDM).
+    `auto`: 0.15 for at most 5,000 images, otherwise 0."""
+    labels: bool | Literal["folder", "file", "column"] = False
+    """Read class labels. `folder`: the names of the folders of images are the classes, numbered in sorted order.
+    `file`: dataset.json, as EDM and StyleGAN write it, or a file `000.cls` beside each image `000.jpg` (WebDataset).
+    `column`: the label column of a table. `true`: the one of these that the source has; of several, `file`."""
+    label_level: int | Literal["auto"] = "auto"
+    """The level of the folders whose names are the classes: 1 for the top, 2 for the folders in these, -1 for the
+    folder of the image itself, -2 for the one around it. `auto`: the first level with more than one folder. Folders
+    called `train`, `val` and so on at the top are no level: `split` chooses among them."""
+    balanced: bool = False
+    """With labels: the classes take turns in training, so that each occurs equally often; images of a small class are
+    repeated more often."""
     skip_bad: bool = False
     """Leave out images that cannot be read or are smaller than the crop box, instead of raising an error. The log names
     the first ones, and skipped.json in the run folder all."""
@@ -66,7 +82,8 @@ class DataSpec(Section):
     All worker threads together decode at most 4 * `max_pixels` at a time. A pixel takes up to 64 bytes meanwhile. An
     encoded image of more than 8 * `max_pixels` bytes and 16 MB is not read."""
     limit: PositiveInt | None = None
-    """Use only the first `limit` images of the source; skipped ones count."""
+    """Use only the first `limit` images of the source; with labels the first ones of each class, equally many as far as
+    it has them. Skipped ones count."""
     holdout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Share of the images that training never uses. The log has their loss beside that of training, and
     `quarterarc evaluate RUN --metrics nearest` their distances."""
@@ -78,6 +95,13 @@ class DataSpec(Section):
     of several downloads its own parts if the number of processes divides that of the parts, and otherwise more."""
     memory_limit_gb: Annotated[float, Field(gt=0)] = 4.0
     """Limit of `auto`: images * channels * height * width bytes, in units of 1e9 bytes."""
+
+    @field_validator("label_level")
+    @classmethod
+    def _a_level(cls, level: int | str) -> int | str:
+        if level == 0:
+            raise ValueError("expected 1 for the folders at the top, or -1 for the folder of the image")
+        return level
 
     @field_validator("range")
     @classmethod

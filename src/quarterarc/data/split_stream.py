@@ -34,6 +34,7 @@ class SplitStream:
         self.count: int | None = None
         self.channels, self.height, self.width = first.channels, first.height, first.width
         self.classes, self.class_names, self.notes = first.classes, first.class_names, first.notes
+        self.labels, self.passed_over = first.labels, first.passed_over
         self.fingerprint = self.identity = fingerprint
         self.description = f"{what}: a stream of images in {len(parts)} parts, fingerprint {fingerprint}"
 

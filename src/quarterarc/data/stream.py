@@ -89,6 +89,8 @@ class StreamedImages:
         self.height, self.width = spec.height, spec.width
         self.classes = columns.classes if spec.labels else None
         self.class_names: Sequence[str] = columns.names if spec.labels else ()
+        self.labels: NDArray[np.int64] | None = None
+        self.passed_over: Mapping[str, str] = {}
         self.notes: Sequence[str] = ()
         self.fingerprint = self.identity = digest(what, columns, spec.limit)
         self.description = f"{what}: a stream of images, fingerprint {self.fingerprint}"

@@ -29,8 +29,10 @@ from ..common.text import counted, one_line
 from ..storage.files import check_regular, parse_json, read_json
 from .cell_files import download_folders, file_of_cell, read_cell_file
 from .decode import BadImage, Encoded, too_large
-from .sources import Labels, check_no_split, classes_of, size_and_time
+from .labels import Labels, check_labels_from, classes_of, limited
+from .sources import check_no_split
 from .spec import DataSpec
+from .trees import size_and_time
 
 __all__ = [
     "Columns",
@@ -81,6 +83,7 @@ def choose_columns(
         raise _no_column("image_column", image, "encoded images (bytes, or bytes and a path), or paths", kinds, what)
     if not spec.labels:
         return Columns(image, None, None)
+    check_labels_from(spec, what, "column")
     usual = ("label", "labels", "class")
     label = spec.label_column or _only(
         list(classes), of("integer"), of("categories"), of("text", *usual), of("number", *usual), usual=usual
@@ -232,7 +235,7 @@ class TableSource:
         fingerprint: see `Source`.
         identity: see `Source`.
         folder: the folder of the table, below which paths in image cells may name files; None if it has none.
-        limit: only the first rows.
+        limit: only the first rows; with labels those of each class.
         downloads: see `cell_files.download_folders`.
         tables: the files of the table.
         most: the largest size of an encoded image in bytes, checked before it is copied; 0 for no limit.
@@ -253,16 +256,21 @@ class TableSource:
         tables: Sequence[Path] = (),
         most: int = 0,
     ) -> None:
-        if limit is not None and limit < len(dataset):
-            dataset = dataset.select(range(limit))
         if len(dataset) == 0:
             raise InputError(f"{what} has no rows")
-        self.what, self.count, self._folder = what, len(dataset), folder
+        self.what, self._folder = what, folder
         self.downloads, self._tables, self._most = downloads, tables, most
         dataset = dataset.with_format("arrow")  # in which features decode nothing and transforms do not apply
         self.labels: Labels | None = None
         if columns.label:
             self.labels = _read_labels(dataset.select_columns([columns.label])[:].column(0), columns, what)
+        self._numbers = limited(self.labels, len(dataset), limit)  # of the rows that are used
+        self.count = len(self._numbers)
+        if self.count < len(dataset):
+            dataset = dataset.select(self._numbers)
+            if self.labels is not None:
+                self.labels = self.labels._replace(numbers=self.labels.numbers[self._numbers])
+                fingerprint, identity = digest(fingerprint, self.count), digest(identity, self.count)
         images = dataset.select_columns([columns.image])
         # Row by row where rows are shuffled or selected, because slicing would copy all images into memory.
         self._images = images[:].column(0) if images._indices is None else _Rows(images)
@@ -290,7 +298,7 @@ class TableSource:
 
     def name(self, number: int) -> str:
         """The source and the row."""
-        return f"{self.what} row {number}"
+        return f"{self.what} row {self._numbers[number]}"
 
     def folder_of(self, number: int) -> Path | None:
         """The folder that paths in a row are relative to."""

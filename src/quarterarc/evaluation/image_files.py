@@ -18,14 +18,17 @@ from torch import Tensor
 from ..common.errors import InputError
 from ..common.hashes import digest
 from ..common.plain_yaml import LARGEST, load_yaml
+from ..data.archives import ARCHIVES
+from ..data.arrays import NUMPY
 from ..data.containers import how_to_use
 from ..data.decode import DECODING, BadImage, Encoded, read_pixels, shape_of
 from ..data.holdout import Part, divide
 from ..data.image_set import ImageSet, Shape, Wanted
 from ..data.images import ImageData, MappedImages, log_bad
+from ..data.labels import Labels
 from ..data.loading import open_data, open_source
 from ..data.memory import MEMORY
-from ..data.sources import Labels, Source
+from ..data.sources import Source
 from ..data.spec import DataSpec
 from ..data.survey import survey
 from ..sampling.archives import read_record
@@ -189,7 +192,8 @@ def open_set(source: str | Path, limit: int | None = None, split: str = "train")
     path = Path(source).expanduser()
     if path.suffix.lower() == ".npz" and path.is_file():
         return NpzSet(path, limit)
-    advice = how_to_use(path, "quarterarc.evaluate({}, REFERENCE)") if path.is_file() else None
+    read = path.suffix.lower() in (*ARCHIVES, *NUMPY)
+    advice = how_to_use(path, "quarterarc.evaluate({}, REFERENCE)") if path.is_file() and not read else None
     if advice:
         raise InputError(f"{path} is not read: {advice}")
     spec = DataSpec(source=str(source), size=1, channels=1, split=split)
@@ -262,10 +266,10 @@ def held_out_images(run: Path) -> ImageSet | None:
 
 
 def _data_of(run: Path) -> DataSpec:
-    """The section `data` of a run's recipe, without labels."""
+    """The section `data` of a run's recipe, without labels unless they decide which images a limit selects."""
     try:
         fields = load_yaml(read_text(run / "recipe.yaml", LARGEST))["data"]
-        return DataSpec.model_validate({**fields, "labels": False})
+        return DataSpec.model_validate({**fields, "labels": bool(fields.get("limit")) and fields.get("labels", False)})
     except (OSError, yaml.YAMLError, ValidationError, InputError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{run / 'recipe.yaml'} does not describe the training data: {reason}") from None

@@ -68,7 +68,7 @@ def evaluate(
     steps: int | None = None,
     grid: GridLike | None = None,
     options: Mapping[str, Any] | None = None,
-    labels: Sequence[int] | None = None,
+    labels: Sequence[int | str] | None = None,
     guidance: float | None = None,
     projection: str | None = None,
     precision: torch.dtype | None = None,
@@ -102,7 +102,7 @@ def evaluate(
         weights: weights of the extractor, for `inception` or `dinov2`; by default the usual download.
         seeds: seeds of the sampled images; by default 0..count - 1.
         sampler, steps, grid, options, guidance, projection: as for `quarterarc.Sampling`.
-        labels: classes, used in turn over `seeds`: the image of seeds[k] has the label labels[k % len(labels)].
+        labels: classes by number or name, used in turn over `seeds`: seeds[k] has the label labels[k % len(labels)].
         precision: dtype to autocast a run's network to, such as `torch.bfloat16`.
         settings: the numbers that the metrics depend on: `quarterarc.evaluation.Settings`, or
             `quarterarc.likelihood.LikelihoodSettings` for likelihood metrics; or a mapping of their fields, such as
@@ -220,7 +220,7 @@ def _check_sampling_arguments(
     source: object,
     request: Sampling,
     seeds: Sequence[int] | None,
-    labels: Sequence[int] | None,
+    labels: Sequence[int | str] | None,
     precision: torch.dtype | None,
     compile: Compile,
     likelihoods: Sequence[str],
@@ -255,7 +255,7 @@ def _check_sampling_arguments(
 
 
 def _sampled(
-    model: Model, request: Sampling, seeds: Sequence[int], labels: Sequence[int] | None, compile: Compile
+    model: Model, request: Sampling, seeds: Sequence[int], labels: Sequence[int | str] | None, compile: Compile
 ) -> ImageSet:
     if "checkpoint" in model.about:  # a run's network is loaded with its projection
         request = replace(request, projection=None)

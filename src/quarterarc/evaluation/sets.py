@@ -26,7 +26,7 @@ from ..data.pixels import levels
 from ..denoiser import Denoise, traits
 from ..sampling.compiled import compiled
 from ..sampling.generation import batches, count_evaluations, mean_evaluations
-from ..sampling.plans import Sampling, check_labels, labels_in_turn
+from ..sampling.plans import Sampling, labels_in_turn, numbered_labels
 
 __all__ = ["BatchSet", "SampledSet", "TensorSet", "batch_rows"]
 
@@ -119,7 +119,7 @@ class SampledSet:
         denoise: a denoiser that declares the shape of its images.
         seeds: one per image.
         sampling: sampler, steps, grid and so on.
-        labels: classes, used in turn over `seeds`: the image of seeds[k] has the label labels[k % len(labels)].
+        labels: classes by number or name, used in turn over `seeds`: seeds[k] has the label labels[k % len(labels)].
         what: name of the model, for messages and results.
         about: further entries of `sampling` that decide the images, such as the checkpoint's hash.
         compile: whether to compile the network, as for `quarterarc.generate`.
@@ -140,7 +140,7 @@ class SampledSet:
         seeds: Sequence[int],
         sampling: Sampling | None = None,
         *,
-        labels: Sequence[int] | None = None,
+        labels: Sequence[int | str] | None = None,
         what: str = "the model",
         about: Mapping[str, Any] | None = None,
         compile: Compile = "auto",
@@ -153,15 +153,15 @@ class SampledSet:
             )
         if not len(seeds):
             raise InputError("there are no seeds: give one per image")
-        check_labels(denoise, labels)
-        self._seeds, self._labels = seeds, labels_in_turn(labels, len(seeds))
+        numbers = numbered_labels(denoise, labels)
+        self._seeds, self._labels = seeds, labels_in_turn(numbers, len(seeds))
         self._plan = (sampling or Sampling()).plan(denoise)
         self.what, self.count = what, len(seeds)
         self.shape: Shape = (shape[0], shape[1], shape[2])
         self._settings = {
             **(about or {}),
             **self._plan.describe(),
-            "labels": None if labels is None else list(labels),
+            "labels": numbers,
             "seeds": _seed_text(seeds),
         }
         identified = self._plan.exact and bool(about and (about.get("checkpoint_sha256") or about.get("recipe_hash")))

@@ -119,7 +119,7 @@ def decisive(recipe: Recipe) -> dict[str, Any]:
     Fields that later versions added are left out at their defaults, so that existing caches stay valid.
     """
     fields = recipe.model_dump(mode="json")
-    for field in ("pages", "range", "stream_parts", "holdout"):
+    for field in ("pages", "range", "augment", "label_level", "balanced", "stream_parts", "holdout"):
         if fields["data"][field] == DataSpec.model_fields[field].default:
             del fields["data"][field]
     if fields["training"]["compile"] == "auto":  # the default was false, and the results are the same up to rounding

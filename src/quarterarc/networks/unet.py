@@ -101,6 +101,8 @@ class UNet(LaidOut):
         frequency_shift: the frequencies of the time embedding are 10000^(-i/(n - frequency_shift)), i < n.
         cosine_first: order of the time embedding: cosines before sines.
         spans: whether the network also takes the span of a jump, as flow maps do.
+        augmentations: number of parameters by which training images were augmented, a condition of the network; 0 for
+            none.
 
     Attributes:
         recompute: keep only the inputs of blocks and resampling for the backward pass, which computes the rest again
@@ -128,6 +130,7 @@ class UNet(LaidOut):
         frequency_shift: float = 1.0,
         cosine_first: bool = False,
         spans: bool = False,
+        augmentations: int = 0,
     ) -> None:
         super().__init__()
         self.recompute = False
@@ -147,6 +150,7 @@ class UNet(LaidOut):
             "frequency_shift": frequency_shift,
             "cosine_first": cosine_first,
             "spans": spans,
+            "augmentations": augmentations,
         }
         widths = _widths(self.config)
         groups = _groups(self.config, widths)
@@ -166,6 +170,7 @@ class UNet(LaidOut):
         if spans:
             self.span = nn.Sequential(nn.Linear(channels, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         self.labels = None if classes is None else nn.Embedding(classes + 1, embedding)
+        self.augmentation = nn.Linear(augmentations, embedding, bias=False) if augmentations else None
         self.input = Convolution(in_channels, channels)
 
         self.down = nn.ModuleList()
@@ -218,16 +223,23 @@ class UNet(LaidOut):
             nn.init.zeros_(self.labels.weight[-1].detach())
         if self.span is not None:
             nn.init.zeros_(self.span.get_parameter("2.weight"))
+        if self.augmentation is not None:
+            nn.init.zeros_(self.augmentation.weight)
 
     def with_spans(self) -> UNet:
-        """A copy that also takes the span of a jump; until it is trained, the span has no effect on the output."""
-        copy = UNet(**{**self.config, "spans": True}).to(self.output.weight)
+        """A copy that also takes the span of a jump, and no augmentation; an untrained span changes no output."""
+        copy = UNet(**{**self.config, "spans": True, "augmentations": 0}).to(self.output.weight)
         copy.load_state_dict(self.state_dict(), strict=False)
         copy.recompute = self.recompute
         return copy.train(self.training)
 
     def forward(
-        self, x: Tensor, time: Tensor | float, labels: Tensor | None = None, span: Tensor | float | None = None
+        self,
+        x: Tensor,
+        time: Tensor | float,
+        labels: Tensor | None = None,
+        span: Tensor | float | None = None,
+        augmentation: Tensor | None = None,
     ) -> Tensor:
         """Run the network.
 
@@ -238,19 +250,21 @@ class UNet(LaidOut):
             labels: int64, shape (B,), in 0..classes, where `classes` means "no label"; None for no labels.
             span: for a network with spans, the length of the jump in the unit of the time; shapes as for the time; None
                 for 0.
+            augmentation: for a network with augmentations, the parameters by which the images were augmented, shape
+                (B, augmentations); None for images that were not.
 
         Returns:
             Shape (B, out_channels, H, W), in the dtype of the weights; under autocast in float32.
 
         Raises:
-            InputError: if shapes do not fit, or labels or spans are given to a network without them.
+            InputError: if shapes do not fit, or labels, spans or augmentations are given to a network without them.
         """
         if x.ndim != 4 or x.shape[1] != self.input.in_channels:
             raise InputError(
                 f"the network takes images of shape (B, {self.input.in_channels}, H, W), got {tuple(x.shape)}"
             )
         run = recomputed if self.recompute and torch.is_grad_enabled() else directly
-        shifts = iter(self._embed(x, time, labels, span).split(self.shifts, dim=1))
+        shifts = iter(self._embed(x, time, labels, span, augmentation).split(self.shifts, dim=1))
         x = x.to(self.input.weight.dtype).contiguous(memory_format=self.layout)
         skips = [self.input(x)]
         for stage in self.down:
@@ -266,7 +280,14 @@ class UNet(LaidOut):
             output: Tensor = self.output(self.norm(x.to(self.norm.weight.dtype)))
             return output
 
-    def _embed(self, x: Tensor, time: Tensor | float, labels: Tensor | None, span: Tensor | float | None) -> Tensor:
+    def _embed(
+        self,
+        x: Tensor,
+        time: Tensor | float,
+        labels: Tensor | None,
+        span: Tensor | float | None,
+        augmentation: Tensor | None,
+    ) -> Tensor:
         """The shifts of all residual blocks' channels: shape (B, sum(shifts)), or (1, sum(shifts)) if all are equal."""
         embedding = self.time(self._waves(x, time, "times"))
         if self.span is not None:
@@ -281,6 +302,15 @@ class UNet(LaidOut):
             embedding = embedding + self.labels(labels)
         elif labels is not None:
             raise InputError("labels for a network without classes: leave them out, or build it with classes=...")
+        if augmentation is not None:
+            if self.augmentation is None:
+                raise InputError("an augmentation for a network without: leave it out, or give augmentations=...")
+            if augmentation.shape != (len(x), self.augmentation.in_features):
+                raise InputError(
+                    f"augmentations of shape {tuple(augmentation.shape)} for {len(x)} images: give "
+                    f"{self.augmentation.in_features} numbers per image"
+                )
+            embedding = embedding + self.augmentation(augmentation.to(embedding.dtype))
         return self.project(F.silu(embedding))
 
     def _waves(self, x: Tensor, time: Tensor | float, what: str) -> Tensor:

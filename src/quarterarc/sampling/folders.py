@@ -34,8 +34,9 @@ from .archives import write_archive
 from .arrivals import arriving, check_finite, wait_for
 from .compiled import compiled
 from .generation import batches, count_evaluations, mean_evaluations
-from .plans import Sampling, check_labels, labels_in_turn
+from .plans import Sampling, labels_in_turn, numbered_labels
 from .records import ABOUT, LABELS, Job, changed_settings, names_of
+from .sheets import rows_of
 from .trajectories import IN_SHEET
 
 __all__ = ["SHEETS", "is_sample", "write_samples"]
@@ -54,7 +55,7 @@ def write_samples(
     sampling: Sampling | None = None,
     *,
     batch_size: int = 64,
-    labels: Sequence[int] | None = None,
+    labels: Sequence[int | str] | None = None,
     about: Mapping[str, Any] | None = None,
     progress: bool = True,
     compile: Compile = "auto",
@@ -71,8 +72,8 @@ def write_samples(
         seeds: one per image; the PNG of seed 7 is 000007.png.
         sampling: the request; the defaults if None.
         batch_size: images per batch.
-        labels: classes, used in turn over `seeds`: the image of seeds[k] has the label labels[k % len(labels)], which
-            the record keeps. An image that the folder already has must have the same label.
+        labels: classes by number or name, used in turn over `seeds`: the image of seeds[k] has the label
+            labels[k % len(labels)], which the record keeps. An image that the folder has already must have the same.
         about: further settings to record, such as the checkpoint's hash.
         progress: whether to show progress: a bar, or lines in a log file.
         compile: true, false, or `auto` to compile the network on a GPU for many images, which takes a minute or two.
@@ -86,12 +87,12 @@ def write_samples(
         OSError: if an image cannot be written, for example to a full disk.
     """
     check_batch_size(batch_size)
-    check_labels(denoise, labels)
+    numbers = numbered_labels(denoise, labels)
     if not len(seeds):
         raise InputError("no seeds were given: give one per image")
     plan = (sampling or Sampling()).plan(denoise)
-    settings = {**(about or {}), **plan.describe(), "labels": None if labels is None else list(labels)}
-    job = Job(plan, seeds, labels_in_turn(labels, len(seeds)), settings, batch_size, progress, compile)
+    settings = {**(about or {}), **plan.describe(), "labels": numbers}
+    job = Job(plan, seeds, labels_in_turn(numbers, len(seeds)), settings, batch_size, progress, compile)
     if out.suffix.lower() == ".npz" and not out.is_dir():
         return write_archive(out, job)
     process = processes()
@@ -152,16 +153,29 @@ def _write(out: Path, job: Job, process: Processes, existed: bool) -> dict[str, 
         nfe = mean_evaluations(evaluated)
     elif nfe is None:  # the process that sampled them was killed before it recorded this
         nfe = count_evaluations(plan, seeds[0], label_of.get(seeds[0]))
-    first = torch.stack([read_png(out / _name(seed)) for seed in seeds[:IN_SHEET]])
-    write_png(out / SHEET, contact_sheet(first))
-    flush(out / SHEET)
+    declared = traits(plan.denoise)
+    _write_sheet(out, seeds, job.labels, declared.class_names)
     flush(out)  # the names of the images
     speed = {"images_per_second": round(len(mine) * process.count / seconds, 2)} if mine else {}
-    declared = traits(plan.denoise)
     device, named = str(declared.device or "cpu"), names_of(classes.values(), declared.class_names)
     return _describe(
         out, settings, whole | {*seeds}, complete=True, classes=classes, nfe=nfe, device=device, **speed, **named
     )
+
+
+def _write_sheet(out: Path, seeds: Sequence[int], labels: Sequence[int] | None, names: Sequence[str]) -> None:
+    """Write the contact sheet of the first images; with labels the first ones of each class, one row per class."""
+    rows: list[list[int]] | None = None
+    shown: list[str] = []
+    if labels is not None:
+        rows, shown = rows_of(labels, IN_SHEET, names)
+        places = [place for row in rows for place in row]
+        seeds = [seeds[place] for place in places]
+        numbers = iter(range(len(places)))
+        rows = [[next(numbers) for _ in row] for row in rows]
+    pixels = torch.stack([read_png(out / _name(seed)) for seed in seeds[:IN_SHEET]])
+    write_png(out / SHEET, contact_sheet(pixels, rows=rows, names=shown))
+    flush(out / SHEET)
 
 
 @contextmanager

@@ -56,7 +56,7 @@ def batches(
     seeds: Sequence[int],
     *,
     batch_size: int = 64,
-    labels: Sequence[int] | None = None,
+    labels: Sequence[int | str] | None = None,
     shape: Sequence[int] | None = None,
 ) -> Iterator[tuple[Sequence[int], Result]]:
     """Sample by a plan in batches; yield the seeds and the result of each batch. Arguments as for `generate`."""
@@ -86,7 +86,7 @@ def generate(
     grid: GridLike | None = None,
     *,
     batch_size: int = 64,
-    labels: Tensor | Sequence[int] | int | None = None,
+    labels: Tensor | Sequence[int | str] | int | str | None = None,
     guidance: float | None = None,
     projection: str | None = None,
     shape: Sequence[int] | None = None,
@@ -104,7 +104,7 @@ def generate(
         seeds: whole numbers from 0, one per image; a range is accepted.
         sampler, steps, grid, guidance, projection, options: as for `quarterarc.Sampling`.
         batch_size: images per batch.
-        labels: classes, one per seed, or one for all images, for a denoiser with classes.
+        labels: classes by number or name, one per seed, or one for all images, for a denoiser with classes.
         shape: (C, H, W) of an image, for a denoiser that does not declare it.
         progress: whether to show progress: a bar, or lines in a log file.
         compile: true, false, or `auto` to compile the network on a GPU for many images, which takes a minute or two.
@@ -120,7 +120,7 @@ def generate(
     request = Sampling.of(sampler, steps, grid, options, guidance, projection)
     check_batch_size(batch_size)
     plan = compiled(request.plan(denoise, required_shape(denoise, shape)), compile, len(seeds), batch_size)
-    if isinstance(labels, int):
+    if isinstance(labels, int | str):
         labels = [labels] * len(seeds)
     elif isinstance(labels, Tensor):
         labels = labels.tolist()

@@ -18,7 +18,7 @@ from torch import Tensor
 from .. import grids
 from ..arc import NOISE_END, ROUNDING
 from ..common.devices import send
-from ..common.errors import InputError
+from ..common.errors import InputError, unknown_name
 from ..common.streams import Purpose, streams
 from ..common.text import counted, one_line
 from ..denoiser import Denoise, traits
@@ -33,8 +33,8 @@ __all__ = [
     "GridLike",
     "Plan",
     "Sampling",
-    "check_labels",
     "labels_in_turn",
+    "numbered_labels",
     "resolve_grid",
 ]
 
@@ -190,7 +190,7 @@ class Plan:
         }
 
     def states(
-        self, noise: Tensor, labels: Tensor | Sequence[int] | None = None, seeds: Sequence[int] | None = None
+        self, noise: Tensor, labels: Tensor | Sequence[int | str] | None = None, seeds: Sequence[int] | None = None
     ) -> tuple[Evaluator, Iterator[State]]:
         """The states from noise, shape (B, C, H, W), and the evaluator that counts network evaluations.
 
@@ -203,13 +203,15 @@ class Plan:
                 raise InputError(f"got {counted(len(noise), 'image')} but {len(values)} {name}: give one per image")
         if not noise.is_floating_point():
             raise InputError(f"noise is a floating point tensor, got {noise.dtype}")
+        if labels is not None and not isinstance(labels, Tensor) and any(isinstance(label, str) for label in labels):
+            labels = numbered_labels(self.denoise, labels)
         evaluator = Evaluator(self.denoise, None if labels is None else _as_tensor(labels, noise.device))
         return evaluator, _without_gradients(
             self.sampler, evaluator, noise, self.angles.tolist(), _draw(seeds, traits(self.denoise).streams)
         )
 
 
-def _as_tensor(labels: Tensor | Sequence[int], device: torch.device) -> Tensor:
+def _as_tensor(labels: Tensor | Sequence[int | str], device: torch.device) -> Tensor:
     """Labels as an int64 tensor of shape (B,) on a device."""
     try:
         tensor = torch.as_tensor(labels)
@@ -268,21 +270,38 @@ def resolve_grid(
     return angles
 
 
-def check_labels(denoise: Denoise, labels: Sequence[int] | None) -> None:
-    """Raise an InputError for labels outside the denoiser's classes, or missing labels that it requires."""
+def numbered_labels(denoise: Denoise, labels: Sequence[int | str] | None) -> list[int] | None:
+    """Labels as numbers; those that are text are names of the denoiser's classes.
+
+    Raises:
+        InputError: for labels outside the denoiser's classes, or missing labels that it requires.
+    """
     declared = traits(denoise)
     if labels is None:
         if declared.classes is not None and not declared.unlabelled:
             raise InputError(
                 f"the model was trained with one of the labels 0..{declared.classes - 1} for every image: give labels"
             )
-        return
+        return None
     if not len(labels):
         raise InputError("the list of labels is empty: give at least one label, or None")
-    wrong = [label for label in labels if declared.classes is None or not 0 <= label < declared.classes]
+    numbers = [_number_of(label, declared.class_names) for label in labels]
+    wrong = [label for label in numbers if declared.classes is None or not 0 <= label < declared.classes]
     if wrong:
         known = "without labels" if declared.classes is None else f"with the labels 0..{declared.classes - 1}"
         raise InputError(f"the model was trained {known}, got the label {wrong[0]}")
+    return numbers
+
+
+def _number_of(label: int | str, names: Sequence[str]) -> int:
+    """The number of a class that is given by its number or name."""
+    if not isinstance(label, str):
+        return int(label)
+    if not names:
+        raise InputError(f"the label '{label}': the model's classes have no names; give numbers")
+    if label not in names:
+        raise unknown_name("class", label, names)
+    return names.index(label)
 
 
 def labels_in_turn(labels: Sequence[int] | None, count: int) -> list[int] | None:

@@ -79,7 +79,7 @@ def sample(
     steps: int | None = None,
     grid: GridLike | None = None,
     *,
-    labels: Tensor | Sequence[int] | None = None,
+    labels: Tensor | Sequence[int | str] | None = None,
     seeds: Sequence[int] | None = None,
     guidance: float | None = None,
     projection: str | None = None,
@@ -104,7 +104,7 @@ def sample(
 
 
 def run(
-    plan: Plan, noise: Tensor, *, labels: Tensor | Sequence[int] | None = None, seeds: Sequence[int] | None = None
+    plan: Plan, noise: Tensor, *, labels: Tensor | Sequence[int | str] | None = None, seeds: Sequence[int] | None = None
 ) -> Result:
     """Sample by a plan; arguments and errors as for `sample`."""
     evaluator, states = plan.states(noise, labels, seeds)
@@ -121,7 +121,7 @@ def trajectory(
     steps: int | None = None,
     grid: GridLike | None = None,
     *,
-    labels: Tensor | Sequence[int] | None = None,
+    labels: Tensor | Sequence[int | str] | None = None,
     seeds: Sequence[int] | None = None,
     guidance: float | None = None,
     projection: str | None = None,

@@ -6,6 +6,7 @@ They are stored beside the network's weights (`storage.runs`), and are valid for
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -41,6 +42,7 @@ class TunedGrid:
         kept: name of the better candidate, which this grid is.
         nfe: network evaluations per image.
         width: the `width` of `multistep` with which the weights were fitted; None for the one in the options.
+        flow: how the flow to which it was fitted differs from the network's own, `Traits.altered`: "guided by 2.0".
     """
 
     sampler: str
@@ -51,6 +53,7 @@ class TunedGrid:
     kept: str
     nfe: int
     width: float | None = None
+    flow: str | None = None
 
     @property
     def steps(self) -> int:
@@ -59,8 +62,8 @@ class TunedGrid:
 
     @property
     def key(self) -> str:
-        """Identifies the sampler, options and steps: a grid replaces an earlier one with the same key."""
-        return repr((self.sampler, sorted(self.options.items()), self.steps))
+        """Identifies the sampler, options, steps and flow: a grid replaces an earlier one with the same key."""
+        return repr((self.sampler, sorted(self.options.items()), self.steps, self.flow))
 
     @property
     def fingerprint(self) -> str | None:
@@ -88,6 +91,7 @@ class TunedGrid:
             "width": self.width,
             "angles": list(self.angles),
             "offsets": weights,
+            **({} if self.flow is None else {"flow": self.flow}),
         }
 
     @classmethod
@@ -123,6 +127,7 @@ class TunedGrid:
             str(value["kept"]),
             value["nfe"],
             None if value["width"] is None else float(value["width"]),
+            None if value.get("flow") is None else str(value["flow"]),
         )
 
 
@@ -133,37 +138,50 @@ def _current(sampler: str, options: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-def find(grids: Sequence[TunedGrid], sampler: str, options: Mapping[str, Any], steps: int) -> TunedGrid:
-    """The grid for a sampler with these options and steps.
+def find(
+    grids: Sequence[TunedGrid], sampler: str, options: Mapping[str, Any], steps: int, flow: str | None = None
+) -> TunedGrid:
+    """The grid for a sampler with these options and steps, fitted to this flow.
 
     Raises:
         InputError: if there is none; the existing ones are listed.
     """
     for grid in grids:
-        if (grid.sampler, grid.options, grid.steps) == (sampler, dict(options), steps):
+        if (grid.sampler, grid.options, grid.steps, grid.flow) == (sampler, dict(options), steps, flow):
             return grid
     tuned = ", ".join(
-        f"{grid.sampler}{''.join(f' {k}={v}' for k, v in grid.options.items())} {grid.steps} steps" for grid in grids
+        f"{grid.sampler}{''.join(f' {k}={v}' for k, v in grid.options.items())} {grid.steps} steps"
+        f"{f' {grid.flow}' if grid.flow else ''}"
+        for grid in grids
     )
     wanted = f"{sampler} with {counted(steps, 'step')}{' and these options' if options else ''}"
-    raise InputError(f"no grid was tuned for {wanted} (tuned: {tuned or 'none'}): run `quarterarc tune` for it")
+    guided = (flow or "").removeprefix("guided by ")
+    if guided == (flow or ""):
+        command = "`quarterarc tune` for it"
+    else:
+        wanted, command = f"{wanted}, {flow}", f"`quarterarc tune --guidance {guided}` for it"
+    raise InputError(f"no grid was tuned for {wanted} (tuned: {tuned or 'none'}): run {command}")
 
 
 def tuned_grid(denoise: Denoise, sampler: str, options: Mapping[str, Any], steps: int) -> TunedGrid:
     """The grid tuned for this denoiser's network, for a sampler with these options and steps.
 
     Raises:
-        InputError: if the denoiser was not read from a checkpoint, its flow differs from that of the checkpoint, or no
-            such grid was tuned.
+        InputError: if the denoiser was not read from a checkpoint, its flow differs from that of the checkpoint in
+            more than guidance, or no such grid was tuned.
     """
     declared = traits(denoise)
     if declared.checkpoint is None:
         raise InputError("a tuned grid belongs to a trained network: load one with `quarterarc.load`, or name a grid")
-    if declared.altered is not None:
+    if declared.altered is not None and not _GUIDED.fullmatch(declared.altered):
         raise InputError(
-            f"tuned grids are valid for the network's own flow, and this one is {declared.altered}: name another grid"
+            "tuned grids are valid for the network's own flow, with or without guidance, and this one is "
+            f"{declared.altered}: name another grid"
         )
-    return find(read_tuned(declared.checkpoint), sampler, options, steps)
+    return find(read_tuned(declared.checkpoint), sampler, options, steps, declared.altered)
+
+
+_GUIDED = re.compile(r"guided by [^, ]+")
 
 
 def read_tuned(checkpoint: Path) -> list[TunedGrid]:

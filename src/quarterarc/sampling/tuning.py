@@ -24,6 +24,7 @@ from ..denoiser import Denoise, required_shape, traits
 from ..interop.opening import load, read_model
 from ..samplers import Adaptive, Sampler, current_options
 from ..samplers import sampler as named_sampler
+from ..wrappers import Guided
 from .fitting import Family, Target, fit, median_error, misses
 from .generation import first_noise
 from .plans import DEFAULT_SAMPLER, Sampling
@@ -48,6 +49,7 @@ def tune(
     nfe: int | None = None,
     images: int = 128,
     weights: bool = True,
+    guidance: float | None = None,
     shape: Sequence[int] | None = None,
     device: str = "auto",
     progress: bool = True,
@@ -62,6 +64,7 @@ def tune(
     nfe: Sequence[int],
     images: int = 128,
     weights: bool = True,
+    guidance: float | None = None,
     shape: Sequence[int] | None = None,
     device: str = "auto",
     progress: bool = True,
@@ -75,6 +78,7 @@ def tune(
     nfe: int | Sequence[int] | None = None,
     images: int = 128,
     weights: bool = True,
+    guidance: float | None = None,
     shape: Sequence[int] | None = None,
     device: str = "auto",
     progress: bool = True,
@@ -89,7 +93,9 @@ def tune(
         steps: number of steps; give either `steps` or `nfe`.
         sampler, options: a deterministic sampler by name, or a `Sampling` of sampler, steps and options; weights are
             fitted for `multistep` only. A denoiser with classes is evaluated with each class in turn.
-        nfe: network evaluations per image; a list, such as [5, 8, 10], tunes one grid per entry.
+        nfe: network evaluations per image, of which guidance takes two per call of the network; a list, such as
+            [5, 8, 10], tunes one grid per entry.
+        guidance: scale of classifier-free guidance, whose flow is fitted; the grid is used with the same scale.
         images: number of images to fit to, at least 8; the comparison uses as many others.
         weights: whether to fit the weights too, or the angles only.
         shape: (C, H, W), for a denoiser that does not declare it.
@@ -103,16 +109,16 @@ def tune(
         InputError: for a sampler that draws noise or chooses its own steps, fewer than 2 steps, an unknown shape, or a
             run that cannot be written to.
     """
-    sampler, steps, options = _request(sampler, steps, options)
+    sampler, steps, options, guidance = _request(sampler, steps, options, guidance)
     if (steps is None) == (nfe is None):
         raise InputError("give either steps, the number of steps, or nfe, the network evaluations per image")
     nfes = [] if nfe is None else [nfe] if isinstance(nfe, int) else list(nfe)
-    counts = [steps] if steps is not None else _step_counts(nfes, sampler, options)
+    counts = [steps] if steps is not None else _step_counts(nfes, sampler, options, guidance)
     fitting: dict[str, Any] = {"images": images, "weights": weights, "shape": shape, "progress": progress}
     if isinstance(source, str | Path):
-        grids = list(_stored(source, counts, sampler, options, device, fitting))
+        grids = list(_stored(source, counts, sampler, options, guidance, device, fitting))
     else:
-        grids = [_tuned(source, count, sampler, options, **fitting) for count in counts]
+        grids = [_tuned(_guided(source, guidance), count, sampler, options, **fitting) for count in counts]
     return grids[0] if nfe is None or isinstance(nfe, int) else grids
 
 
@@ -123,6 +129,7 @@ def tune_run(
     *,
     images: int = 128,
     weights: bool = True,
+    guidance: float | None = None,
     device: str = "auto",
     progress: bool = True,
     **options: Any,
@@ -131,32 +138,42 @@ def tune_run(
 
     Invalid arguments raise when this function is called, before the first grid.
     """
-    sampler, steps, options = _request(sampler, None, options)
+    sampler, steps, options, guidance = _request(sampler, None, options, guidance)
     if steps is not None:
         raise InputError("give either steps, the number of steps, or nfe, the network evaluations per image")
     fitting: dict[str, Any] = {"images": images, "weights": weights, "shape": None, "progress": progress}
-    return _stored(run, _step_counts(nfe, sampler, options), sampler, options, device, fitting)
+    counts = _step_counts(nfe, sampler, options, guidance)
+    return _stored(run, counts, sampler, options, guidance, device, fitting)
 
 
 def _request(
-    sampler: str | Sampling, steps: int | None, options: Mapping[str, Any]
-) -> tuple[str, int | None, dict[str, Any]]:
-    """Name of the sampler, steps and options, of these arguments or of a request.
+    sampler: str | Sampling, steps: int | None, options: Mapping[str, Any], guidance: float | None
+) -> tuple[str, int | None, dict[str, Any], float | None]:
+    """Name of the sampler, steps, options and guidance, of these arguments or of a request.
 
     Raises:
         InputError: for a sampler without a name, or a request with a grid or another flow than the network's own.
     """
-    request = Sampling.of(sampler, steps, None, options)
-    if request.grid is not None or request.guidance is not None or request.projection is not None:
-        raise InputError("tuning fits the grid of the network's own flow: leave out grid, guidance and projection")
+    request = Sampling.of(sampler, steps, None, options, guidance)
+    if request.grid is not None or request.projection is not None:
+        raise InputError("tuning fits the grid of the network's own flow: leave out grid and projection")
     name = DEFAULT_SAMPLER if request.sampler is None else request.sampler
     if isinstance(name, Sampler):
         raise InputError(f"a tuned grid needs a sampler's name: give 'multistep' instead of {type(name).__name__}")
-    return name, request.steps, current_options(name, request.options)
+    return name, request.steps, current_options(name, request.options), request.guidance
 
 
-def _step_counts(nfes: Sequence[int], sampler: str, options: Mapping[str, Any]) -> list[int]:
-    """The number of steps for each NFE.
+def _guided(denoise: Denoise, guidance: float | None) -> Denoise:
+    """A denoiser under guidance; None for none."""
+    if guidance is None:
+        return denoise
+    if traits(denoise).classes is None:
+        raise InputError("guidance needs a network that was trained with labels (data.labels=true): leave it out")
+    return Guided(denoise, guidance)
+
+
+def _step_counts(nfes: Sequence[int], sampler: str, options: Mapping[str, Any], guidance: float | None) -> list[int]:
+    """The number of steps for each NFE; under guidance an evaluation of the denoiser is two of its network.
 
     Raises:
         InputError: for an NFE that leaves fewer than 2 steps, or no NFE at all.
@@ -167,14 +184,15 @@ def _step_counts(nfes: Sequence[int], sampler: str, options: Mapping[str, Any]) 
     wrong = next((nfe for nfe in nfes if not isinstance(nfe, int)), None)
     if wrong is not None:
         raise InputError(f"nfe is a whole number or a list of them, such as [5, 8, 10], got {wrong!r}")
-    least = 2 * rule.evaluations
+    per_step = rule.evaluations * (1 if guidance is None else 2)
+    least = 2 * per_step
     if not nfes or min(nfes) < least:
         given = min(nfes) if nfes else "none"
         raise InputError(
-            f"{sampler} takes {rule.evaluations} evaluations per step, and one step has no angles to tune: "
+            f"{sampler} takes {per_step} evaluations per step, and one step has no angles to tune: "
             f"give an NFE of at least {least}, got {given}"
         )
-    return [nfe // rule.evaluations for nfe in nfes]
+    return [nfe // per_step for nfe in nfes]
 
 
 def _stored(
@@ -182,6 +200,7 @@ def _stored(
     counts: Sequence[int],
     sampler: str,
     options: dict[str, Any],
+    guidance: float | None,
     device: str,
     fitting: Mapping[str, Any],
 ) -> Iterator[TunedGrid]:
@@ -190,7 +209,7 @@ def _stored(
     checkpoint = read_model(run, lambda folder: folder)
     if not os.access(checkpoint, os.W_OK):
         raise InputError(f"{checkpoint} is read-only, and tuned grids are stored there: copy the run")
-    denoise = load(checkpoint, pick_device(device))
+    denoise = _guided(load(checkpoint, pick_device(device)), guidance)
 
     def tuned_grids() -> Iterator[TunedGrid]:
         for count in counts:
@@ -252,7 +271,8 @@ def _tuned(
     offsets = family.offsets(vector) if kept == kind else ()
     width = None if family is families[0] or not offsets else 0.0
     nfe = int(results[kept].nfe)
-    return TunedGrid(sampler, options, tuple(map(float, angles[kept])), offsets, errors, kept, nfe, width)
+    flow = traits(denoise).altered
+    return TunedGrid(sampler, options, tuple(map(float, angles[kept])), offsets, errors, kept, nfe, width, flow)
 
 
 def _families(

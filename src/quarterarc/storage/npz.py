@@ -21,12 +21,12 @@ from ..common.errors import InputError
 from ..common.text import one_line, shortened
 from .files import replace_file
 
-__all__ = ["Header", "Npz", "Rows", "write_npz"]
+__all__ = ["ZIP_ERRORS", "Header", "Npz", "Rows", "write_npz"]
 
 _MOST_ENTRIES = 1_000
 _RATIO = 16  # of compression; numbers hardly compress
 _DEFLATE = 1032  # the largest ratio of deflate
-_ERRORS = (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
+ZIP_ERRORS = (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
 """What `zipfile` and NumPy raise on damaged files; NotImplementedError, of versions of zip, is a RuntimeError."""
 
 
@@ -56,7 +56,7 @@ class Npz:
         try:
             with zipfile.ZipFile(path) as archive:
                 self._entries = {entry.filename: entry for entry in archive.infolist()}
-        except _ERRORS as error:
+        except ZIP_ERRORS as error:
             reason = shortened(one_line(error), 200)
             raise InputError(f"{path} is not an npz file ({reason}); a pickle is never loaded") from None
         if len(self._entries) > _MOST_ENTRIES:
@@ -90,7 +90,7 @@ class Npz:
             raise
         except MemoryError:
             raise InputError(f"out of memory while reading {name} in {self.path}: free memory") from None
-        except _ERRORS as error:
+        except ZIP_ERRORS as error:
             reason = shortened(one_line(error), 200)
             raise InputError(f"{self.path} is damaged ({reason}): copy it again") from None
 

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..common.errors import InputError
+from ..common.text import printable
 from .files import read_regular, replace_file
 
 __all__ = ["contact_sheet", "is_whole_png", "read_png", "to_picture", "write_png"]
@@ -82,7 +83,13 @@ def is_whole_png(path: Path, shape: Sequence[int]) -> bool:
 
 
 def contact_sheet(
-    pixels: Tensor, columns: int | None = None, size: int = 64, gap: int = 2, smooth: bool = False
+    pixels: Tensor,
+    columns: int | None = None,
+    size: int = 64,
+    gap: int = 2,
+    smooth: bool = False,
+    rows: Sequence[Sequence[int]] | None = None,
+    names: Sequence[str] = (),
 ) -> Tensor:
     """Images in rows on white, small ones enlarged by a whole factor.
 
@@ -92,12 +99,17 @@ def contact_sheet(
         size: largest height and width of an enlarged image, in pixels.
         gap: white pixels between images.
         smooth: enlarge by bicubic interpolation, in which shapes are easier to recognise; otherwise repeat pixels.
+        rows: the places of the images in each row, in place of `columns`.
+        names: a name per row, written before it; none without names.
 
     Returns:
         uint8 pixels, shape (C, height, width).
     """
     count, channels, height, width = pixels.shape
-    columns = columns or max(1, math.ceil(math.sqrt(2 * count)))
+    if rows is None:
+        columns = columns or max(1, math.ceil(math.sqrt(2 * count)))
+        rows = [range(count)[first : first + columns] for first in range(0, count, columns)]
+    columns = max(map(len, rows), default=1)
     factor = max(1, size // max(height, width))
     height, width = height * factor, width * factor
     if smooth:
@@ -105,10 +117,30 @@ def contact_sheet(
         pixels = large.round().clamp(0, 255).to(torch.uint8)
     else:
         pixels = pixels.cpu().repeat_interleave(factor, 2).repeat_interleave(factor, 3)
-    rows = math.ceil(count / columns)
-    canvas = torch.full((channels, rows * (height + gap) + gap, columns * (width + gap) + gap), 255, dtype=torch.uint8)
-    for place, image in enumerate(pixels):
-        row, column = divmod(place, columns)
-        top, left = gap + row * (height + gap), gap + column * (width + gap)
-        canvas[:, top : top + height, left : left + width] = image
-    return canvas
+    shape = (channels, len(rows) * (height + gap) + gap, columns * (width + gap) + gap)
+    canvas = torch.full(shape, 255, dtype=torch.uint8)
+    for row, places in enumerate(rows):
+        for column, place in enumerate(places):
+            top, left = gap + row * (height + gap), gap + column * (width + gap)
+            canvas[:, top : top + height, left : left + width] = pixels[place]
+    return torch.cat([_names(names, canvas, height + gap), canvas], dim=2) if names else canvas
+
+
+def _names(names: Sequence[str], canvas: Tensor, height: int) -> Tensor:
+    """The names of rows of this height, in black on white, to be placed before the rows of a sheet."""
+    texts = [
+        name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 3]}..." for name in map(printable, names)
+    ]
+    font = ImageFont.load_default(_FONT_SIZE)
+    width = math.ceil(max(font.getlength(text) for text in texts)) + 12
+    picture = Image.new("L", (width, canvas.shape[1]), 255)
+    draw = ImageDraw.Draw(picture)
+    for row, text in enumerate(texts):
+        draw.text((width - 6, row * height + height // 2), text, fill=0, font=font, anchor="rm")
+    strip = torch.from_numpy(np.array(picture))[None].repeat(len(canvas), 1, 1)
+    if len(canvas) in (2, 4):
+        strip[-1] = 255  # alpha
+    return strip
+
+
+_FONT_SIZE, _LONGEST_NAME = 14, 24

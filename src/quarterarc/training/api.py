@@ -84,7 +84,7 @@ def train(
         Diverged: if the gradient is not finite; no checkpoint is written after that.
         Interrupted: after SIGINT or SIGTERM, once a checkpoint is saved.
     """
-    given = None if recipe is None else _with_changes(recipe, data, fields)
+    given = None if recipe is None else _with_changes(recipe, data, fields, device)
     images = None if data is None or isinstance(data, str | PurePath | DataSpec | Mapping) else data
     with _accelerator(device) as accelerator:  # raises before the folder is made
         existed = Path(out).exists()
@@ -146,10 +146,13 @@ def _write_recipe(recipe: Recipe, run: Path) -> None:
 
 
 def _with_changes(
-    recipe: Recipe | str | Path | Mapping[str, Any], data: Any, fields: Mapping[str, Any] | None
+    recipe: Recipe | str | Path | Mapping[str, Any],
+    data: Any,
+    fields: Mapping[str, Any] | None,
+    device: torch.device | str | None = None,
 ) -> Recipe:
-    """The recipe with the data and fields that replace its own."""
-    values = recipe_fields(recipe)
+    """The recipe, for a device, with the data and fields that replace its own."""
+    values = recipe_fields(recipe, device)
     section = values.get("data") or {}
     section = dict(section.model_dump(exclude_unset=True) if isinstance(section, DataSpec) else section)
     if isinstance(data, DataSpec):
@@ -169,7 +172,7 @@ def _describe_images(section: Mapping[str, Any], images: Any) -> dict[str, Any]:
         height, width, channels, labels = images.height, images.width, images.channels, images.classes is not None
     else:
         spec = memory_spec(images)
-        height, width, channels, labels = spec.height, spec.width, spec.channels, spec.labels
+        height, width, channels, labels = spec.height, spec.width, spec.channels, bool(spec.labels)
     own = {"size": height if height == width else (height, width), "channels": channels, "labels": labels}
     pixels = images[0] if isinstance(images, tuple) else images
     exact = is_open(images) or isinstance(pixels, Tensor | np.ndarray)

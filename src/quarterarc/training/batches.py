@@ -9,15 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..common.devices import send
 from ..common.errors import InputError
 from ..common.streams import FORMAT, Purpose, streams
 from ..data import ImageData, apply_flips, to_float
-from ..data.order import indices
+from ..data.order import balanced_indices, indices
+from .augmentation import augment, draw_parameters
 from .recipe import Recipe
 
 __all__ = ["Batch", "Batches", "part_size"]
@@ -29,6 +32,7 @@ class Batch:
 
     Attributes:
         uniform: further numbers in [0, 1), float64, shape (B, 3), on the CPU, from which jumps of a flow map are drawn.
+        augmentation: the parameters by which the images were augmented, shape (B, 8); None without augmentation.
     """
 
     image: Tensor
@@ -36,6 +40,7 @@ class Batch:
     times: Tensor
     labels: Tensor | None
     uniform: Tensor
+    augmentation: Tensor | None = None
 
 
 def part_size(recipe: Recipe, processes: int) -> int:
@@ -54,6 +59,19 @@ def part_size(recipe: Recipe, processes: int) -> int:
     return settings.batch // parts
 
 
+def _by_class(data: ImageData) -> list[NDArray[np.int64]]:
+    """The indices of the images of each class that has any.
+
+    Raises:
+        InputError: for images without labels, and a stream.
+    """
+    if data.labels is None:
+        raise InputError(
+            "data.balanced=true needs images with labels (data.labels=true) that are not streamed: leave it out"
+        )
+    return [np.flatnonzero(data.labels == label) for label in np.unique(data.labels)]
+
+
 class Batches:
     """The batches of a process.
 
@@ -63,13 +81,22 @@ class Batches:
         accelerator: this process among all.
         last_time: the largest time that is drawn.
         format: the format of the random streams of this run.
+        augment: the probability of each movement of an augmentation; 0 for no augmentation.
     """
 
     def __init__(
-        self, data: ImageData, recipe: Recipe, accelerator: Accelerator, last_time: int, format: int = FORMAT
+        self,
+        data: ImageData,
+        recipe: Recipe,
+        accelerator: Accelerator,
+        last_time: int,
+        format: int = FORMAT,
+        augment: float = 0.0,
     ) -> None:
+        self.augment = augment
         self.data, self.recipe, self.last_time, self.format = data, recipe, last_time, format
         self.device, self.rank, self.count = accelerator.device, accelerator.process_index, accelerator.num_processes
+        self.by_class = _by_class(data) if recipe.data.balanced else None
         self.part = part_size(recipe, accelerator.num_processes)
         self.share = self.part * recipe.training.accumulate
 
@@ -99,6 +126,8 @@ class Batches:
         """The image index of each example: a new order per epoch; a stream has its own order."""
         if self.data.count is None:
             return list(numbers)
+        if self.by_class is not None:
+            return balanced_indices(numbers, self.recipe.training.seed, self.by_class).tolist()
         return indices(numbers, self.recipe.training.seed, self.data.count).tolist()
 
     def _batch(self, step: int, numbers: range) -> Batch:
@@ -114,9 +143,15 @@ class Batches:
         image = to_float(send(raw.images, self.device))
         if self.recipe.data.flip:
             image = apply_flips(image, flips < 0.5)
+        parameters = None
+        if self.augment:
+            moves = streams(Purpose.AUGMENTATION, settings.seed, step, places, format=self.format)
+            parameters = draw_parameters(moves, self.augment)
+            image = augment(image, parameters)
+            parameters = send(parameters, self.device, torch.float32)
         labels = raw.labels
         if labels is not None:
             assert self.data.classes is not None
             dropped = send(dropped < settings.drop_labels, self.device)
             labels = torch.where(dropped, self.data.classes, send(labels, self.device))
-        return Batch(image, noise, times, labels, drawn.uniform(3))
+        return Batch(image, noise, times, labels, drawn.uniform(3), parameters)

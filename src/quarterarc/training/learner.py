@@ -164,7 +164,7 @@ class Learner:
     def _losses(self, batch: Batch, step: int, denoise: Denoiser | None = None) -> Losses:
         denoise = denoise or self._denoise
         if not isinstance(self.objective, MapObjective):
-            return denoise.loss(self.objective, batch.image, batch.noise, batch.times, batch.labels)
+            return denoise.loss(self.objective, batch.image, batch.noise, batch.times, batch.labels, batch.augmentation)
         progress = step / self.recipe.training.steps
         start, end = self.objective.angles(batch.uniform, self._denoise.largest_angle, progress)
         return self.objective.losses(

@@ -13,7 +13,9 @@ from .recipe import Recipe
 __all__ = ["check_network", "recipe_network"]
 
 
-def recipe_network(recipe: Recipe, in_channels: int, out_channels: int, classes: int | None) -> nn.Module:
+def recipe_network(
+    recipe: Recipe, in_channels: int, out_channels: int, classes: int | None, augmentations: int = 0
+) -> nn.Module:
     """The network of a recipe with new weights, on the CPU.
 
     Args:
@@ -21,6 +23,7 @@ def recipe_network(recipe: Recipe, in_channels: int, out_channels: int, classes:
         in_channels: channels of the images.
         out_channels: channels that the head needs.
         classes: number of labels; None without labels.
+        augmentations: for the U-Net, the number of parameters of an augmentation; 0 without augmentation.
 
     Raises:
         InputError: if the network cannot be found or built, or does not follow the interface of
@@ -35,7 +38,7 @@ def recipe_network(recipe: Recipe, in_channels: int, out_channels: int, classes:
             "in_channels": in_channels, "out_channels": out_channels, "channels": chosen.channels,
             "multipliers": chosen.multipliers, "blocks": chosen.blocks, "attention": attention,
             "dropout": chosen.dropout, "head_channels": chosen.head_channels, "classes": classes,
-            "spans": recipe.is_map,
+            "spans": recipe.is_map, "augmentations": augmentations,
         }  # fmt: skip
         arguments = {**description, **chosen.arguments}
         network = build_network({"name": "unet", "arguments": arguments})

@@ -283,7 +283,11 @@ class RunPage:
 
 
 FURTHER = (
-    ("training-images.png", "Training images", "As the network receives them."),
+    (
+        "training-images.png",
+        "Training images",
+        "As the network receives them, cropped, mirrored and augmented.",
+    ),
     (
         NEAREST,
         "Nearest training images",

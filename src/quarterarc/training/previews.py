@@ -13,6 +13,7 @@ from ..common.errors import InputError
 from ..data.pixels import to_uint8
 from ..denoiser import Denoiser
 from ..sampling.generation import generate
+from ..sampling.sheets import labels_of_sheet, rows_of
 from ..storage.pictures import contact_sheet, write_png
 from ..storage.runs import sheet_name
 
@@ -71,7 +72,7 @@ class Previews:
         return max(min(FEWEST, self._count), min(self._count, int(BUDGET * rate * COST / EVALUATIONS)))
 
     def make(self, denoise: Denoiser, step: int, count: int | None = None) -> Mapping[Path, Tensor]:
-        """Sample contact sheets: one, or of a flow map one each for 1, 2 and 4 evaluations.
+        """Sample contact sheets: one, or of a flow map one each for 1, 2 and 4 evaluations; one row per class.
 
         Args:
             denoise: the denoiser with the moving average.
@@ -82,13 +83,15 @@ class Previews:
             The path and the pixels, uint8 (C, H, W), of each contact sheet; none for a network whose images are not
             finite yet, which does not stop training.
         """
-        seeds, classes = range(count or self._count), denoise.classes
-        labels = None if classes is None else [seed % classes for seed in seeds]
+        count = count or self._count
+        labels = None if denoise.classes is None else labels_of_sheet(denoise.classes, count)
+        rows, names = (None, []) if labels is None else rows_of(labels, len(labels), denoise.class_names)
+        seeds = range(count if labels is None else len(labels))
         sheets = {}
         try:
             for steps in (1, 2, 4) if denoise.maps else (None,):
                 images = generate(denoise, seeds, steps=steps, labels=labels, batch_size=self._batch, progress=False)
-                sheets[self._folder / sheet_name(step, steps)] = contact_sheet(to_uint8(images))
+                sheets[self._folder / sheet_name(step, steps)] = contact_sheet(to_uint8(images), rows=rows, names=names)
         except InputError as error:
             logger.warning("no contact sheet at step %d: %s", step, error)
             return {}

@@ -27,7 +27,7 @@ from ..data.spec import DataSpec
 if TYPE_CHECKING:
     from ..objectives import Objective
 
-__all__ = ["TRACKERS", "Recipe", "differences", "expand", "flatten"]
+__all__ = ["TRACKERS", "Recipe", "differences", "expand", "flatten", "flatten_fields"]
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -353,6 +353,11 @@ class Recipe(Section):
                 f"a flow map (objective=flow-map) has no head '{self.head}', which belongs to one step of DDPM: give "
                 "head=both, velocity, image, noise or gated"
             )
+        unconditioned = "a flow map" if self.objective.name == "flow-map" else f"'{self.network.name}'"
+        if self.data.augment not in (0.0, "auto") and unconditioned != "'unet'":
+            raise InputError(
+                f"data.augment={self.data.augment} is a condition of the U-Net, not of {unconditioned}: leave it out"
+            )
         if self.training.batch % self.training.accumulate:
             raise InputError(
                 f"training.batch={self.training.batch} cannot be split into {self.training.accumulate} equal parts"
@@ -429,12 +434,13 @@ def expand(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def flatten(recipe: Recipe) -> Iterator[tuple[str, Any]]:
     """The fields of a recipe as (dotted name, value)."""
-    return _flatten(recipe.model_dump())
+    return flatten_fields(recipe.model_dump())
 
 
-def _flatten(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten_fields(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested mappings as (dotted name, value)."""
     for name, value in fields.items():
         if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{name}.")
+            yield from flatten_fields(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value

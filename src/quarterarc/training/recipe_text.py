@@ -1,15 +1,20 @@
 """Recipes as text: the recipes of the package, YAML files, and fields of the command line.
 
 read_recipe("digits", ["training.steps=100"])      a recipe of the package, with other fields
+
+A recipe may have a section `cuda`: fields that replace those of the other sections on an NVIDIA GPU, such as a larger
+network. It is resolved when the recipe is read, so that a run records the fields by which it was trained.
 """
 
 from __future__ import annotations
 
+import os
 import reprlib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_args
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 import yaml
 
@@ -17,7 +22,7 @@ from ..common.errors import InputError, unknown_name
 from ..common.plain_yaml import LARGEST, PlainLoader, load_yaml
 from ..common.sections import Section
 from ..storage.files import read_text
-from .recipe import NetworkSpec, Recipe, expand
+from .recipe import NetworkSpec, Recipe, expand, flatten_fields
 
 __all__ = ["read_recipe", "recipe_fields", "recipe_names"]
 
@@ -32,6 +37,7 @@ def read_recipe(
     source: str | Path | Mapping[str, Any] | Recipe,
     overrides: Sequence[str] = (),
     fields: Mapping[str, Any] | None = None,
+    device: object = None,
 ) -> Recipe:
     """A recipe by name, from a YAML file, from a mapping or from another recipe, with some fields replaced.
 
@@ -41,12 +47,13 @@ def read_recipe(
             value is used as it is: `data.source=photos #1`.
         fields: fields by dotted name: `{"training.steps": 1000}`. Another `network.name` replaces all fields of the
             section `network`.
+        device: the device that the recipe is for, which selects its section `cuda`; see `recipe_fields`.
 
     Raises:
         InputError: for an unknown name, a missing or malformed file, an unknown field (with the nearest name), a value
             of the wrong type, or settings that contradict each other.
     """
-    values = recipe_fields(source)
+    values = recipe_fields(source, device)
     changes = {**dict(_parse(override) for override in overrides), **(fields or {})}
     network = values.get("network") or {}
     before = network.name if isinstance(network, NetworkSpec) else _name_of(network)
@@ -62,15 +69,38 @@ def _name_of(network: Any) -> Any:
     return network.get("name", "unet") if isinstance(network, Mapping) else "unet"
 
 
-def recipe_fields(source: str | Path | Mapping[str, Any] | Recipe) -> dict[str, Any]:
+def recipe_fields(source: str | Path | Mapping[str, Any] | Recipe, device: object = None) -> dict[str, Any]:
     """The fields of a recipe by section, before validation; short forms of the data are expanded.
+
+    Args:
+        source: as for `read_recipe`.
+        device: the device, such as "cpu"; None for an NVIDIA GPU if there is one that `accelerate` would select. The
+            section `cuda` replaces fields of the others on such a device, and is left out of the result.
 
     Raises:
         InputError: for an unknown name, or a missing or malformed file.
     """
     if isinstance(source, Recipe):
         return source.model_dump(exclude_unset=True)
-    return expand(source if isinstance(source, Mapping) else _read_yaml(str(source)))
+    fields = expand(source if isinstance(source, Mapping) else _read_yaml(str(source)))
+    if (on_cuda := fields.pop("cuda", None)) is None:
+        return fields
+    if not isinstance(on_cuda, Mapping):
+        raise InputError(f"'cuda' is a section of fields for NVIDIA GPUs, got {reprlib.repr(on_cuda)}")
+    if _is_cuda(device):
+        for name, value in flatten_fields(on_cuda):
+            _set(fields, name, value)
+    return fields
+
+
+def _is_cuda(device: object) -> bool:
+    """Whether a device is an NVIDIA GPU; of None, whether `accelerate` would select one."""
+    if device is not None and str(device) != "auto":
+        return str(device).startswith("cuda")
+    import torch
+
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "y", "t", "on")
+    return torch.cuda.is_available() and not on_cpu
 
 
 def _read_yaml(source: str) -> dict[str, Any]:
@@ -110,6 +140,9 @@ def _parse_value(path: Sequence[str], text: str) -> Any:
         return text
     if path in _SHORT_SECTIONS and not text.startswith("{"):
         return text
+    lists = any(get_origin(kind) is tuple for kind in _kinds(path, whole=True))
+    if lists and "," in text and not text.startswith(("[", "{")):
+        text = f"[{text}]"  # brackets may be left out: zsh takes them for a pattern of file names
     try:
         return load_yaml(text)
     except yaml.YAMLError:
@@ -120,14 +153,21 @@ _SHORT_SECTIONS = (["data"], ["schedule"], ["network"], ["objective"])
 """The sections that can be given as one text: a source, or a name."""
 
 
-def _kinds(path: Sequence[str]) -> tuple[Any, ...]:
-    """The types of a field: `(str, NoneType)` for `data.image_column`; empty for an unknown field."""
+def _kinds(path: Sequence[str], whole: bool = False) -> tuple[Any, ...]:
+    """The types of a field: `(str, NoneType)` for `data.image_column`; empty for an unknown field.
+
+    Args:
+        path: the names of the section and the field.
+        whole: return a type that is no union as it is, instead of its arguments.
+    """
     model: type[Section] = Recipe
     for place, name in enumerate(path):
         field = model.model_fields.get(name)
         if field is None:
             return ()
         if place == len(path) - 1:
+            if whole and get_origin(field.annotation) not in (Union, UnionType):
+                return (field.annotation,)
             return get_args(field.annotation) or (field.annotation,)
         if not (isinstance(field.annotation, type) and issubclass(field.annotation, Section)):
             return ()

@@ -42,8 +42,10 @@ from ..storage.checksums import DamagedFile
 from ..storage.files import write_json
 from ..storage.runs import CONFIG, checkpoint_name, checkpoints
 from ..storage.training_state import State, restore, save
+from .augmentation import PARAMETERS, augmentation_share
 from .background import Background
 from .batches import Batches, part_size
+from .beginning import SHEET, Forecast, write_passed_over, write_training_sheet
 from .held_out import HeldOut
 from .learner import Learner
 from .log import LOGGED, Log, Pending
@@ -132,6 +134,7 @@ class Trainer:
         held: ImageData | None = None
         if recipe.data.holdout:
             self.data, held = divide(self.data, recipe.data.holdout)
+        self.augment = augmentation_share(recipe, self.data.count)
         self.denoise = self._build(table, head)
         self.description = describe_denoiser(self.denoise)
         objective = None if self.teacher is None else distillation_of(self.teacher, recipe)
@@ -145,7 +148,7 @@ class Trainer:
         self.same_data.start()
         # the largest time at which both estimates are defined: T, or T - 1 for a noise head on a schedule up to pi/2
         last_time = math.floor(self.denoise.schedule.time(self.denoise.largest_angle) + 1e-6)
-        self.batches = Batches(self.data, recipe, accelerator, last_time, self.denoise.streams)
+        self.batches = Batches(self.data, recipe, accelerator, last_time, self.denoise.streams, self.augment)
         self.held_out: HeldOut | None = None
         if held is not None and accelerator.is_main_process:
             self.held_out = HeldOut(
@@ -189,6 +192,7 @@ class Trainer:
         log = Log(self.run, self.step, self.trackers) if self.trackers else None
         bar = progress_bar(settings.steps, "step", self.recipe.name, self.progress, initial=self.step, early=True)
         started, logged_at, logged = time.perf_counter(), self.step, False
+        forecast = Forecast(settings.steps, settings.batch) if log else None
         with (
             page.ending(lambda: self.step) if page else nullcontext(),
             bar,
@@ -218,6 +222,8 @@ class Trainer:
                 if not logged and self.loss is not None:
                     bar.note(loss=f"{self.loss:.4f}")
                 bar.update()
+                if forecast:
+                    forecast.after(self.step)
                 if logs:
                     means = self._pending_means()
                     rate = (self.step - logged_at) * settings.batch / (time.perf_counter() - started)
@@ -295,6 +301,11 @@ class Trainer:
             logger.info("%s", note)
         log_bad(self.data)
         self._write_skipped()
+        write_passed_over(self.run, self.data)
+        if self.augment:
+            logger.info("augmentation, with probability %.3g per movement; data.augment=0 is without", self.augment)
+        if not (self.run / SHEET).is_file():
+            write_training_sheet(self.run, self.batches, settings.sample_count)
         logger.info("training in %s from step %d to %d", self.run, self.step, settings.steps)
         if self.page:
             logger.info("watch it: %s", self.page.path.resolve())
@@ -323,7 +334,8 @@ class Trainer:
             return self._student(self.teacher)
         classes, names = (data.classes, tuple(data.class_names)) if recipe.data.labels else (None, ())
         torch.manual_seed(torch_seed(recipe.training.seed, Purpose.WEIGHTS))
-        network = recipe_network(recipe, data.channels, head.channels(data.channels), classes)
+        augmentations = PARAMETERS if self.augment else 0
+        network = recipe_network(recipe, data.channels, head.channels(data.channels), classes, augmentations)
         network = network.to(self.accelerator.device)
         precision = torch.bfloat16 if recipe.training.precision == "bf16" else None
         shape = (data.channels, data.height, data.width)
