@@ -91,7 +91,8 @@ def test_images_of_another_dtype_or_shape_raise(digits: RawBatch) -> None:
 
 def test_unknown_names_and_superfluous_weights_raise() -> None:
     with pytest.raises(
-        InputError, match=r"did you mean 'digits'\?.*dinov2, efficientnet, inception, pixels; or an import path"
+        InputError,
+        match=r"did you mean 'digits'\?.*dinov2, efficientnet, inception, pixels, thumbnails; or an import path",
     ):
         extractor("digit")
     with pytest.raises(InputError, match="take no weights"):
