@@ -14,13 +14,15 @@ from benchmarks.worlds import patches
 from quarterarc.common.errors import InputError
 from quarterarc.data.pixels import to_uint8
 from quarterarc.evaluation.extractors import Extractor
+from quarterarc.experiments.cells import quality
 from quarterarc.experiments.flow_maps import few_evaluations
 from quarterarc.experiments.lab import Lab
-from quarterarc.experiments.measures import leading
 from quarterarc.experiments.measuring import measure
 from quarterarc.experiments.run import describe_setting
 from quarterarc.experiments.scales import Scale, scale
 from quarterarc.experiments.zhang2023.ablation import DDIM, OURS
+from quarterarc.grids import grid
+from quarterarc.schedules import schedule as named_schedule
 from quarterarc.storage.checkpoints import load
 from quarterarc.training.recipe_text import read_recipe
 from tools import make_patches
@@ -105,12 +107,17 @@ def test_test_images_are_the_images_that_no_arm_is_trained_on() -> None:
     assert replace(digits, recipe=digits.recipe.model_copy(update={"data": whole})).test_images() is None
 
 
-def test_the_leading_grid_equals_the_times_of_ddims_code(tiny_run: Path) -> None:
-    denoise = load(tiny_run)
-    table = denoise.schedule
-    times = [table.time(angle) for angle in leading(denoise, 10)]
-    assert times == pytest.approx([901, 801, 701, 601, 501, 401, 301, 201, 101, 1, 0])  # seq = range(0, 1000, 100)
-    assert [table.time(angle) for angle in leading(denoise, 1000)[:2]] == pytest.approx([1000, 999])
+def test_cells_on_the_grid_of_ddims_code_keep_their_recorded_name_where_it_has_as_many_steps_as_requested() -> None:
+    digits = scale("digits")
+    for steps in (1, 10, 16, 20, 50, 100, 300, 1000):
+        own = len(grid("uniform", steps, schedule=named_schedule("arc", 1000))) - 1
+        recorded = quality(digits, DDIM.arm, 0, "ddim", steps, grid="uniform")["grid"]
+        assert recorded == ("leading" if own == steps else "uniform")
+        # the angles that cells with this name had: k = T // steps, from 1 + k (steps - 1)
+        if recorded == "leading":
+            times = named_schedule("arc", 1000).time(grid("uniform", steps, schedule=named_schedule("arc", 1000)))
+            expected = [1 + (1000 // steps) * place for place in reversed(range(steps))]
+            assert times.tolist() == pytest.approx([*expected, 0])
 
 
 def test_the_setting_names_the_network_of_the_scale() -> None:

@@ -200,6 +200,7 @@ def test_number_of_channels_and_learned_variance(name: str) -> None:
     torch.testing.assert_close(estimate.noise, noise, rtol=0, atol=1e-12)
     if learned == "log-variance":  # the output itself
         assert estimate.variance_fraction is None
+        assert estimate.log_variance is not None
         assert torch.equal(estimate.log_variance, variance)
         return
     assert estimate.log_variance is None

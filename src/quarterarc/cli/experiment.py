@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 
 from ..common.errors import InputError
-from ..common.text import ranges
 from .arguments import a_path, a_text, add_device_argument, parse_seeds
 from .parser import Parser
 from .process import print_line
@@ -25,8 +23,8 @@ def add_arguments(parser: Parser) -> None:
         "digits, patches16, cifar10-short, cifar10, celeba64, church256, or a recipe's YAML file (default: %(default)s)"
     )
     parser.add_argument("--scale", type=a_text, default="digits", metavar="SCALE", help=scale)
-    seeds = "seeds of training and noise, such as 0,1,2 or 0-2 (default: 0, and 0-2 of few-evaluations)"
-    parser.add_argument("--seeds", metavar="LIST", help=seeds)
+    seeds = "seeds of training and noise, such as 0,1,2 or 0-2; claims need three (default: %(default)s)"
+    parser.add_argument("--seeds", default="0-2", metavar="LIST", help=seeds)
     out = "the folder of the report (default: runs/experiments/SCALE/NAME)"
     parser.add_argument("--out", type=a_path, metavar="DIR", help=out)
     cache = "the folder of trained arms and measurements, shared by all experiments (default: %(default)s)"
@@ -39,7 +37,7 @@ def add_arguments(parser: Parser) -> None:
         "inception, efficientnet, digits, pixels, package.module:name, or classifier, trained on the labels of the data"
     )
     parser.add_argument("--features", type=a_text, metavar="NAME", help=features)
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and its cost, and run nothing")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and its cost, run nothing")
     jobs = "processes that share the arms (default: %(default)s)"
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help=jobs)
     add_device_argument(parser)
@@ -50,13 +48,13 @@ def run(args: argparse.Namespace) -> int:
     from ..common.devices import pick_device, processes
     from ..experiments import EXPERIMENTS, experiment
     from ..experiments.lab import Lab
-    from ..experiments.run import plan_experiment, run_experiment
+    from ..experiments.run import plan_experiments, run_experiment
     from ..experiments.scales import scale
     from ..experiments.writing import write_index
     from ..training.stopping import Interrupted
 
-    requested = None if args.seeds is None else parse_seeds(args.seeds)
-    if requested is not None and len(requested) > _MOST_SEEDS:
+    seeds = parse_seeds(args.seeds)
+    if len(seeds) > _MOST_SEEDS:
         raise InputError(f"--seeds {args.seeds}: each seed is a training run, give at most {_MOST_SEEDS:,}")
     if not 1 <= args.jobs <= _MOST_JOBS:
         raise InputError(f"--jobs is at least 1 and at most {_MOST_JOBS}, got {args.jobs}")
@@ -64,29 +62,26 @@ def run(args: argparse.Namespace) -> int:
     experiments = [experiment(name) for name in names]
     lab = Lab(scale(args.scale, args.data, args.images, args.features), args.cache, pick_device(args.device))
     out = args.out or Path("runs/experiments") / lab.scale.name / ("" if args.name == "all" else args.name)
+    if args.dry_run:
+        print(plan_experiments(experiments, lab, seeds, args.jobs))
+        return 0
     for current in experiments:
-        seeds = current.seeds if requested is None else requested
-        if args.dry_run:
-            print(plan_experiment(current, lab, seeds, args.jobs))
-            continue
         folder = out / current.name if args.name == "all" else out
         try:
-            report = run_experiment(
-                current, lab, seeds, folder, jobs=args.jobs, command=_command(args, current.name, seeds)
-            )
+            report = run_experiment(current, lab, seeds, folder, jobs=args.jobs, command=_command(args, current.name))
         except Interrupted as stopped:
             print_line("quarterarc: stopped: run the same command again to continue")
             return 128 + stopped.signal
         if report is not None:
             print(f"report    {report}")
-    if args.name == "all" and not args.dry_run and not processes().rank:
+    if args.name == "all" and not processes().rank:
         print(f"index     {write_index(out)}")
     return 0
 
 
-def _command(args: argparse.Namespace, name: str, seeds: Sequence[int]) -> str:
+def _command(args: argparse.Namespace, name: str) -> str:
     """The command that reproduces these results."""
-    words = ["quarterarc", "experiment", name, "--scale", args.scale, "--seeds", args.seeds or ranges(seeds)]
+    words = ["quarterarc", "experiment", name, "--scale", args.scale, "--seeds", args.seeds]
     for option in ("data", "images", "features"):
         value = getattr(args, option)
         if value is not None:

@@ -6,13 +6,14 @@ and a changed recipe is another arm.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..common.hashes import short_hash
 from ..data import DataSpec
 from ..heads import head as named_head
+from ..heads import learns_variance
 from ..schedules import schedule as named_schedule
 from ..storage.runs import checkpoints
 from ..training.distilling import recipe_of_map
@@ -22,6 +23,10 @@ from ..training.trainer import MAY_CHANGE
 from .scales import Scale
 
 __all__ = ["Arm", "arm", "decisive", "distilled"]
+
+
+PINNED = ("objective.norm=mse",)
+"""Fields of all arms that do not state others: the default of recipes may be another one."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +47,21 @@ class Arm:
 
     def recipe(self, scale: Scale, seed: int) -> Recipe:
         """The resolved recipe; the teacher of an arm is named by its hash."""
-        base = scale.recipe
+        base: Recipe = scale.recipe
+        pinned: tuple[str, ...] = PINNED
         if self.teacher is not None:
-            base = recipe_of_map(self.teacher.recipe(scale, seed), self.teacher.hash(scale, seed))
-        steps = max(1, round(self.share * base.training.steps))
-        fields = (*self.fields, f"training.seed={seed}", f"training.steps={steps}", f"name={scale.recipe.name}")
-        return read_recipe(base.model_dump(mode="json"), fields)
+            base, pinned = recipe_of_map(self.teacher.recipe(scale, seed), self.teacher.hash(scale, seed)), ()
+        fields = (*pinned, *self.fields, f"training.seed={seed}", f"name={scale.recipe.name}")
+        recipe = read_recipe(base.model_dump(mode="json"), fields)
+        whole = base.training.steps if self.teacher is not None else scale.training_steps(recipe.head)
+        training = recipe.training.model_copy(update={"steps": max(1, round(self.share * whole))})
+        return recipe.model_copy(update={"training": training})
+
+    def in_norm(self, norm: str) -> Arm:
+        """The arm with its errors in a norm of `quarterarc.objectives.NORMS`; the arm itself for "mse"."""
+        if norm == "mse":
+            return self
+        return replace(self, name=f"{self.name}, {norm} norm", fields=(*self.fields, f"objective.norm={norm}"))
 
     def evaluations(self, scale: Scale, seed: int) -> float:
         """Network evaluations without gradients per training image, beside that of the loss: those of flow maps."""
@@ -97,7 +111,7 @@ def arm(
     if gamma is not None:
         fields.append(f"objective.gamma={gamma}")
         words.append(f"gradient loss γ = {gamma:g}")
-    elif objective != own or head.endswith("+variance"):
+    elif objective != own or learns_variance(head):
         words.append({"vlb": "variational bound"}.get(objective, f"objective {objective}"))
     if variance is not None:
         fields.append(f"objective.variance={variance}")

@@ -80,7 +80,6 @@ class Experiment:
         source: the paper, with its table, figure or section.
         cells: (scale, seeds) -> all cells that the experiment measures.
         report: measurements -> findings.
-        seeds: the seeds where none are requested.
     """
 
     name: str
@@ -88,4 +87,3 @@ class Experiment:
     source: str
     cells: Callable[[Scale, Sequence[int]], list[Cell]]
     report: Callable[[Measurements], Findings]
-    seeds: tuple[int, ...] = (0,)

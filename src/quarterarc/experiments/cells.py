@@ -6,6 +6,7 @@ that decides them, so that an interrupted run continues with the next cell and e
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,16 @@ __all__ = ["Cell", "hashed_settings", "quality"]
 
 _HASHED_NAMES = {"eta": "churn"}
 """Options of samplers that had another name in version 0.1: its name is hashed, so that existing caches stay valid."""
+
+
+LEADING = "leading"
+"""The recorded name of the grid `uniform` where it has exactly the requested number of steps, as before the grid had
+this name: its angles are the same there, so that existing caches stay valid."""
+
+
+def _as_requested(length: int, steps: int) -> bool:
+    """Whether the grid `uniform` of a schedule of this length has exactly the requested number of steps."""
+    return 0 < steps <= length and math.ceil(length / (length // steps)) == steps
 
 
 @dataclass(frozen=True)
@@ -90,7 +101,7 @@ def quality(
         seed: the seed of its training and of the noise.
         sampler: the sampler's name.
         steps: the number of steps.
-        grid: a name of `quarterarc.grids`, or `leading` for `measures.leading`.
+        grid: a name of `quarterarc.grids`.
         through: a wrapper of the denoiser, a name of `measures.WRAPPERS`.
         draw: the number of the draw of noise for the same seed.
         metrics: the metrics (default: the scale's).
@@ -105,7 +116,7 @@ def quality(
         "quality",
         sampler=sampler,
         steps=steps,
-        grid=grid,
+        grid=LEADING if grid == "uniform" and _as_requested(scale.all_steps, steps) else grid,
         draw=draw,
         images=images or (scale.few if few else scale.images),
         metrics=tuple(metrics or scale.metrics),

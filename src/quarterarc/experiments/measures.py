@@ -39,10 +39,10 @@ from ..sampling.tuned_grids import tuned_grid, write_tuned
 from ..sampling.tuning import tune
 from ..storage.pictures import contact_sheet, write_png
 from ..wrappers import Clipped, Projected, project
-from .cells import Cell
+from .cells import LEADING, Cell
 from .lab import Lab
 
-__all__ = ["MEASURES", "WRAPPERS", "Measure", "image_seeds", "leading"]
+__all__ = ["MEASURES", "WRAPPERS", "Measure", "image_seeds"]
 
 BLOCK = 1_000_000
 """Image seeds per training seed: the images of seed s and draw d have the seeds from s BLOCK + d BLOCK / 10 on."""
@@ -84,18 +84,6 @@ WRAPPERS: dict[str, Callable[[Denoise], Any]] = {
 """Wrappers between a network and its sampler, by name; `loaded` is the projection of `quarterarc.load`."""
 
 
-def leading(denoise: Denoiser, steps: int) -> list[float]:
-    """The grid of DDIM's published code, which starts below T.
-
-    With k = T // steps the times are 1 + k (steps - 1), ..., 1 + k, 1 and 0, so that sampling starts from pure noise at
-    an angle k - 1 times below T. The grid leaves out the end of the arc, where an image derived from a noise estimate
-    is divided by almost 0, at the price of a wrong distribution at its first angle.
-    """
-    table = denoise.schedule
-    times = [1 + (table.steps // steps) * place for place in reversed(range(steps))]
-    return [*(min(table.angle(float(t)), denoise.largest_angle) for t in times), 0.0]
-
-
 # --- quality of samples ---------------------------------------------------------------------------------------------
 
 
@@ -123,7 +111,7 @@ class _Timed:
 def _quality(lab: Lab, denoise: Denoiser, cell: Cell, folder: Path) -> dict[str, Any]:
     """Metrics of the features of sampled images, NFE, and images per second."""
     seeds = image_seeds(cell.seed, cell["images"], cell["draw"])
-    grid = leading(denoise, cell["steps"]) if cell["grid"] == "leading" else cell["grid"]
+    grid = "uniform" if cell["grid"] == LEADING else cell["grid"]
     if grid == "tuned":
         _tune(lab, denoise, cell)
     images = _Timed(
@@ -320,7 +308,9 @@ def _estimates(lab: Lab, denoise: Denoiser, cell: Cell, folder: Path) -> dict[st
     for first in range(0, len(seeds), lab.scale.batch):
         batch = seeds[first : first + lab.scale.batch]
         start = first_noise(denoise, batch)
-        states = trajectory(denoise, start, cell["sampler"], cell["steps"], cell["grid"], seeds=batch)
+        states = trajectory(
+            denoise, start, cell["sampler"], cell["steps"], cell["grid"], seeds=batch, **dict(cell["options"])
+        )
         for step, state in enumerate(states):
             if step in parts:
                 image = state.x if state.estimate is None else state.estimate.image
@@ -346,13 +336,14 @@ def _shared(lab: Lab, denoise: Denoiser, cell: Cell, folder: Path) -> dict[str, 
     """
     first, *others = image_seeds(cell.seed, cell["images"] + 1)
     start = first_noise(denoise, [first])
-    states = list(trajectory(denoise, start, "ddpm", cell["steps"], "time", seeds=[first]))
+    options = dict(cell["options"])
+    states = list(trajectory(denoise, start, "ddpm", cell["steps"], "time", seeds=[first], **options))
     angles = [state.angle for state in states]
     rows, apart = [], []
     for share in cell["shares"]:
         at = min(len(states) - 2, round((1.0 - share) * cell["steps"]))
         latent = states[at].x.expand(len(others), -1, -1, -1)
-        images = sample(denoise, latent, "ddpm", grid=angles[at:], seeds=others).images.cpu()
+        images = sample(denoise, latent, "ddpm", grid=angles[at:], seeds=others, **options).images.cpu()
         rows.append(images)
         apart.append(float(torch.pdist(images.flatten(1)).mean() / math.sqrt(images[0].numel())))
     _write(folder / "shared.png", torch.cat(rows), columns=len(others))
@@ -381,7 +372,7 @@ def _interpolation(lab: Lab, denoise: Denoiser, cell: Cell, folder: Path) -> dic
             mixed = (1.0 - weights) * ends[:1] + weights * ends[1:]
             # the same noise for every weight, so that the images differ by the weight alone
             seeds = [cell.seed] * len(mixed)
-            decoded = sample(denoise, mixed, "ddpm", grid=grid[at:], seeds=seeds).images
+            decoded = sample(denoise, mixed, "ddpm", grid=grid[at:], seeds=seeds, **dict(cell["options"])).images
             rows += [first[None], decoded, second[None]]
             missed[str(share)].append(_distance(decoded[0], first))
         ends = encode(denoise, torch.stack([first, second]).cpu(), tolerance=INVERSION_TOLERANCE, progress=False)

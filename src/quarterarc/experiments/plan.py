@@ -20,7 +20,7 @@ from .lab import Lab
 from .measures import MEASURES
 from .measuring import is_measured
 
-__all__ = ["Job", "Speed", "describe_plan", "jobs_of", "probe"]
+__all__ = ["Job", "Speed", "describe_cost", "describe_plan", "jobs_of", "probe"]
 
 
 LARGEST_SIDE, PROBE_SECONDS = 64, 3.0
@@ -98,28 +98,44 @@ def _seconds(work: Callable[[], None], device: torch.device) -> float:
     return min(times[1:] or times)
 
 
+@dataclass(frozen=True)
+class _Left:
+    """What is left to do of a job: images to train on, missing cells, and their network evaluations."""
+
+    images: int
+    cells: int
+    evaluations: int
+
+
+def _left(lab: Lab, job: Job) -> _Left:
+    images = lab.images_left(job.arm, job.seed)
+    missing = [cell for cell in job.cells if images or not is_measured(lab, cell)]
+    evaluations = sum(MEASURES[cell.measure].evaluations(cell) for cell in missing)
+    return _Left(images, len(missing), evaluations + round(images * job.arm.evaluations(lab.scale, job.seed)))
+
+
 def describe_plan(lab: Lab, jobs: Sequence[Job], processes: int, speed: Speed) -> str:
-    """The plan as text: one line per arm, the totals, and the estimated time on this machine."""
-    scale, lines = lab.scale, []
-    images_left = evaluations_left = 0
+    """The plan as text: one line per arm, and `describe_cost`."""
+    lines = []
     for job in jobs:
-        images = lab.images_left(job.arm, job.seed)
-        complete = images == 0
-        missing = [cell for cell in job.cells if not (complete and is_measured(lab, cell))]
-        evaluations = sum(MEASURES[cell.measure].evaluations(cell) for cell in missing)
-        evaluations += round(images * job.arm.evaluations(scale, job.seed))
-        images_left, evaluations_left = images_left + images, evaluations_left + evaluations
-        state = "trained" if complete else f"{counted(images, 'image')} to train on"
+        left = _left(lab, job)
+        state = f"{counted(left.images, 'image')} to train on" if left.images else "trained"
         lines.append(
-            f"  {job.arm.hash(scale, job.seed)}  {job.arm.name}, seed {job.seed}: {state}; {len(missing)} of "
-            f"{counted(len(job.cells), 'measurement')} missing, {counted(evaluations, 'network evaluation')}"
+            f"  {job.arm.hash(lab.scale, job.seed)}  {job.arm.name}, seed {job.seed}: {state}; {left.cells} of "
+            f"{counted(len(job.cells), 'measurement')} missing, {counted(left.evaluations, 'network evaluation')}"
         )
-    seconds = images_left * speed.training + evaluations_left * speed.evaluation
-    lines.append(
-        f"{counted(len(jobs), 'arm')}, {counted(sum(len(job.cells) for job in jobs), 'measurement')}; "
-        f"{counted(images_left, 'image')} to train on ({duration(speed.training)} per image), "
-        f"{counted(evaluations_left, 'network evaluation')} ({duration(speed.evaluation)} per image)"
-    )
+    return "\n".join([*lines, describe_cost(lab, jobs, processes, speed)])
+
+
+def describe_cost(lab: Lab, jobs: Sequence[Job], processes: int, speed: Speed) -> str:
+    """The totals of a plan as text, and the estimated time on this machine."""
+    left = [_left(lab, job) for job in jobs]
+    images, evaluations = sum(job.images for job in left), sum(job.evaluations for job in left)
+    seconds = images * speed.training + evaluations * speed.evaluation
     at_once = counted(processes, "process", "processes")
-    lines.append(f"about {duration(seconds / processes)} on this machine ({lab.device}, {at_once})")
-    return "\n".join(lines)
+    return (
+        f"{counted(len(jobs), 'arm')}, {counted(sum(len(job.cells) for job in jobs), 'measurement')}; "
+        f"{counted(images, 'image')} to train on ({duration(speed.training)} per image), "
+        f"{counted(evaluations, 'network evaluation')} ({duration(speed.evaluation)} per image)\n"
+        f"about {duration(seconds / processes)} on this machine ({lab.device}, {at_once})"
+    )

@@ -25,22 +25,32 @@ from .arms import decisive
 from .base import Experiment, Measurements
 from .lab import Lab
 from .measuring import is_measured, measure
-from .plan import Job, describe_plan, jobs_of, probe
+from .plan import Job, describe_cost, describe_plan, jobs_of, probe
 from .scales import Scale
 from .workers import in_processes
 from .writing import write_results
 
-__all__ = ["describe_setting", "plan_experiment", "run_experiment"]
+__all__ = ["describe_setting", "plan_experiments", "run_experiment"]
 
 logger = logging.getLogger("quarterarc")
 
 ABOUT = "experiment.json"
 
 
-def plan_experiment(experiment: Experiment, lab: Lab, seeds: Sequence[int], jobs: int = 1) -> str:
-    """The work of `run_experiment` as text, with an estimate of its time on this machine."""
-    work = jobs_of(experiment.cells(lab.scale, seeds))
-    return f"{experiment.name}: {experiment.title}\n{describe_plan(lab, work, jobs, probe(lab))}"
+def plan_experiments(experiments: Sequence[Experiment], lab: Lab, seeds: Sequence[int], jobs: int = 1) -> str:
+    """The work of `run_experiment` as text, with an estimate of its time on this machine.
+
+    The total of several experiments counts the arms and measurements that they share once.
+    """
+    speed, cells = probe(lab), [experiment.cells(lab.scale, seeds) for experiment in experiments]
+    plans = [
+        f"{experiment.name}: {experiment.title}\n{describe_plan(lab, jobs_of(own), jobs, speed)}"
+        for experiment, own in zip(experiments, cells, strict=True)
+    ]
+    if len(experiments) > 1:
+        together = describe_cost(lab, jobs_of([cell for own in cells for cell in own]), jobs, speed)
+        plans.append(f"all {len(experiments)} experiments, with shared arms and measurements once\n{together}")
+    return "\n".join(plans)
 
 
 def run_experiment(
@@ -206,15 +216,19 @@ def describe_setting(scale: Scale) -> str:
         if network.name == "unet"
         else f"'{network.name}' with the arguments {network.arguments}"
     )
+    longer = ""
+    if scale.noise_steps is not None:
+        longer = f" ({scale.noise_steps:,} for networks that estimate the noise alone, as published)"
     return (
         f"All arms share the network ({kind}), the "
         f"optimiser, the training images ({Path(data.source).name}, {data.height}x{data.width} pixels, "
-        f"{counted(data.channels, 'channel')}{limit}), the length of training ({training.steps:,} steps with "
+        f"{counted(data.channels, 'channel')}{limit}), the length of training ({training.steps:,} steps{longer} with "
         f"{counted(training.batch, 'image')} per batch, unless the arm's name states a fraction of it), T = "
         f"{scale.all_steps}, and the evaluation. Each measurement samples {scale.images:,} images from the same "
         "initial "
         f"noise ({scale.few:,} images, for all methods alike, where a trajectory has more than half of T steps) and "
-        f"compares them with the training images in '{scale.features}' features. Unless a row states otherwise, the "
+        f"compares them with the training images in '{scale.features}' features. Losses are mean squared errors "
+        f"(mse) unless an arm is trained in another norm. Unless a row states otherwise, the "
         "sampling grid is uniform in the schedule's time and starts from pure noise, and the network's estimates are "
         "neither clipped nor projected onto image · cos + noise · sin = x. 'ours' is the full method of Zhang et al.: "
         "both "

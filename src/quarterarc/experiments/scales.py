@@ -38,6 +38,8 @@ class Scale:
         shown: the number of images in a contact sheet.
         batch: the batch size of sampling.
         data_hint: where to get the images, for error messages.
+        noise_steps: the training steps of arms that estimate the noise alone, where they were published with more than
+            the others; None for the recipe's.
     """
 
     name: str
@@ -52,6 +54,11 @@ class Scale:
     shown: int = 32
     batch: int = 250
     data_hint: str = "give --data PATH: a folder of images, a parquet file, or another source of `quarterarc train`"
+    noise_steps: int | None = None
+
+    def training_steps(self, head: str) -> int:
+        """The training steps of an arm with a head."""
+        return self.noise_steps if self.noise_steps is not None and head == "noise" else self.recipe.training.steps
 
     @property
     def all_steps(self) -> int:
@@ -84,8 +91,9 @@ class Scale:
         if spec.limit is not None:
             whole = self._open(spec.model_copy(update={"limit": None}))
             count = whole.count or 0
-            return (whole, range(spec.limit, count)) if count > spec.limit else None
-        if spec.source.startswith("hub:") or spec.source == "cifar10":
+            if count > spec.limit:
+                return whole, range(spec.limit, count)
+        if spec.source.startswith("hub:") or spec.source in ("cifar10", "celeba"):
             test = self._open(spec.model_copy(update={"split": "test"}))
             return test, range(test.count or 0)
         return None
@@ -190,7 +198,14 @@ def _celeba64() -> Scale:
 def _church256() -> Scale:
     hint = "download LSUN's church_outdoor_train_lmdb, unpack it and give the folder as --data PATH"
     return Scale(
-        "church256", read_recipe("church256"), likelihood_images=200, terms=100, shown=12, batch=32, data_hint=hint
+        "church256",
+        read_recipe("church256"),
+        likelihood_images=200,
+        terms=100,
+        shown=12,
+        batch=32,
+        data_hint=hint,
+        noise_steps=4_432_000,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..arms import Arm, arm
 from ..base import Experiment, Measurements
@@ -23,23 +24,42 @@ class Row:
         label: the label in the paper.
         arm: the network.
         variance: the variance of the reverse steps, in sampling and in the bound.
+        clip: whether sampling clips the image estimate, as Ho et al.'s code does where the network estimates the noise.
+            The code uses the estimate of μ̃ as it is.
     """
 
     label: str
     arm: Arm
     variance: str = "large"
+    clip: bool = True
 
 
 SIMPLE = Row("ε prediction, ‖ε − ε̂‖² (L simple)", arm("noise", "linear"))
+_LEARNED, _INTERPOLATED = "learned diagonal Σ", "Σ between β and β̃ (Nichol & Dhariwal)"
 ROWS = (
-    Row("μ̃ prediction, L, learned diagonal Σ", arm("mean+variance", "linear", objective="vlb"), "learned"),
-    Row("μ̃ prediction, L, fixed isotropic Σ", arm("mean", "linear", objective="vlb", variance="large")),
-    Row("μ̃ prediction, ‖μ̃ − μ̂‖²", arm("mean", "linear")),
-    Row("ε prediction, L, learned diagonal Σ", arm("noise+variance", "linear", objective="vlb"), "learned"),
+    Row(f"μ̃ prediction, L, {_LEARNED}", arm("mean+log-variance", "linear", objective="vlb"), "learned", False),
+    Row(
+        "μ̃ prediction, L, fixed isotropic Σ",
+        arm("mean", "linear", objective="vlb", variance="large"),
+        clip=False,
+    ),
+    Row("μ̃ prediction, ‖μ̃ − μ̂‖²", arm("mean", "linear"), clip=False),
+    Row(f"ε prediction, L, {_LEARNED}", arm("noise+log-variance", "linear", objective="vlb"), "learned"),
     Row("ε prediction, L, fixed isotropic Σ", arm("noise", "linear", objective="vlb", variance="large")),
     SIMPLE,
 )
-"""The six rows of Table 2. A fixed variance is β, the larger of the paper's two choices."""
+"""The six rows of Table 2. A fixed variance is β, the larger of the paper's two choices; a learned one is the network's
+output, used as log variance."""
+LATER = (
+    Row(f"μ̃ prediction, L, {_INTERPOLATED}", arm("mean+variance", "linear", objective="vlb"), "learned", False),
+    Row(f"ε prediction, L, {_INTERPOLATED}", arm("noise+variance", "linear", objective="vlb"), "learned"),
+)
+"""The learned variance of Nichol & Dhariwal (2021), which lies between β and the posterior variance; not in the
+paper."""
+
+UNCOMPRESSED = 8.0
+"""Bits per dimension of 8-bit images without any model: a network whose bound on its own training images is above it
+has failed to train."""
 
 
 def bits(
@@ -60,13 +80,14 @@ def bits(
 
 def _sampled(scale: Scale, row: Row, seed: int) -> Cell:
     metrics = ("fid", "is") if "is" in scale.metrics or scale.features in ("inception", "classifier") else ("fid",)
-    return quality(scale, row.arm, seed, "ddpm", scale.all_steps, metrics=metrics, variance=row.variance)
+    options: dict[str, Any] = {"variance": row.variance} | ({"clip": True} if row.clip else {})
+    return quality(scale, row.arm, seed, "ddpm", scale.all_steps, metrics=metrics, **options)
 
 
 def _cells(scale: Scale, seeds: Sequence[int]) -> list[Cell]:
     return [
         cell
-        for row in ROWS
+        for row in (*ROWS, *LATER)
         for seed in seeds
         for cell in (
             _sampled(scale, row, seed),
@@ -87,14 +108,19 @@ def _why_unstable(measured: Measurements, row: Row) -> str:
     return next((str(reason) for reason in reasons if reason), "")
 
 
+def _failed(measured: Measurements, row: Row) -> bool:
+    """Whether the bound of a network of this row is worse than no model, on the images that it was trained on."""
+    return any(value > UNCOMPRESSED for value in _values(measured, row, "bits train"))
+
+
 def _report(measured: Measurements) -> Findings:
     columns = {"IS": "is", "FID": "fid", "bits/dim, test": "bits test", "bits/dim, train": "bits train"}
     rows, notes = [], []
-    for row in ROWS:
+    for row in (*ROWS, *LATER):
         why = _why_unstable(measured, row)
         if why:
             notes.append(f"{row.label}: {why}.")
-        line = [row.label]
+        line = [row.label + (" (failed to train)" if _failed(measured, row) else "")]
         for name in columns.values():
             values = _values(measured, row, name)
             finite = [value for value in values if value == value]
@@ -110,8 +136,15 @@ def _report(measured: Measurements) -> Findings:
     )
     text = (
         f"The schedule is linear. The sampler is DDPM's with {measured.scale.all_steps} steps and the row's variance, "
-        "without clipping. An arm is unstable if its loss or its images become NaN or infinite; rows that are unstable "
-        "in the paper can be stable at this scale, and vice versa."
+        "and clips the image estimate where the network estimates ε, as in the code of Ho et al.; an estimate of μ̃ "
+        "is used "
+        "as it is. A learned diagonal Σ is the network's output, used as log variance; the last two rows, which are "
+        "not in "
+        "the paper, interpolate between the two fixed variances. Losses are squared norms. "
+        "An arm is unstable if its loss or its images become NaN or infinite; rows that are unstable "
+        "in the paper can be stable at this scale, and vice versa. An arm has failed to train if its bound on the "
+        "training "
+        f"images is above {UNCOMPRESSED:g} bits/dim, which images take without a model: such rows are not judged."
     )
     return Findings([Section("Prediction target and objective", text, [table])], _claims(measured))
 
@@ -122,6 +155,8 @@ def _claims(measured: Measurements) -> list[Claim]:
 
     def better(text: str, name: str, claimed: Row, others: Sequence[Row], paper: str = source) -> Claim:
         lower = name != "is"
+        failed = [row.label for row in (claimed, *others) if _failed(measured, row)]
+        judged = [] if claimed.label in failed else [other for other in others if other.label not in failed]
         return Claim(
             text,
             paper,
@@ -129,8 +164,9 @@ def _claims(measured: Measurements) -> list[Claim]:
                 Comparison(
                     f"against '{other.label}'", _values(measured, claimed, name), _values(measured, other, name), lower
                 )
-                for other in others
+                for other in judged
             ],
+            f"not judged, because they failed to train: {', '.join(failed)}" if failed else "",
         )
 
     return [

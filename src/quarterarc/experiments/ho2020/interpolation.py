@@ -11,19 +11,27 @@ from ..cells import Cell
 from ..claims import Claim, Comparison, spread
 from ..findings import Findings, Picture, Section, Table
 from ..scales import Scale
-from ..zhang2023.ablation import OURS, Row
-from .ddpm_ablation import SIMPLE
+from ..zhang2023.ablation import DDPM, OURS, Row
 
 __all__ = ["INTERPOLATION"]
 
-METHODS = (Row("DDPM", SIMPLE.arm), OURS)
+METHODS = (DDPM, OURS)
 SHARES = (0.125, 0.25, 0.5, 0.75, 1.0)
 """Fractions of T at which the latents are mixed."""
 PAIRS, WEIGHTS = 2, 9
 
 
 def _cell(scale: Scale, row: Row, seed: int) -> Cell:
-    return Cell.of(row.arm, seed, "interpolation", steps=scale.all_steps, shares=SHARES, pairs=PAIRS, weights=WEIGHTS)
+    return Cell.of(
+        row.arm,
+        seed,
+        "interpolation",
+        steps=scale.all_steps,
+        shares=SHARES,
+        pairs=PAIRS,
+        weights=WEIGHTS,
+        options=DDPM.options,  # mixtures of x_t are decoded by DDPM, whatever the network
+    )
 
 
 def _cells(scale: Scale, seeds: Sequence[int]) -> list[Cell]:

@@ -10,12 +10,12 @@ from ..cells import Cell
 from ..claims import Claim, Comparison, spread
 from ..findings import Chart, Findings, Picture, Section, Table
 from ..scales import Scale
-from ..zhang2023.ablation import OURS, Row
-from .ddpm_ablation import SIMPLE
+from ..zhang2023.ablation import DDPM, OURS, Row
 
 __all__ = ["PROGRESSIVE"]
 
-METHODS = (Row("DDPM", SIMPLE.arm, "ddpm"), Row("ours, DDPM sampler", OURS.arm, "ddpm"), OURS)
+METHODS = (DDPM, Row("ours, DDPM sampler", OURS.arm, "ddpm", options=DDPM.options), OURS)
+"""DDPM's sampler is the published one, with the large variance and clipped image estimates."""
 SHARES = (0.0, 0.25, 0.5, 0.625, 0.75, 0.875, 1.0)
 """Fractions of the steps after which the estimates are measured."""
 SHARED_AT = (1.0, 0.75, 0.5, 0.25)
@@ -31,7 +31,7 @@ def _shown(scale: Scale, row: Row, seed: int) -> Cell:
         steps=scale.all_steps,
         grid="time",
         images=min(8, scale.shown),
-        options=(),
+        options=row.options,
         close=(0.2,),
         columns=13,
         rows=min(8, scale.shown),
@@ -49,11 +49,12 @@ def _estimates(scale: Scale, row: Row, seed: int) -> Cell:
         images=scale.few,
         shares=SHARES,
         metrics=("fid",),
+        options=row.options,
     )
 
 
 def _shared(scale: Scale, row: Row, seed: int) -> Cell:
-    return Cell.of(row.arm, seed, "shared", steps=scale.all_steps, images=8, shares=SHARED_AT)
+    return Cell.of(row.arm, seed, "shared", steps=scale.all_steps, images=8, shares=SHARED_AT, options=row.options)
 
 
 def _cells(scale: Scale, seeds: Sequence[int]) -> list[Cell]:

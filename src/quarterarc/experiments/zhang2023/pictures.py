@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import fmean, median
 
 from ...report import Series, line_chart
@@ -11,19 +12,36 @@ from ..cells import Cell
 from ..claims import Claim, Comparison, spread
 from ..findings import Chart, Findings, Picture, Section, Table
 from ..scales import Scale
-from .ablation import Row
-from .steps import METHODS
+from .ablation import DDIM, DDPM, DDPM_SMALL, OURS, Row
 
 __all__ = ["PROGRESS", "SAMPLES"]
 
-THREE = METHODS[:3]
-"""DDPM, DDIM, ours."""
+OURS_L2 = replace(OURS.in_norm("l2"), label="ours, l2 norm")
+WITHOUT_GRADIENT = Row("ours without the gradient update", OURS.arm)
+"""Figure 8's sampler: DDIM's update with the network of `ours`."""
+
+SHEETS = (DDPM, DDPM_SMALL, DDIM, OURS, WITHOUT_GRADIENT, OURS_L2)
+FOLLOWED = (DDPM, DDIM, OURS, DDPM_SMALL, OURS_L2)
+"""The rows of Figure 9: those of the paper first."""
+PAPERS = FOLLOWED[:3]
 
 
 def _sheet(scale: Scale, row: Row, steps: int, seed: int) -> Cell:
     return Cell.of(
-        row.arm, seed, "pictures", sampler=row.sampler, steps=steps, grid="time", images=scale.shown, options=()
+        row.arm,
+        seed,
+        "pictures",
+        sampler=row.sampler,
+        steps=steps,
+        grid="uniform",
+        images=scale.shown,
+        options=row.options,
     )
+
+
+def file_name(label: str) -> str:
+    """A label as the name of a file: "ddpm-small-variance-not-clipped"."""
+    return "-".join(label.lower().replace(",", " ").split())
 
 
 def _shown_steps(scale: Scale) -> tuple[int, ...]:
@@ -31,7 +49,7 @@ def _shown_steps(scale: Scale) -> tuple[int, ...]:
 
 
 def _sample_cells(scale: Scale, seeds: Sequence[int]) -> list[Cell]:
-    return [_sheet(scale, row, steps, seeds[0]) for row in THREE for steps in _shown_steps(scale)]
+    return [_sheet(scale, row, steps, seeds[0]) for row in SHEETS for steps in _shown_steps(scale)]
 
 
 def _sample_report(measured: Measurements) -> Findings:
@@ -39,15 +57,18 @@ def _sample_report(measured: Measurements) -> Findings:
     sections = []
     for steps in _shown_steps(scale):
         pictures = []
-        for row in THREE:
+        for row in SHEETS:
             cell = _sheet(scale, row, steps, seed)
             if "picture" in measured[cell]:
-                name = f"{row.label.lower()}-{steps}"
+                name = f"{file_name(row.label)}-{steps}"
                 pictures.append(Picture(name, measured.picture(cell), f"{row.label}, {steps} steps"))
         sections.append(Section(f"{steps} steps", "", pictures))
     text = (
         f"The first {scale.shown} images of seed {seed}, without selection. Images at the same position start from the "
-        "same noise in all sheets."
+        "same noise in all sheets. The grid is that of DDIM's published code. DDPM has its published sampler, with "
+        "the large "
+        "variance and clipped image estimates. 'ours without the gradient update' is DDIM's update with the network of "
+        "'ours', as in Figure 8. Networks are trained with squared norms (mse) unless a row states the l2 norm."
     )
     return Findings([Section("The contact sheets", text), *sections])
 
@@ -76,7 +97,7 @@ def _trajectory(scale: Scale, row: Row, seed: int) -> Cell:
         steps=scale.all_steps,
         grid="time",
         images=scale.shown,
-        options=(),
+        options=row.options,
         close=CLOSE,
         columns=11,
         rows=min(6, scale.shown),
@@ -84,7 +105,7 @@ def _trajectory(scale: Scale, row: Row, seed: int) -> Cell:
 
 
 def _progress_cells(scale: Scale, seeds: Sequence[int]) -> list[Cell]:
-    return [_trajectory(scale, row, seed) for row in THREE for seed in seeds]
+    return [_trajectory(scale, row, seed) for row in FOLLOWED for seed in seeds]
 
 
 def _first_close(measured: Measurements, row: Row, seed: int, within: float) -> list[int]:
@@ -94,11 +115,11 @@ def _first_close(measured: Measurements, row: Row, seed: int, within: float) -> 
 def _progress_report(measured: Measurements) -> Findings:
     scale, first = measured.scale, measured.seeds[0]
     stable = [
-        row for row in THREE if all("picture" in measured[_trajectory(scale, row, seed)] for seed in measured.seeds)
+        row for row in FOLLOWED if all("picture" in measured[_trajectory(scale, row, seed)] for seed in measured.seeds)
     ]
     pictures = [
         Picture(
-            f"progress-{row.label.lower()}",
+            f"progress-{file_name(row.label)}",
             measured.picture(_trajectory(scale, row, first)),
             f"{row.label}: image "
             f"estimates after {', '.join(map(str, measured[_trajectory(scale, row, first)]['columns']))} steps",
@@ -138,8 +159,8 @@ def _progress_report(measured: Measurements) -> Findings:
         [
             Section(
                 "Figure 9",
-                "Each row shows one trajectory; rows at the same position start from the same noise in all three "
-                "sheets. "
+                "Each row shows one trajectory; rows at the same position start from the same noise in all "
+                "sheets. DDPM has its published sampler, with the large variance and clipped image estimates. "
                 "Columns show the estimate of the final image after the given numbers of steps; the last column is the "
                 "final image.",
                 pictures,
@@ -155,9 +176,9 @@ def _progress_report(measured: Measurements) -> Findings:
 
 
 def _progress_claims(measured: Measurements, stable: Sequence[Row]) -> list[Claim]:
-    if len(stable) < len(THREE):
+    if not set(PAPERS) <= set(stable):
         return []
-    *others, ours = stable
+    *others, ours = PAPERS
     source = "Zhang et al., section 5 and Figure 9"
 
     def faster(text: str, factor: float, note: str = "") -> Claim:

@@ -13,7 +13,7 @@ from ..cells import Cell
 from ..claims import Claim, Comparison, spread
 from ..findings import Chart, Findings, Section, Table
 from ..scales import Scale
-from .ablation import OURS
+from .ablation import ABOUT_NORMS, NORMS, OURS
 
 __all__ = ["RECONSTRUCTION"]
 
@@ -27,17 +27,19 @@ WHAT = ("image", "noise", "velocity")
 TIMES = 40
 
 
-def _cell(scale: Scale, label: str, seed: int) -> Cell:
-    return Cell.of(ARMS[label], seed, "reconstruction", images=min(scale.images, 1000), times=TIMES)
+def _cell(scale: Scale, label: str, norm: str, seed: int) -> Cell:
+    return Cell.of(ARMS[label].in_norm(norm), seed, "reconstruction", images=min(scale.images, 1000), times=TIMES)
 
 
 def _cells(scale: Scale, seeds: Sequence[int]) -> list[Cell]:
-    return [_cell(scale, label, seed) for label in ARMS for seed in seeds]
+    return [_cell(scale, label, norm, seed) for norm in NORMS for label in ARMS for seed in seeds]
 
 
-def _curve(measured: Measurements, label: str, seed: int, what: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _curve(
+    measured: Measurements, label: str, norm: str, seed: int, what: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Times as fractions of T, and the mean and standard deviation over images of the mean squared error."""
-    values = measured[_cell(measured.scale, label, seed)]
+    values = measured[_cell(measured.scale, label, norm, seed)]
     return (
         np.array(values["times"]) / measured.scale.all_steps,
         np.array(values[what]["mean"]),
@@ -45,9 +47,11 @@ def _curve(measured: Measurements, label: str, seed: int, what: str) -> tuple[np
     )
 
 
-def _interval_error(measured: Measurements, label: str, seed: int, what: str, low: float, high: float) -> float:
+def _interval_error(
+    measured: Measurements, label: str, norm: str, seed: int, what: str, low: float, high: float
+) -> float:
     """The mean error over times t with low T < t <= high T."""
-    times, mean, _ = _curve(measured, label, seed, what)
+    times, mean, _ = _curve(measured, label, norm, seed, what)
     inside = mean[(times > low) & (times <= high)]
     return float(inside.mean()) if len(inside) else float("nan")
 
@@ -60,11 +64,25 @@ PARTS = {
 
 
 def _report(measured: Measurements) -> Findings:
+    text = (
+        "x is a training image mixed with noise at time t, equal for all arms, so that the true image and noise are "
+        "known. The paper does not state which x it uses. A network that estimates only the image or only the noise "
+        f"gets the other estimate from x by a division by cos or sin, which amplifies its error where they are small. "
+        f"{ABOUT_NORMS} The errors of the charts and tables are squared for both."
+    )
+    sections = [Section("Method", text)]
+    for norm in NORMS:
+        sections += _sections(measured, norm)
+    return Findings(sections, [claim for norm in NORMS for claim in _claims(measured, norm)])
+
+
+def _sections(measured: Measurements, norm: str) -> list[Section]:
+    """Charts and tables of the arms that are trained in one norm."""
     sections = []
     for what in WHAT:
         series = []
         for label in ARMS:
-            curves = [_curve(measured, label, seed, what) for seed in measured.seeds]
+            curves = [_curve(measured, label, norm, seed, what) for seed in measured.seeds]
             mean, std = (np.mean([curve[place] for curve in curves], axis=0) for place in (1, 2))
             series.append(
                 Series(label, (curves[0][0] * measured.scale.all_steps).tolist(), mean.tolist(), std.tolist())
@@ -74,7 +92,7 @@ def _report(measured: Measurements) -> Findings:
             [
                 label,
                 *(
-                    spread([_interval_error(measured, label, seed, what, *part) for seed in measured.seeds])
+                    spread([_interval_error(measured, label, norm, seed, what, *part) for seed in measured.seeds])
                     for part in PARTS.values()
                 ),
             ]
@@ -83,31 +101,28 @@ def _report(measured: Measurements) -> Findings:
         caption = "Lines are means over images; bands are one standard deviation over images, as in the paper."
         sections.append(
             Section(
-                f"Error of the {what}",
+                f"Error of the {what}, {NORMS[norm]}",
                 "",
                 [
-                    Chart(f"error-{what}", chart, caption),
-                    Table(f"Mean squared error of the {what}, mean over times", ["", *PARTS], rows),
+                    Chart(f"error-{what}-{norm}", chart, caption),
+                    Table(f"Mean squared error of the {what}, mean over times, {NORMS[norm]}", ["", *PARTS], rows),
                 ],
             )
         )
-    text = (
-        "x is a training image mixed with noise at time t, equal for all arms, so that the true image and noise are "
-        "known. The paper does not state which x it uses. A network that estimates only the image or only the noise "
-        "gets the other estimate from x by a division by cos or sin, which amplifies its error where they are small."
-    )
-    return Findings([Section("Method", text), *sections], _claims(measured))
+    return sections
 
 
-def _claims(measured: Measurements) -> list[Claim]:
+def _claims(measured: Measurements, norm: str) -> list[Claim]:
     source = "Zhang et al., section 3.2 and Figure 4"
 
     def better(text: str, what: str, claimed: str, others: Sequence[str], part: str) -> Claim:
         def values(label: str) -> list[float]:
-            return [_interval_error(measured, label, seed, what, *PARTS[part]) for seed in measured.seeds]
+            return [_interval_error(measured, label, norm, seed, what, *PARTS[part]) for seed in measured.seeds]
 
         return Claim(
-            text, source, [Comparison(f"against '{other}'", values(claimed), values(other)) for other in others]
+            f"{text[:-1]} ({norm}).",
+            source,
+            [Comparison(f"against '{other}'", values(claimed), values(other)) for other in others],
         )
 
     last, _, first = PARTS
