@@ -17,7 +17,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--out", type=a_path, default=Path("runs/demo"), metavar="RUN", help=out)
     measure = "images per sampler and number of evaluations in the comparison (default: %(default)s)"
     parser.add_argument("--measure", type=int, default=400, metavar="N", help=measure)
-    steps = "optimiser steps of the flow map that is distilled from the network, 0 for none (default: 300)"
+    steps = "optimiser steps of the flow map that is distilled from the network, 0 for none (default: 250)"
     parser.add_argument("--map-steps", type=int, metavar="N", help=steps)
     fields = "a field of the recipe and its value, such as training.steps=1000 (docs/reference.md)"
     parser.add_argument("fields", nargs="*", metavar="section.field=value", help=fields)

@@ -38,7 +38,7 @@ from .demo_quality import FEATURES, Quality
 
 __all__ = ["MAP_STEPS", "run_demo"]
 
-MAP_STEPS = 300
+MAP_STEPS = 250
 """Optimiser steps of the flow map: a minute on two cores."""
 MEASURED, EVALUATIONS = ("ddim", "euler", "heun", "multistep"), (6, 10, 20)
 """The samplers whose images are measured, and their network evaluations per image."""

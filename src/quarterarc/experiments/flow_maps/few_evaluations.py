@@ -14,7 +14,7 @@ from ..cells import Cell, quality
 from ..claims import Claim, Comparison, spread
 from ..findings import Findings, Section, Table
 from ..scales import Scale
-from ..tables import CellAt, compare, grid_table, quality_chart, values_at
+from ..tables import CellAt, compare, grid_table, quality_chart, title, values_at
 from ..zhang2023.ablation import DDIM, OURS
 
 __all__ = ["FEW_EVALUATIONS", "Line"]
@@ -90,8 +90,10 @@ def _report(measured: Measurements) -> Findings:
                         part
                         for metric in scale.metrics
                         for part in (
-                            grid_table(measured, f"{metric} by evaluations", at, steps, metric, unit="evaluations",
-                                       counts=counts),
+                            grid_table(
+                                measured, f"{title(metric)} by evaluations", at, steps, metric, unit="evaluations",
+                                counts=counts,
+                            ),
                             quality_chart(measured, "evaluations", at, steps, metric, counts=counts),
                         )
                     ),
@@ -190,7 +192,7 @@ def _called(line: Line) -> str:
 FEW_EVALUATIONS = Experiment(
     "few-evaluations",
     "How good are images in 1 to 100 network evaluations, by flow maps and by samplers?",
-    "not in the papers",
+    "Flow maps (docs/flow-maps.md), not in the papers",
     _cells,
     _report,
 )
