@@ -479,7 +479,7 @@ def test_a_plan_of_the_papers_scales_needs_no_images(
     assert not (tmp_path / "cache").exists()
 
 
-def test_an_experiment_has_its_own_seeds_where_none_are_given(
+def test_experiments_have_three_seeds_where_none_are_given(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from quarterarc.experiments import run as module
@@ -490,8 +490,6 @@ def test_an_experiment_has_its_own_seeds_where_none_are_given(
     for more, seeds in (([], {"0", "1", "2"}), (["--seeds", "4"], {"4"})):
         assert main(["experiment", "few-evaluations", *dry, *more]) == 0
         assert set(re.findall(r", seed (\d): ", capsys.readouterr().out)) == seeds
-    assert main(["experiment", "steps", *dry]) == 0
-    assert set(re.findall(r", seed (\d): ", capsys.readouterr().out)) == {"0"}
 
 
 def test_a_plan_counts_only_missing_work(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
