@@ -279,3 +279,14 @@ def test_evaluation_reads_archives_too(tmp_path: Path) -> None:
     expected = next(iter(open_set(tmp_path / "folder").batches(4, lambda _: True)))[1]
     for path in (write_zip(tmp_path / "a.zip", files), write_tar(tmp_path / "a.tar", files), tmp_path / "a.npy"):
         assert (next(iter(open_set(path).batches(4, lambda _: True)))[1] == expected).all()
+
+
+def test_many_images_that_are_skipped_are_counted_by_reason(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from quarterarc.data.images import log_bad
+
+    files = {f"{number:02}.png": encode(patch(0, 10 + number, 20)) for number in range(9)}
+    files |= {f"x{number}.png": b"<html>" for number in range(4)} | {"z.png": encode(patch(1))}
+    log_bad(opened(write_zip(tmp_path / "a.zip", files), skip_bad=True, crop=(0, 0, 32, 32)))
+    assert caplog.messages[-1].startswith('skipped by reason: 9 "it is NxN (height x width), smaller than the crop box')
+    assert ', 4 "it is an HTML or XML page, such as a failed download"' in caplog.messages[-1]
+    assert "and 3 more" in caplog.messages

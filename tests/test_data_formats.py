@@ -177,9 +177,9 @@ def test_skipped_images_have_names_and_reasons(tmp_path: Path, memory: str, capl
         assert not any("skip_bad" in reason or "cannot use" in reason for reason in data.bad.values())
     assert opened(folder, skip_bad=True, memory=memory).count == 2  # under other limits
     log_bad(data)
-    assert len(caplog.records) == 11
+    assert len(caplog.records) == 12
     assert caplog.messages[0] == f"skipped {folder / 'cut.png'}: {data.bad[str(folder / 'cut.png')]}"
-    assert caplog.messages[-1] == "and 3 more"
+    assert caplog.messages[-2] == "and 3 more"
 
 
 def test_the_cache_names_the_limits_of_its_verdicts_and_a_damaged_one_is_made_again(tmp_path: Path) -> None:

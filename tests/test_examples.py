@@ -47,15 +47,14 @@ def test_the_python_of_the_readme_runs(
     monkeypatch.chdir(photos.parent)
     training, comparison = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     small = {
-        "size=32": "size=8",
-        '"runs/mine")\ndenoise': '"runs/mine", fields=fields)\ndenoise',
+        'data="PHOTOS")': 'data="PHOTOS", fields=fields)',
         "range(1000)": "range(4)",
         "count=1000": 'count=8, features="pixels"',
     }
     for written, replacement in small.items():
         assert written in training
         training = training.replace(written, replacement)
-    fields = {name: yaml.safe_load(value) for name, value in (field.split("=") for field in tiny)}
+    fields = {name: yaml.safe_load(value) for name, value in (field.split("=") for field in (*tiny, "data.size=8"))}
     variables: dict[str, Any] = {"fields": fields}
     exec(compile(training, "README.md", "exec"), variables)
     assert variables["images"].shape == (4, 3, 8, 8)

@@ -11,7 +11,6 @@ import zipfile
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from threading import Lock
 
 import numpy as np
 
@@ -127,7 +126,6 @@ class TarTree:
                         names.append(_plain(member.name))
                         starts.append(member.offset_data)
                         sizes.append(member.size)
-            self._file = path.open("rb")
         except (tarfile.TarError, OSError, ValueError, EOFError, OverflowError, RecursionError, KeyError) as error:
             if isinstance(error, InputError):
                 raise
@@ -135,7 +133,7 @@ class TarTree:
         order = sorted(range(len(names)), key=names.__getitem__)
         self.names: Sequence[str] = [names[place] for place in order]
         self._starts, self._sizes = np.asarray(starts)[order], np.asarray(sizes)[order]
-        self._time, self._lock = path.stat().st_mtime_ns, Lock()
+        self._time = path.stat().st_mtime_ns
 
     def group(self, number: int) -> int:
         """0, the only archive."""
@@ -155,9 +153,9 @@ class TarTree:
         if most and size > most:
             raise too_large(name, size, most)
         try:
-            with self._lock:  # one position for all threads
-                self._file.seek(int(self._starts[number]))
-                data = self._file.read(size)
+            with self.root.open("rb") as file:  # of its own, since several threads read at once
+                file.seek(int(self._starts[number]))
+                data = file.read(size)
         except OSError as error:
             raise BadImage(name, error.strerror or str(error)) from error
         if len(data) < size:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import OrderedDict, deque
+import re
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
@@ -177,6 +178,12 @@ def log_bad(data: ImageData) -> None:
         logger.warning("skipped %s: %s", name, bad[name])
     if len(bad) > _LOGGED_BAD:
         logger.warning("and %d more", len(bad) - _LOGGED_BAD)
+        reasons = Counter(_NUMBER.sub("N", reason) for reason in bad.values()).most_common(_LOGGED_BAD)
+        logger.warning("skipped by reason: %s", ", ".join(f'{count:,} "{reason}"' for reason, count in reasons))
+
+
+_NUMBER = re.compile(r"\d[\d,.]*")
+"""A number in a reason, such as a size: reasons that differ in it are counted as one."""
 
 
 def _listed(names: Sequence[str], most: int = 10, longest: int = 40) -> str:
