@@ -113,7 +113,9 @@ def test_no_process_of_an_experiment_stays_behind(recipe: Path, tmp_path: Path, 
         assert process.returncode == -signal.SIGKILL
     else:
         assert (process.returncode, out) == (128 + number, "")
-        assert errors == f"quarterarc: stopped by {number.name}: run the same command again to continue\n"
+        *progress, last = errors.splitlines()
+        assert last == f"quarterarc: stopped by {number.name}: run the same command again to continue"
+        assert all(line.startswith("measure: 0 of ") for line in progress)
 
 
 def test_a_killed_process_of_an_experiment_ends_it_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
