@@ -20,15 +20,18 @@ from conftest import Cli
 from quarterarc.arc import through
 from quarterarc.closed_form import GaussianData
 from quarterarc.common.errors import InputError
+from quarterarc.common.streams import Purpose, streams
 from quarterarc.estimate import Estimate
 from quarterarc.heads import head
 from quarterarc.samplers import Multistep
 from quarterarc.storage.checkpoints import load
 from quarterarc.storage.runs import checkpoints
+from quarterarc.training import trajectories as trajectories_module
 from quarterarc.training.distillation import Distillation
 from quarterarc.training.distilling import distill, distillation_recipe
 from quarterarc.training.recipe_text import read_recipe
 from quarterarc.training.teachers import IMAGES, student_of
+from quarterarc.training.trajectories import GROUP, Trajectories
 
 SHAPE = (1, 2, 2)
 DATA = GaussianData(torch.zeros(SHAPE, dtype=torch.float64), 0.25)
@@ -37,6 +40,12 @@ WEIGHTS = ("model.safetensors", "raw.safetensors", "optimizer.safetensors")
 
 def uniform(count: int) -> Tensor:
     return torch.rand(count, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def distillation(steps: int = 6, **further: Any) -> Distillation:
+    """Distillation of the exact denoiser of the data."""
+    trajectories = Trajectories(DATA, steps, 128, 2, batch=10)
+    return Distillation(teacher=DATA, trajectories=trajectories, length=100, **further)
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -55,40 +64,94 @@ def exact(x: Tensor, angle: Tensor, labels: Tensor | None = None, to: Any = None
 
 
 def test_the_jumps_of_the_first_stage_lie_on_the_trajectory() -> None:
-    chosen = Distillation(teacher=DATA, steps=6)
+    chosen = distillation(from_noise=0.3, stage=0.5)
     start, end = chosen.angles(uniform(4000), math.pi / 2, 0.2)
-    grid = torch.tensor(chosen.plan.angles)
+    grid = chosen.trajectories.angles
     assert len(grid) == 7
     assert set(start.tolist()) == set(grid[:-1].tolist())
     assert set(end.tolist()) == set(grid[1:].tolist())
     assert bool((end < start).all())
     assert float((end == 0.0).double().mean()) > 0.5
+    assert float((start == grid[0]).double().mean()) == pytest.approx(0.3 + 0.7 / 6, abs=0.02)
     late, _ = chosen.angles(uniform(4000), math.pi / 2, 0.5)
     assert not set(late.tolist()) & set(grid[1:-1].tolist())
 
 
 def test_the_first_stage_compares_with_the_teachers_own_trajectories() -> None:
     """The loss of the map through the states of `multistep` is 0, and that of another one is not."""
-    chosen = Distillation(teacher=DATA, steps=6, pairs=3, power=0.0)
+    chosen = distillation(power=0.0)
     noise = random(10, *SHAPE)
     start, end = chosen.angles(uniform(10), math.pi / 2, 0.0)
-    angles = chosen.plan.angles.tolist()
-    states = [state.x for state in Multistep()(DATA, noise[:4], angles, torch.randn_like)]
-    seen = list[Any]()
+    angles = chosen.trajectories.angles.tolist()
+    drawn = [streams(Purpose.TRAJECTORY, 0, group, range(GROUP)) for group in range(2)]
+    for stream in drawn:
+        stream.uniform(2)
+    noises = torch.cat([stream.normal(SHAPE) for stream in drawn])
+    states = torch.stack([state.x for state in Multistep()(DATA, noises, angles, torch.randn_like)])
+    rows = (torch.special.ndtr(noise.flatten(1)[:, 0]) * 128).long()
 
     def of_states(x: Tensor, angle: Tensor, labels: Tensor | None = None, to: Any = None) -> Estimate:
-        seen.append(labels)
-        ends = torch.stack([states[angles.index(float(a))][row % 4] for row, a in enumerate(to)])
-        starts = torch.stack([states[angles.index(float(b))][row % 4] for row, b in enumerate(angle)])
+        assert labels is None
+        starts, ends = (states[[angles.index(float(a)) for a in at], rows] for at in (angle, to))
         torch.testing.assert_close(x, starts)
         return Estimate(*through(x, angle, ends, to))
 
-    labels = torch.arange(10)
-    losses = chosen.losses(of_states, noise, noise, start, end, labels, 0.0)
-    assert float(losses.total.abs().max()) < 1e-20
-    assert seen[0].tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]
-    other = chosen.losses(lambda x, angle, labels, to: Estimate(x, x), noise, noise, start, end, labels, 0.0)
+    losses = chosen.losses(of_states, noise, noise, start, end, torch.arange(10), 0.0)
+    assert float(losses.total.abs().max()) < 1e-10
+    other = chosen.losses(lambda x, angle, labels, to: Estimate(x, x), noise, noise, start, end, None, 0.0)
     assert float(other.total.min()) > 1e-4
+
+
+def test_trajectories_are_replaced_after_their_uses_and_do_not_depend_on_what_was_drawn_before() -> None:
+    """Groups of 64 that are used twice last 12.8 steps of 10 jumps; a resumed run draws the same bits."""
+    choice, starts, ends = uniform(10)[:, 0], torch.zeros(10, dtype=torch.int64), torch.full((10,), 3)
+
+    def of(step: int, window: Trajectories | None = None) -> list[Tensor]:
+        window = window or Trajectories(DATA, 3, 128, 2, batch=10)
+        return list(window.draw(choice, starts, ends, step)[:2])
+
+    going = Trajectories(DATA, 3, 128, 2, batch=10)
+    for step in range(60):
+        assert all(map(torch.equal, of(step, going), of(step)))
+    first = of(0)
+    assert torch.equal(of(12)[0], first[0])
+    kept = (of(13)[0] == first[0]).flatten(1).all(1)
+    assert torch.equal(kept, choice >= 0.5)  # of two groups, the older one has been replaced
+    assert not (of(26)[0] == first[0]).any()
+    assert not (of(0, Trajectories(DATA, 3, 128, 2, batch=10, seed=1))[0] == first[0]).any()
+    assert not (of(0, Trajectories(DATA, 3, 128, 2, batch=10, rank=1, processes=2))[0] == first[0]).any()
+    going.clear()
+    assert all(map(torch.equal, of(26, going), of(26)))
+
+
+def test_the_window_of_trajectories_is_bounded_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    group = 4 * GROUP * 4 * math.prod(SHAPE)
+    monkeypatch.setattr(trajectories_module, "MOST_BYTES", 3 * group + 1)
+    assert Trajectories(DATA, 3, 100_000, batch=8).groups == 3
+    monkeypatch.setattr(trajectories_module, "MOST_BYTES", 1)
+    assert Trajectories(DATA, 3, batch=8).groups == 1
+
+
+def test_trajectories_have_the_labels_of_their_classes_and_some_have_none() -> None:
+    seen = list[Tensor]()
+
+    class Labelled:
+        traits = qa.Traits(shape=SHAPE, classes=3)
+
+        def __call__(self, x: Tensor, angle: Any, labels: Tensor | None = None) -> Estimate:
+            assert labels is not None
+            seen.append(labels)
+            return DATA(x, angle)
+
+    window = Trajectories(Labelled(), 1, 1024, batch=8, unlabelled=0.25)
+    choice, ends = uniform(4000)[:, 0], torch.ones(4000, dtype=torch.int64)
+    _, _, labels = window.draw(choice, ends - 1, ends, 0)
+    assert labels is not None
+    counts = torch.cat(seen).bincount()
+    assert len(counts) == 4
+    assert float(counts[3]) == pytest.approx(256, abs=60)
+    assert counts[:3].tolist() == pytest.approx([256] * 3, abs=60)
+    assert float((labels == 3).double().mean()) == pytest.approx(float(counts[3]) / 1024, abs=0.05)
 
 
 def test_the_target_of_the_second_stage_converges_in_the_share() -> None:
@@ -97,7 +160,7 @@ def test_the_target_of_the_second_stage_converges_in_the_share() -> None:
     start, end = (torch.full((200,), angle, dtype=torch.float64) for angle in (1.3, 0.2))
     sizes = []
     for share in (0.2, 0.1, 0.05):
-        chosen = Distillation(teacher=DATA, first_share=share, last_share=share, power=0.0, stage=0.0)
+        chosen = distillation(first_share=share, last_share=share, power=0.0, stage=0.0)
         sizes.append(float(chosen.losses(exact, image, noise, start, end, None, 0.5).total.mean().sqrt()))
     for large, small in pairwise(sizes):
         assert math.log2(large / small) == pytest.approx(3.0, abs=0.2)
@@ -106,12 +169,13 @@ def test_the_target_of_the_second_stage_converges_in_the_share() -> None:
 
 def test_the_options_of_distillation_are_checked(tiny_run: Path) -> None:
     for options, message in (
-        ({"stage": 1.5}, "share of the run in 0..1, got 1.5"),
+        ({"stage": 1.5}, "teacher.stage of distillation is a share in 0..1, got 1.5"),
+        ({"from_noise": -0.1}, "share in 0..1, got -0.1"),
         ({"steps": 0}, "steps of distillation is a whole number from 1, got 0"),
         ({"diagonal": 2.0}, "diagonal of the objective 'flow-map' lies in 0..1"),
     ):
         with pytest.raises(InputError, match=message):
-            Distillation(teacher=DATA, **options)
+            distillation(**options)
     recipe = distillation_recipe(tiny_run)
     assert recipe.teacher is not None
     assert recipe.teacher.source == str(checkpoints(tiny_run)[-1])  # a resumed run has the same teacher

@@ -53,6 +53,8 @@ class Purpose(IntEnum):
     """Uniform dequantisation of 8-bit pixels: seed, then image number."""
     PROBE = 8
     """The random signs of a divergence estimate (Hutchinson): seed, then image number and probe."""
+    TRAJECTORY = 9
+    """The noise and the label of a trajectory of a teacher: seed, then group and place in it."""
     HELD_OUT = 10
     """The random numbers of one example of the held-out loss: seed, then its place."""
     AUGMENTATION = 9

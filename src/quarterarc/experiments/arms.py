@@ -69,7 +69,7 @@ class Arm:
         if recipe.teacher is None:
             return 1.0 if recipe.is_map else 0.0
         settings = recipe.teacher
-        return settings.stage * settings.steps / settings.pairs + (1.0 - settings.stage) * 3.0
+        return settings.stage * settings.steps / settings.uses + (1.0 - settings.stage) * 3.0
 
     def hash(self, scale: Scale, seed: int) -> str:
         """The name of the arm's folder: 16 hexadecimal digits of everything that decides its weights."""

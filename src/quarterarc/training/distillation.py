@@ -8,9 +8,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from ..common.errors import InputError
 from ..denoiser import Denoise, call, traits
 from ..estimate import Estimate
 from ..objectives import FlowMap, Losses
-from ..sampling.plans import Plan, Sampling
+from .trajectories import Trajectories
 
 __all__ = ["Distillation"]
 
@@ -32,38 +32,32 @@ class Distillation(FlowMap):
 
     Attributes:
         teacher: the denoiser whose flow is learned; its two estimates agree on x.
-        first_share, last_share: the share s of a jump in the second stage.
+        trajectories: its trajectories.
+        length: optimiser steps of the run.
         stage: share of the run that is the first stage, in [0, 1].
-        steps: steps of a trajectory of the teacher, one evaluation each.
-        pairs: jumps per trajectory in a batch.
+        from_noise: share of the first stage's jumps that start at the largest angle, as those of one evaluation do;
+            the others start anywhere on their trajectory.
+        first_share, last_share: the share s of a jump in the second stage.
 
     Raises:
-        InputError: for a value outside its range, or a teacher that is not defined at pi/2 or 0 of the arc.
+        InputError: for a value outside its range.
     """
 
     teacher: Denoise
+    trajectories: Trajectories
+    length: int
+    stage: float = 0.75
+    from_noise: float = 0.4
     first_share: float = 0.1
     last_share: float = 0.1
-    stage: float = 0.5
-    steps: int = 8
-    pairs: int = 4
+    start_mean: float = 0.5
+    start_width: float = 1.8
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0.0 <= self.stage <= 1.0:
-            raise InputError(f"the first stage of distillation is a share of the run in 0..1, got {self.stage!r}")
-        for name, value in (("steps", self.steps), ("pairs", self.pairs)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InputError(f"{name} of distillation is a whole number from 1, got {value!r}")
-
-    @cached_property
-    def plan(self) -> Plan:
-        """The trajectories of the teacher."""
-        return Sampling("multistep", self.steps).plan(self.teacher, traits(self.teacher).shape)
-
-    @cached_property
-    def _grid(self) -> Tensor:
-        return torch.tensor(self.plan.angles)
+        for name, value in (("stage", self.stage), ("from_noise", self.from_noise)):
+            if not 0.0 <= value <= 1.0:
+                raise InputError(f"teacher.{name} of distillation is a share in 0..1, got {value!r}")
 
     def regresses(self, progress: float) -> bool:
         """Whether the first stage is under way."""
@@ -74,10 +68,12 @@ class Distillation(FlowMap):
         if not self.regresses(progress):
             return super().angles(uniform, min(largest, traits(self.teacher).largest_angle), progress)
         first, second, third = uniform.unbind(1)
-        last = len(self._grid) - 1
-        start = (first * last).floor().long()
+        grid = self.trajectories.angles
+        last = len(grid) - 1
+        anywhere = (first - self.from_noise) / max(1.0 - self.from_noise, 1e-9)
+        start = (anywhere.clamp(min=0.0) * last).floor().long()
         end = start + 1 + (second * (last - start)).floor().long()
-        return self._grid[start], self._grid[torch.where(third < 0.5, last, end)]
+        return grid[start], grid[torch.where(third < 0.5, last, end)]
 
     def losses(
         self,
@@ -89,22 +85,21 @@ class Distillation(FlowMap):
         labels: Tensor | None,
         progress: float,
     ) -> Losses:
-        """The losses of a batch; see `MapObjective`. The first stage does not use the images."""
+        """The losses of a batch; see `MapObjective`. The first stage uses neither the images nor their labels."""
         if not self.regresses(progress):
+            self.trajectories.clear()
             return super().losses(denoise, image, noise, start, end, labels, progress)
-        count = -(-len(noise) // self.pairs)
-        rows = send(torch.arange(len(noise)) % count, noise.device)
-        labels = None if labels is None else labels[:count]
-        _, states = self.plan.states(noise[:count], labels)
-        points = torch.stack([state.x for state in states])
-        x, x_end = (points[send(self._place(angle), noise.device), rows] for angle in (start, end))
+        # one number of the noise, which is not used otherwise, chooses the trajectory: its normal distribution function
+        choice = 0.5 + 0.5 * torch.erf(noise.flatten(1)[:, 0] / math.sqrt(2.0))
+        starts, ends = (send(self._place(angle), noise.device) for angle in (start, end))
+        x, x_end, labels = self.trajectories.draw(choice, starts, ends, round(progress * self.length))
         image, noise = through(x, start, x_end, end)
-        estimate = denoise(x, start, None if labels is None else labels[rows], to=end)
+        estimate = denoise(x, start, labels, to=end)
         return self.compare(estimate, image, noise, x, start, torch.zeros_like(x), torch.zeros_like(start))
 
     def _place(self, angle: Tensor) -> Tensor:
         """The numbers of angles on the grid of the trajectories."""
-        return (angle[:, None] - self._grid).abs().argmin(1)
+        return (angle[:, None] - self.trajectories.angles).abs().argmin(1)
 
     def step(
         self, image: Tensor, noise: Tensor, x: Tensor, start: Tensor, part: Tensor, labels: Tensor | None

@@ -98,8 +98,8 @@ def _place(teacher: str | Path) -> str | Path:
 def distillation_recipe(teacher: str | Path | Denoiser, fields: Mapping[str, Any] | None = None) -> Recipe:
     """The recipe of a distillation: network, schedule and head of the teacher, and the settings of its training.
 
-    From the recipe of a run come the batch, the optimiser at half its learning rate, the average and two thirds of
-    the steps.
+    From the recipe of a run come the batch, the optimiser at half its learning rate, the average and the number
+    of steps.
 
     Args:
         teacher: as for `distill`.
@@ -167,11 +167,10 @@ def _settings(known: Recipe) -> dict[str, Any]:
     optimizer = known.optimizer.model_copy(
         update={"learning_rate": known.optimizer.learning_rate / 2, "decay": "cosine"}
     )
-    steps = max(1, known.training.steps * 2 // 3)
     return {
         "optimizer": {**optimizer.model_dump(mode="json"), "warmup": "auto"},
         "ema": known.ema.model_dump(mode="json"),
-        "training": {**known.training.model_dump(mode="json"), "steps": steps},
+        "training": known.training.model_dump(mode="json"),
     }
 
 

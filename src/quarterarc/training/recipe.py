@@ -234,12 +234,16 @@ class TeacherSpec(Section):
     """The folder of a run, of a checkpoint or of a diffusers pipeline; `object` for a denoiser given in Python."""
     guidance: float | None = None
     """Scale of classifier-free guidance under which the teacher is distilled."""
-    stage: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    stage: Annotated[float, Field(ge=0.0, le=1.0)] = 0.75
     """Share of the steps in which jumps are compared with the teacher's own trajectories, without data."""
+    from_noise: Annotated[float, Field(ge=0.0, le=1.0)] = 0.4
+    """Share of these jumps that start at the noise, as those of one evaluation do."""
     steps: Positive = 8
     """Steps of such a trajectory, by the sampler `multistep`."""
-    pairs: Positive = 4
-    """Jumps per trajectory in a batch."""
+    trajectories: Positive = 1024
+    """Trajectories among which a process draws the jumps of a batch; fewer where they would take more than 1 GiB."""
+    uses: Positive = 8
+    """Jumps that are drawn per trajectory before a new one takes its place."""
     images: Positive = 2048
     """Images that the teacher makes, for `data.source=teacher`."""
 

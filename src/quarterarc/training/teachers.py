@@ -28,6 +28,7 @@ from ..storage.weights import hash_of_weights, read_weights, save_tensors
 from ..wrappers import Guided, project
 from .distillation import Distillation
 from .recipe import OBJECT, Recipe
+from .trajectories import Trajectories
 
 __all__ = [
     "check_same_teacher",
@@ -151,18 +152,31 @@ def guided(teacher: Denoiser, recipe: Recipe) -> Denoise:
     return projected if scale is None else Guided(projected, scale)
 
 
-def distillation_of(teacher: Denoiser, recipe: Recipe) -> Distillation:
+def distillation_of(
+    teacher: Denoiser, recipe: Recipe, processes: Processes, device: torch.device | str
+) -> Distillation:
     """The objective of a recipe with a teacher.
+
+    Args:
+        teacher: the teacher, on the device.
+        recipe: the settings.
+        processes: this process among all.
+        device: the device.
 
     Raises:
         InputError: for an option outside its range, or one that the objective does not have.
     """
-    settings = recipe.teacher
+    settings, training, followed = recipe.teacher, recipe.training, guided(teacher, recipe)
     assert settings is not None
+    trajectories = Trajectories(
+        followed, settings.steps, settings.trajectories, settings.uses, batch=training.batch // processes.count,
+        seed=training.seed, rank=processes.rank, processes=processes.count,
+        unlabelled=training.drop_labels if teacher.unlabelled else 0.0, device=device,
+    )  # fmt: skip
     try:
         return Distillation(
-            teacher=guided(teacher, recipe), stage=settings.stage, steps=settings.steps, pairs=settings.pairs,
-            **recipe.objective.options,
+            teacher=followed, trajectories=trajectories, length=training.steps, stage=settings.stage,
+            from_noise=settings.from_noise, **recipe.objective.options,
         )  # fmt: skip
     except TypeError as error:
         raise InputError(

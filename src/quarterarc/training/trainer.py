@@ -137,7 +137,9 @@ class Trainer:
         self.augment = augmentation_share(recipe, self.data.count)
         self.denoise = self._build(table, head)
         self.description = describe_denoiser(self.denoise)
-        objective = None if self.teacher is None else distillation_of(self.teacher, recipe)
+        objective = None
+        if self.teacher is not None:
+            objective = distillation_of(self.teacher, recipe, self.processes, accelerator.device)
         self.learner = Learner(recipe, self.denoise, accelerator, compiled, objective)
         self.step = 0
         self.loss: float | None = None  # of the last step whose values have arrived
