@@ -24,7 +24,7 @@ from quarterarc import Denoiser, InputError
 from quarterarc.interop import EDM, import_checkpoint
 
 # float32 sums of some hundred terms through twenty layers, relative to outputs of order one
-CLOSE = {"rtol": 2e-4, "atol": 2e-4}
+CLOSE: dict[str, Any] = {"rtol": 2e-4, "atol": 2e-4}
 SMALL: dict[str, Any] = {"ch": 32, "mult": (1, 2), "blocks": 1}
 CIFAR: dict[str, Any] = {"ch": 8, "mult": (1, 2), "blocks": 1, "attends": {4}}
 

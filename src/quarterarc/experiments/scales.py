@@ -85,7 +85,8 @@ class Scale:
     def test_images(self) -> tuple[ImageData, range] | None:
         """Images that no arm is trained on, and their numbers; None if there are none.
 
-        They are the images that `data.limit` leaves out, or the test split of a hub dataset.
+        They are the images that `data.limit` leaves out, the test split of a hub dataset, or what lies beside the
+        training images under the name `test`: the parquet files of that split, or a folder beside one called `train`.
         """
         spec = self.recipe.data
         if spec.limit is not None:
@@ -95,6 +96,10 @@ class Scale:
                 return whole, range(spec.limit, count)
         if spec.source.startswith("hub:") or spec.source in ("cifar10", "celeba"):
             test = self._open(spec.model_copy(update={"split": "test"}))
+            return test, range(test.count or 0)
+        source = _test_source(spec.source)
+        if source is not None:
+            test = self._open(spec.model_copy(update=source))
             return test, range(test.count or 0)
         return None
 
@@ -270,6 +275,21 @@ def _with_features(chosen: Scale, features: str) -> Scale:
     spatial = ("sfid",) if features in ("inception", CLASSIFIER) else ()
     score = ("is",) if features in ("digits", "efficientnet") else ()
     return replace(chosen, features=features, metrics=("fid", *spatial, "precision", "recall", *score))
+
+
+def _test_source(source: str) -> dict[str, str] | None:
+    """Fields of `data` for the test images beside training images; None if there are none."""
+    path = Path(source).expanduser()
+    if path.is_dir() and any(path.glob("test*.parquet")) and any(path.glob("train*.parquet")):
+        return {"split": "test"}
+    if not path.name.startswith("train"):
+        return None
+    if path.is_dir():
+        test = path.with_name("test" + path.name.removeprefix("train"))
+        return {"source": str(test)} if test.is_dir() else None
+    if path.suffix == ".parquet" and any(path.parent.glob("test*.parquet")):
+        return {"source": str(path.parent / "test*.parquet")}
+    return None
 
 
 def _with_source(spec: DataSpec, source: str) -> DataSpec:

@@ -204,7 +204,7 @@ def _adm(state: dict[str, Tensor], settings: Settings) -> Converted:
     heads, head_channels = settings.heads, settings.head_channels
     if heads is None and head_channels is None:
         heads, head_channels = (4, None) if strided else (None, 64)
-    description = {
+    description: dict[str, Any] = {
         "name": "adm",
         "arguments": {
             "size": size, "in_channels": images, "out_channels": state["out.2.weight"].shape[0], "channels": channels,
