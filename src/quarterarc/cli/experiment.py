@@ -16,9 +16,10 @@ _MOST_SEEDS, _MOST_JOBS = 1000, 256
 
 def add_arguments(parser: Parser) -> None:
     """The arguments of `quarterarc experiment`."""
-    from ..experiments import EXPERIMENTS
+    from ..experiments import EXPERIMENTS, WITH_WEIGHTS
 
-    parser.add_argument("name", metavar="NAME", help=f"{', '.join(EXPERIMENTS)}; all runs every one of them")
+    names = f"{', '.join(EXPERIMENTS)}; all runs every one of them; {', '.join(WITH_WEIGHTS)}: networks of --pretrained"
+    parser.add_argument("name", metavar="NAME", help=names)
     scale = (
         "digits, patches16, cifar10-short, cifar10, celeba64, church256, or a recipe's YAML file (default: %(default)s)"
     )
@@ -37,6 +38,11 @@ def add_arguments(parser: Parser) -> None:
         "inception, efficientnet, digits, pixels, package.module:name, or classifier, trained on the labels of the data"
     )
     parser.add_argument("--features", type=a_text, metavar="NAME", help=features)
+    pretrained = (
+        "a network that is not trained but given, for a row of the paper (DDIM, ours, ...) or an arm: a run, a "
+        "checkpoint, or a folder of diffusers; repeat it for several"
+    )
+    parser.add_argument("--pretrained", action="append", metavar="ROW=PATH", help=pretrained)
     parser.add_argument("--dry-run", action="store_true", help="print the plan and its cost, run nothing")
     jobs = "processes that share the arms (default: %(default)s)"
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help=jobs)
@@ -48,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
     from ..common.devices import pick_device, processes
     from ..experiments import EXPERIMENTS, experiment
     from ..experiments.lab import Lab
+    from ..experiments.pretrained import with_pretrained
     from ..experiments.run import plan_experiments, run_experiment
     from ..experiments.scales import scale
     from ..experiments.writing import write_index
@@ -60,7 +67,10 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--jobs is at least 1 and at most {_MOST_JOBS}, got {args.jobs}")
     names = list(EXPERIMENTS) if args.name == "all" else [args.name]
     experiments = [experiment(name) for name in names]
-    lab = Lab(scale(args.scale, args.data, args.images, args.features), args.cache, pick_device(args.device))
+    chosen = scale(args.scale, args.data, args.images, args.features)
+    if args.pretrained:
+        chosen = with_pretrained(chosen, args.pretrained)
+    lab = Lab(chosen, args.cache, pick_device(args.device))
     out = args.out or Path("runs/experiments") / lab.scale.name / ("" if args.name == "all" else args.name)
     if args.dry_run:
         print(plan_experiments(experiments, lab, seeds, args.jobs))
@@ -86,4 +96,6 @@ def _command(args: argparse.Namespace, name: str) -> str:
         value = getattr(args, option)
         if value is not None:
             words += [f"--{option}", str(value)]
+    for text in args.pretrained or ():
+        words += ["--pretrained", text]
     return shlex.join(words)

@@ -19,7 +19,7 @@ from ..common.errors import unknown_name
 if TYPE_CHECKING:
     from .base import Experiment
 
-__all__ = ["EXPERIMENTS", "experiment"]
+__all__ = ["EXPERIMENTS", "WITH_WEIGHTS", "experiment"]
 
 EXPERIMENTS: dict[str, str] = {
     "schedules": "zhang2023.schedules:SCHEDULES",
@@ -41,6 +41,9 @@ EXPERIMENTS: dict[str, str] = {
 }
 """Module and attribute of each experiment, by name."""
 
+WITH_WEIGHTS: dict[str, str] = {"pretrained": "zhang2023.given:GIVEN"}
+"""Experiments on given networks alone, which `all` leaves out."""
+
 
 def experiment(name: str) -> Experiment:
     """The experiment of this name.
@@ -48,8 +51,9 @@ def experiment(name: str) -> Experiment:
     Raises:
         InputError: for an unknown name.
     """
-    if name not in EXPERIMENTS:
-        raise unknown_name("experiment", name, EXPERIMENTS)
-    module, _, attribute = EXPERIMENTS[name].partition(":")
+    known = {**EXPERIMENTS, **WITH_WEIGHTS}
+    if name not in known:
+        raise unknown_name("experiment", name, known)
+    module, _, attribute = known[name].partition(":")
     entry: Experiment = getattr(import_module(f".{module}", __name__), attribute)
     return entry

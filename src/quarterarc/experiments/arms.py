@@ -73,7 +73,8 @@ class Arm:
 
     def hash(self, scale: Scale, seed: int) -> str:
         """The name of the arm's folder: 16 hexadecimal digits of everything that decides its weights."""
-        return short_hash(decisive(self.recipe(scale, seed)))
+        network = scale.given(self.name)
+        return short_hash(decisive(self.recipe(scale, seed)) if network is None else ["given", network.identity])
 
     def folder(self, scale: Scale, seed: int, cache: Path) -> Path:
         """The run folder."""

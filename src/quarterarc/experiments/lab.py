@@ -34,8 +34,10 @@ from ..storage.locks import waiting_lock
 from ..storage.temporary import sweep
 from ..storage.training_state import drop_old, sweep_run
 from ..training.api import train
+from ..training.teachers import read_teacher
 from ..training.trainer import Diverged
 from .arms import Arm
+from .pretrained import open_given
 from .scales import CLASSIFIER, Scale
 
 __all__ = ["Lab", "exclusive", "only_warnings"]
@@ -127,6 +129,9 @@ class Lab:
         key = run.name
         if self._loaded and self._loaded[0] == key:
             return self._loaded[1]
+        if (network := self.scale.given(arm.name)) is not None:
+            self._loaded = key, open_given(network, self.scale, self.device)
+            return self._loaded[1]
         unstable = self._train(arm, seed, run)
         if unstable:
             return unstable
@@ -137,7 +142,7 @@ class Lab:
 
     def images_left(self, arm: Arm, seed: int) -> int:
         """The number of images that the arm has still to be trained on; 0 if its training diverged."""
-        if (arm.folder(self.scale, seed, self.cache) / _UNSTABLE).is_file():
+        if self.scale.given(arm.name) or (arm.folder(self.scale, seed, self.cache) / _UNSTABLE).is_file():
             return 0
         training = arm.recipe(self.scale, seed).training
         return max(0, training.steps - arm.steps_done(self.scale, seed, self.cache)) * training.batch
@@ -154,9 +159,10 @@ class Lab:
             loaded = None
             if teacher is not None:
                 folder = teacher.folder(self.scale, seed, self.cache)
-                if why := self._train(teacher, seed, folder):
+                network = self.scale.given(teacher.name)
+                if network is None and (why := self._train(teacher, seed, folder)):
                     return self._mark_unstable(run, f"of its teacher: {why}")
-                loaded = load(folder, self.device)
+                loaded = read_teacher(folder if network is None else network.path, self.device)
             started = time.perf_counter()
             try:
                 with only_warnings():

@@ -128,7 +128,13 @@ def _reserve_folder(out: Path, experiment: Experiment, scale: Scale) -> None:
 
 
 def _identity(experiment: Experiment, scale: Scale) -> dict[str, Any]:
-    return {"experiment": experiment.name, "scale": scale.name, "recipe": short_hash(decisive(scale.recipe))}
+    return {"experiment": experiment.name, "scale": scale.name, "recipe": _scale_hash(scale)}
+
+
+def _scale_hash(scale: Scale) -> str:
+    fields = decisive(scale.recipe)
+    given = [[network.label, network.arm, network.identity] for network in scale.pretrained]
+    return short_hash([fields, given] if given else fields)
 
 
 # --- the work -------------------------------------------------------------------------------------------------------
@@ -197,7 +203,7 @@ def _about(experiment: Experiment, lab: Lab, seeds: Sequence[int], work: Sequenc
                 "seed": job.seed,
                 "hash": job.arm.hash(scale, job.seed),
                 "fields": job.arm.fields,
-                "images": job.arm.recipe(scale, job.seed).training.steps * scale.recipe.training.batch,
+                **_origin(job, scale),
             }
             for job in work
         ],
@@ -205,10 +211,23 @@ def _about(experiment: Experiment, lab: Lab, seeds: Sequence[int], work: Sequenc
     }
 
 
+def _origin(job: Job, scale: Scale) -> dict[str, Any]:
+    """The number of images that an arm was trained on; for a given network, its path and the hash of its content."""
+    network = scale.given(job.arm.name)
+    if network is not None:
+        return {"given": network.path, "identity": network.identity}
+    return {"images": job.arm.recipe(scale, job.seed).training.steps * scale.recipe.training.batch}
+
+
 def describe_setting(scale: Scale) -> str:
     """What all arms share, in words."""
     recipe = scale.recipe
     data, network, training = recipe.data, recipe.network, recipe.training
+    given = "".join(
+        f"The network of the arm '{network.arm}' is given and was trained elsewhere: {Path(network.path).name} "
+        f"(content {network.identity[:16]}). "
+        for network in scale.pretrained
+    )
     limit = f", the first {data.limit:,} images" if data.limit else ""
     kind = (
         f"a U-Net with {network.channels} base channels, channel multipliers "
@@ -219,7 +238,7 @@ def describe_setting(scale: Scale) -> str:
     longer = ""
     if scale.noise_steps is not None:
         longer = f" ({scale.noise_steps:,} for networks that estimate the noise alone, as published)"
-    return (
+    return given + (
         f"All arms share the network ({kind}), the "
         f"optimiser, the training images ({Path(data.source).name}, {data.height}x{data.width} pixels, "
         f"{counted(data.channels, 'channel')}{limit}), the length of training ({training.steps:,} steps{longer} with "

@@ -15,10 +15,27 @@ from ..evaluation.extractors import usual_features
 from ..training.recipe import Recipe
 from ..training.recipe_text import read_recipe
 
-__all__ = ["CLASSIFIER", "SCALES", "Scale", "scale"]
+__all__ = ["CLASSIFIER", "SCALES", "Pretrained", "Scale", "scale"]
 
 CLASSIFIER = "classifier"
 """The features of `evaluation.extractors.classifier`, trained on the scale's own labelled images."""
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A network that is given and not trained.
+
+    Attributes:
+        label: its name in tables.
+        arm: the name of the arm that it stands for, in every experiment that has such an arm.
+        path: a run, a checkpoint, or a folder of diffusers, as for `quarterarc.load`.
+        identity: the hash of its weights and configuration.
+    """
+
+    label: str
+    arm: str
+    path: str
+    identity: str
 
 
 @dataclass(frozen=True)
@@ -40,6 +57,7 @@ class Scale:
         data_hint: where to get the images, for error messages.
         noise_steps: the training steps of arms that estimate the noise alone, where they were published with more than
             the others; None for the recipe's.
+        pretrained: the networks that are given and not trained.
     """
 
     name: str
@@ -55,10 +73,15 @@ class Scale:
     batch: int = 250
     data_hint: str = "give --data PATH: a folder of images, a parquet file, or another source of `quarterarc train`"
     noise_steps: int | None = None
+    pretrained: tuple[Pretrained, ...] = ()
 
     def training_steps(self, head: str) -> int:
         """The training steps of an arm with a head."""
         return self.noise_steps if self.noise_steps is not None and head == "noise" else self.recipe.training.steps
+
+    def given(self, arm: str) -> Pretrained | None:
+        """The network that is given for an arm; None for one that is trained."""
+        return next((network for network in self.pretrained if network.arm == arm), None)
 
     @property
     def all_steps(self) -> int:
