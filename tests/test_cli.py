@@ -235,7 +235,7 @@ def test_a_path_that_is_no_usable_run_gets_one_line(tmp_path: Path, fails: Fails
     (tmp_path / "begun" / "checkpoints").mkdir(parents=True)
     assert "no complete checkpoint" in fails(*sample, tmp_path / "begun")
     (tmp_path / "begun" / "model_index.json").write_text("{}")
-    assert "quarterarc.interop.load_pipeline" in fails(*sample, tmp_path / "begun")
+    assert "has no component 'unet'" in fails(*sample, tmp_path / "begun")
     (tmp_path / "weights.pt").write_bytes(pickle.dumps({"a": 1}))
     assert "not read" in fails(*sample, tmp_path / "weights.pt")
 

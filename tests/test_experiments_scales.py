@@ -56,7 +56,8 @@ def shrunk(full: Scale) -> Scale:
     )
     data = recipe.data.model_copy(update={"limit": None})
     small = recipe.model_copy(update={"network": network, "training": training, "data": data})
-    return replace(full, recipe=small, images=4, batch=4)
+    metrics = tuple(metric for metric in full.metrics if metric != "is")  # the features of these tests have no classes
+    return replace(full, recipe=small, images=4, batch=4, metrics=metrics)
 
 
 @pytest.mark.parametrize(

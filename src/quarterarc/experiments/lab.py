@@ -37,7 +37,7 @@ from ..training.api import train
 from ..training.teachers import read_teacher
 from ..training.trainer import Diverged
 from .arms import Arm
-from .pretrained import open_given
+from .given import open_given
 from .scales import CLASSIFIER, Scale
 
 __all__ = ["Lab", "exclusive", "only_warnings"]

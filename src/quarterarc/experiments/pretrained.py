@@ -1,4 +1,4 @@
-"""Networks that are given to experiments instead of being trained: runs, imported checkpoints, diffusers pipelines."""
+"""`--pretrained ROW=PATH`: networks that are given to experiments, by the names of the rows that they stand for."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 
 from ..common.errors import InputError
-from ..denoiser import Denoiser
-from ..interop.opening import identity, is_model, load, read_model
+from ..interop.opening import identity, is_model, read_model
+from .given import open_given
 from .scales import Pretrained, Scale
+from .zhang2023.ablation import PAPER_ROWS
 
-__all__ = ["open_given", "with_pretrained"]
+__all__ = ["with_pretrained"]
 
 
 def with_pretrained(scale: Scale, texts: Sequence[str]) -> Scale:
@@ -28,8 +29,6 @@ def with_pretrained(scale: Scale, texts: Sequence[str]) -> Scale:
         InputError: for a text of another form, a name that occurs twice, or a path that is no model of the scale's
             images.
     """
-    from .zhang2023.ablation import PAPER_ROWS
-
     rows = {row.label: row.arm.name for row in PAPER_ROWS}
     networks: list[Pretrained] = []
     for text in texts:
@@ -48,22 +47,3 @@ def with_pretrained(scale: Scale, texts: Sequence[str]) -> Scale:
         open_given(network, scale, torch.device("cpu"))
         networks.append(network)
     return replace(scale, pretrained=tuple(networks))
-
-
-def open_given(network: Pretrained, scale: Scale, device: torch.device) -> Denoiser:
-    """The denoiser of a given network, with the raw estimates that the papers' samplers use.
-
-    Raises:
-        InputError: if it makes other images than the scale's, needs labels, or has changed since it was given.
-    """
-    data = scale.recipe.data
-    if read_model(network.path, identity) != network.identity:
-        raise InputError(f"{network.path} has changed since the experiment began: give another --out")
-    precision = torch.bfloat16 if scale.recipe.training.precision == "bf16" and device.type == "cuda" else None
-    denoise = load(network.path, device, precision, projection=None)
-    shape = (data.channels, data.height, data.width)
-    if denoise.shape != shape:
-        raise InputError(f"{network.path} makes images of shape {denoise.shape}, and the scale's have {shape}")
-    if denoise.classes is not None and not denoise.unlabelled:
-        raise InputError(f"{network.path} needs a label for every image, and experiments sample without labels")
-    return denoise
