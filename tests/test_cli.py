@@ -342,8 +342,8 @@ def test_lists_are_numbers_and_ranges_separated_by_commas() -> None:
     assert parse_labels("0,1") == [0, 1]
     assert parse_labels("0-3") == [0, 1, 2, 3]
     assert parse_grid("1.5,0") == [1.5, 0.0]
-    for parse, text in ((parse_seeds, "a"), (parse_seeds, "5-1"), (parse_seeds, "1,1"), (parse_labels, "-1"),
-                        (parse_labels, "x"), (parse_labels, "1,"), (parse_grid, "1,x")):  # fmt: skip
+    for parse, text in ((parse_seeds, "a"), (parse_seeds, "5-1"), (parse_seeds, "1,1"),
+                        (parse_labels, "1,"), (parse_grid, "1,x")):  # fmt: skip
         with pytest.raises(InputError):
             parse(text)
 

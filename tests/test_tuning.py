@@ -309,8 +309,11 @@ def test_tune_by_nfe_stores_the_grids_of_a_run_beside_its_weights(run: Path) -> 
     assert single == grids[0] == tune(run, 2, "heun", **settings)
     assert read_tuned(checkpoint) == grids
     assert tune(run, sampler=Sampling("heun", 2), **settings) == single
-    for request in (Sampling("heun", 2, "time"), Sampling("heun", 2, guidance=2.0)):
-        with pytest.raises(InputError, match="leave out grid, guidance and projection"):
+    for request, reason in (
+        (Sampling("heun", 2, "time"), "leave out grid and projection"),
+        (Sampling("heun", 2, guidance=2.0), "guidance needs a network that was trained with labels"),
+    ):
+        with pytest.raises(InputError, match=reason):
             tune(run, sampler=request, **settings)
     with pytest.raises(InputError, match="nfe is a whole number or a list of them"):
         tune(run, nfe="5")  # type: ignore[arg-type]
