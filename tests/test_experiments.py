@@ -151,7 +151,7 @@ def test_a_distilled_arm_has_the_recipe_of_a_distillation_and_depends_on_its_tea
     assert isinstance(made, Denoiser)
     assert made.maps
     assert lab.images_left(one, 0) == lab.images_left(OURS.arm, 0) == 0
-    assert one.evaluations(tiny_scale, 0) == pytest.approx(0.5 * 8 / 4 + 0.5 * 3)
+    assert one.evaluations(tiny_scale, 0) == pytest.approx(0.75 * 8 / 8 + 0.25 * 3)
     assert OURS.arm.evaluations(tiny_scale, 0) == 0.0
 
 
