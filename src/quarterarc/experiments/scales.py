@@ -296,7 +296,7 @@ def _from_recipe(recipe: Recipe) -> Scale:
 
 def _with_features(chosen: Scale, features: str) -> Scale:
     spatial = ("sfid",) if features in ("inception", CLASSIFIER) else ()
-    score = ("is",) if features in ("digits", "efficientnet") else ()
+    score = ("is",) if features == "digits" else ()
     return replace(chosen, features=features, metrics=("fid", *spatial, "precision", "recall", *score))
 
 
