@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .common.devices import send
+from .common.devices import has_float64, send
 from .common.errors import InputError
 
 __all__ = [
@@ -108,7 +108,7 @@ def float64(angle: Angle) -> Tensor:
     A 0-dimensional tensor combines with images of any dtype and device, and changes neither.
     """
     if isinstance(angle, Tensor):
-        return angle.float() if angle.device.type == "mps" else angle.double()
+        return angle.double() if has_float64(angle.device) else angle.float()
     return torch.tensor(angle, dtype=torch.float64)
 
 

@@ -16,7 +16,10 @@ from torch import Tensor
 
 from .errors import InputError, unknown_name
 
-__all__ = ["Processes", "first_to_report", "is_lost_connection", "pick_device", "processes", "send"]
+__all__ = ["Processes", "first_to_report", "has_float64", "is_lost_connection", "pick_device", "processes", "send"]
+
+WITHOUT_FLOAT64 = ["mps"]
+"""The types of devices that do not compute in float64."""
 
 Value = TypeVar("Value")
 
@@ -138,6 +141,11 @@ def send(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None)
     values may be read at once.
     """
     return tensor.to(device, dtype or tensor.dtype, non_blocking=device.type not in ("cpu", "mps"))
+
+
+def has_float64(device: torch.device) -> bool:
+    """Whether a device computes in float64; where it does not, angles and noise are float32 there."""
+    return device.type not in WITHOUT_FLOAT64
 
 
 def pick_device(name: str = "auto") -> torch.device:

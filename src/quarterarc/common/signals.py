@@ -6,6 +6,7 @@ import math
 import os
 import select
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -78,17 +79,18 @@ def handled() -> None:
 def _ended_if_stuck(report: Callable[[signal.Signals], object] | None) -> Iterator[None]:
     """A block in which a thread ends the process if the main thread does not handle a signal in time.
 
-    Python runs handlers between two of its own instructions, and writes the signal to a pipe at once.
+    Python runs handlers between two of its own instructions, and writes the signal to a socket at once (on Windows,
+    `select` waits for sockets alone).
     """
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
 
     def watch() -> None:
         requests, last, deadline, number = 0, -math.inf, math.inf, 0
         while True:
             waiting = deadline < math.inf
             if select.select([reader], [], [], 0.05 if waiting else None)[0]:
-                received = os.read(reader, 1)
+                received = reader.recv(1)
                 if not received:
                     break
                 if received[0] in _STOPPING:
@@ -102,18 +104,18 @@ def _ended_if_stuck(report: Callable[[signal.Signals], object] | None) -> Iterat
                 if report is not None:
                     report(signal.Signals(number))
                 os._exit(128 + number)
-        os.close(reader)
+        reader.close()
 
-    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    _writers.add(writer)
+    before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    _writers.add(writer.fileno())
     with suppress(RuntimeError):  # the system allows no further thread
         threading.Thread(target=watch, name="end-if-stuck", daemon=True).start()
     try:
         yield
     finally:
         signal.set_wakeup_fd(before)
-        _writers.discard(writer)
-        os.close(writer)
+        _writers.discard(writer.fileno())
+        writer.close()
 
 
 def _is_importing(frame: FrameType | None) -> bool:
@@ -125,15 +127,19 @@ def _is_importing(frame: FrameType | None) -> bool:
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=lambda: _writers and signal.set_wakeup_fd(-1))  # the pipe is the parent's
+    os.register_at_fork(after_in_child=lambda: _writers and signal.set_wakeup_fd(-1))  # the socket is the parent's
 
 
 @contextmanager
 def sigint_blocked() -> Iterator[None]:
     """A block in which SIGINT waits. Processes that are started in it never receive it, only the parent does.
 
-    A terminal sends SIGINT to all processes of a command: the parent stops the others, each in order.
+    A terminal sends SIGINT to all processes of a command: the parent stops the others, each in order. On Windows, which
+    has no masks of signals, they receive it too.
     """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

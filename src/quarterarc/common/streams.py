@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .devices import has_float64
 from .errors import InputError
 from .philox import WORD, box_muller, philox, philox_cpu, unit
 
@@ -207,7 +208,7 @@ def _noise(words: Tensor, dtype: torch.dtype) -> Tensor:
     if dtype == torch.float64:
         pairs = [(_53_bits(high, low) + 1.0) / (1 << 53) for high, low in ((a, b), (c, d))]  # in (0, 1]
         return torch.stack(box_muller(*pairs), -1).flatten(1)
-    real = torch.float64 if a.device.type != "mps" else torch.float32  # which has no float64
+    real = torch.float64 if has_float64(a.device) else torch.float32
     (radius, turn), (other_radius, other_turn) = unit(words, real).view(2, 2, *a.shape)
     numbers = (*box_muller(radius, turn), *box_muller(other_radius, other_turn))
     out = torch.empty(*a.shape, len(numbers), dtype=dtype, device=a.device)

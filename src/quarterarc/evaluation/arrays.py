@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..common.devices import has_float64
 from ..common.errors import InputError
 from ..common.text import counted
 
@@ -79,7 +80,7 @@ def _floating(tensor: Tensor, what: str) -> Tensor:
     if tensor.is_complex():
         raise InputError(f"{what} must be real numbers, got {tensor.dtype}")
     tensor = tensor.detach()
-    if tensor.device.type == "mps":  # MPS has no float64
+    if not has_float64(tensor.device):
         tensor = tensor.cpu()
     tensor = tensor.contiguous()  # the order of the sums over a row must not depend on the layout
     if tensor.dtype in (torch.float32, torch.float64):

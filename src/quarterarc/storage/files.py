@@ -30,6 +30,8 @@ __all__ = [
     "write_json",
 ]
 
+_WINDOWS = os.name == "nt"
+
 
 def make_folder(path: Path) -> Path:
     """Create a folder and its parents, and check that it is writable.
@@ -204,7 +206,9 @@ def _whole_number(digits: str) -> int:
 
 def flush(path: Path) -> None:
     """Flush a file, or the names in a folder, to disk: a rename may otherwise reach the disk before the content."""
-    handle = os.open(path, os.O_RDONLY)
+    if _WINDOWS and path.is_dir():
+        return  # folders cannot be opened there
+    handle = os.open(path, os.O_RDWR if _WINDOWS else os.O_RDONLY)  # there, fsync fails if it cannot write
     try:
         os.fsync(handle)
     finally:

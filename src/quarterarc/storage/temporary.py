@@ -8,6 +8,7 @@ In version 0.1 it was missing.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import platform
@@ -17,6 +18,7 @@ import time
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 __all__ = ["is_temporary", "remove_folder", "sweep", "sweep_beside", "temporary"]
 
@@ -87,6 +89,8 @@ def _is_abandoned(path: Path, host: str | None, process: int, locked: bool) -> b
 
 
 def _is_alive(process: int) -> bool:
+    if os.name == "nt":  # where the signal 0 is Ctrl-C
+        return _is_alive_on_windows(process)
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
@@ -94,6 +98,20 @@ def _is_alive(process: int) -> bool:
     except PermissionError:  # it belongs to another user
         return True
     return True
+
+
+def _is_alive_on_windows(process: int) -> bool:
+    """A process that can be opened is alive until it can be waited for."""
+    synchronize, access_denied, timeout = 0x00100000, 5, 0x102
+    kernel: Any = ctypes.WinDLL("kernel32", use_last_error=True)  # type: ignore[attr-defined]
+    kernel.OpenProcess.restype = ctypes.c_void_p
+    handle = kernel.OpenProcess(synchronize, False, process)
+    if not handle:
+        return bool(ctypes.get_last_error() == access_denied)  # type: ignore[attr-defined]
+    try:
+        return bool(kernel.WaitForSingleObject(ctypes.c_void_p(handle), 0) == timeout)
+    finally:
+        kernel.CloseHandle(ctypes.c_void_p(handle))
 
 
 @cache
