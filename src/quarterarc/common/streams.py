@@ -15,7 +15,7 @@ import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence, Sized
-from enum import IntEnum
+from enum import IntEnum, unique
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ _AT_ONCE, _AT_ONCE_ON_DEVICE = 1 << 14, 1 << 20
 """Blocks of four words drawn together: so few on the CPU that all steps find them in its cache."""
 
 
+@unique
 class Purpose(IntEnum):
     """The use of a stream; streams of different purposes are independent. Changing a number changes all results."""
 
@@ -58,7 +59,7 @@ class Purpose(IntEnum):
     """The noise and the label of a trajectory of a teacher: seed, then group and place in it."""
     HELD_OUT = 10
     """The random numbers of one example of the held-out loss: seed, then its place."""
-    AUGMENTATION = 9
+    AUGMENTATION = 11
     """The augmentation of one training example: seed, then optimiser step and place in the global batch."""
 
 
