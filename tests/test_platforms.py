@@ -74,8 +74,10 @@ def test_a_run_is_trained_and_sampled_on_windows(windows: list[str], tmp_path: P
     assert any(name.endswith("model.safetensors") for name in windows)
 
 
-@pytest.mark.parametrize(("handle", "waited", "error", "alive"), [(7, 0x102, 0, True), (7, 0, 0, False),
-                                                                  (None, 0, 5, True), (None, 0, 87, False)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("handle", "waited", "error", "alive"),
+    [(7, 0x102, 0, True), (7, 0, 0, False), (None, 0, 5, True), (None, 0, 87, False)],
+)
 def test_a_process_is_looked_up_on_windows_without_a_signal(
     handle: int | None, waited: int, error: int, alive: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
