@@ -1,6 +1,6 @@
 """The forward passes of published networks, written independently of the package as functions of their weights by name.
 
-`Weights` makes every weight when it is first asked for, so that the functions also determine names and shapes.
+`Weights` creates each weight at its first use, so that the functions also define the names and shapes.
 """
 
 from __future__ import annotations

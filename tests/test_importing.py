@@ -105,6 +105,28 @@ def test_adm_computes_what_its_network_computes(x: Tensor, tmp_path: Path, kind:
     assert denoise.unlabelled == (labels is None)
 
 
+@pytest.mark.parametrize(("updown", "heads"), [(True, 2), (False, 4)])
+def test_adm_has_the_usual_heads_of_its_code(x: Tensor, tmp_path: Path, updown: bool, heads: int) -> None:
+    """64 channels per head with resampling blocks (guided-diffusion), 4 heads without (improved-diffusion)."""
+    settings: dict[str, Any] = {"ch": 32, "mult": (1, 4), "blocks": 1, "attends": {1}, "outputs": 3, "updown": updown}
+    weights = Weights()
+    expected = adm(weights, x, STEPS, None, **settings, heads=heads)
+    torch.save(dict(weights), tmp_path / "ema.pt")
+    denoise = qa.load(import_checkpoint(tmp_path / "ema.pt", tmp_path / "out", size=8))
+    torch.testing.assert_close(output(denoise, x, STEPS), expected, **CLOSE)
+    other = adm(weights, x, STEPS, None, **settings, heads=6 - heads)
+    assert (other - expected).abs().max() > 1e-2  # the number of heads matters
+
+
+def test_settings_of_an_import_are_checked(tmp_path: Path, cli: Cli, ddim_weights: Weights) -> None:
+    torch.save(dict(ddim_weights), tmp_path / "a.pt")
+    assert "size must be at least 1, got -8" in failed(cli, "a.pt", "out", "--size", "-8")
+    assert "heads must be at least 1, got 0" in failed(cli, "a.pt", "out", "--heads", "0")
+    both = failed(cli, "a.pt", "out", "--heads", "2", "--head-channels", "32")
+    assert "2 heads and 32 channels per head: give one of the two" in both
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("classes", [0, 4])
 @pytest.mark.parametrize("form", ["safetensors", "torch"])
 def test_edm_is_its_preconditioned_denoiser_on_the_arc(x: Tensor, tmp_path: Path, classes: int, form: str) -> None:

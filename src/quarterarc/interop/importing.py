@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from ..common import limits
 from ..common.errors import InputError
@@ -17,6 +18,7 @@ from ..schedules import Schedule
 from ..schedules import schedule as named_schedule
 from ..storage.checkpoints import save
 from .layouts import Converted, Settings, convert, layout_of
+from .preconditioning import Preconditioned
 from .torch_files import read_state
 
 __all__ = ["import_checkpoint", "imported"]
@@ -84,7 +86,10 @@ def _numbered(converted: Converted, schedule: Schedule) -> Denoiser:
     if outputs == 2 * converted.channels:
         head = LearnedVariance(head)
     elif outputs != converted.channels:
-        raise InputError(f"the network has {converted.channels} input and {outputs} output channels: as many, or twice")
+        raise InputError(
+            f"the network has {converted.channels} input and {outputs} output channels: it needs as many, or twice as "
+            "many for a learned variance"
+        )
     return Denoiser(
         converted.network,
         schedule,
@@ -98,8 +103,10 @@ def _numbered(converted: Converted, schedule: Schedule) -> Denoiser:
 
 def _edm(converted: Converted) -> Denoiser:
     """A network of EDM with its preconditioning, on the part of the arc where it is defined."""
-    network = build_network({"name": PRECONDITIONED, "arguments": {"network": converted.description}})
-    network.load_state_dict({f"model.{name}": tensor for name, tensor in converted.network.state_dict().items()})
+    with torch.device("meta"):  # its own network is replaced
+        network = build_network({"name": PRECONDITIONED, "arguments": {"network": converted.description}})
+    assert isinstance(network, Preconditioned)
+    network.model = converted.network
     angles = np.linspace(0.0, math.atan(80.0), STEPS + 1)
     return Denoiser(
         network.eval(),

@@ -28,7 +28,7 @@ from .unet_weights import from_diffusers
 __all__ = ["LAYOUTS", "Converted", "Settings", "convert", "layout_of"]
 
 LAYOUTS = {"ddim": "temb.dense.0.weight", "adm": "input_blocks.0.0.weight", "edm": "model.map_layer0.weight"}
-"""The layouts, each by a name of its weights."""
+"""The layouts, each with the name of a weight that no other layout has."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,26 @@ class Settings:
         heads: number of attention heads at every width (`adm`); 4 for networks with strided convolutions.
         head_channels: channels per attention head (`adm`); 64 for networks with resampling blocks.
         order: how channels of q, k and v are ordered (`adm`): "legacy", or "new" (`use_new_attention_order`).
+
+    Raises:
+        InputError: for a number below 1, or both `heads` and `head_channels`, which decide the same.
     """
 
     size: int | None = None
     heads: int | None = None
     head_channels: int | None = None
     order: str = "legacy"
+
+    def __post_init__(self) -> None:
+        for name in ("size", "heads", "head_channels"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} must be at least 1, got {value}")
+        if self.heads is not None and self.head_channels is not None:
+            raise InputError(
+                f"{counted(self.heads, 'head')} and {counted(self.head_channels, 'channel')} per head: give one of "
+                "the two"
+            )
 
 
 @dataclass(frozen=True)
@@ -121,9 +135,8 @@ def _filled(description: dict[str, Any], weights: Mapping[str, Tensor], layout: 
             if what == "have another shape of":
                 about = f": {tuple(weights[name].shape)} instead of {tuple(expected[name].shape)}"
             raise InputError(f"the weights {what} {counted(len(names), 'tensor')} of '{layout}', '{name}'{about}")
-    network = build_network(description)
     assert isinstance(network, ADM | DDPMpp)
-    network.load_state_dict(dict(weights))
+    network.to_empty(device="cpu").load_state_dict(dict(weights))
     return network.eval()
 
 
@@ -245,7 +258,7 @@ def _adm_place(place: str, levels: int, blocks: int, size: int) -> tuple[str, st
     words = place.split(".")
     numbered = len(words) > 2 and all(word.isdigit() for word in words[1 : 2 if words[0] == "middle_block" else 3])
     if not numbered or words[0] not in ("input_blocks", "middle_block", "output_blocks"):
-        raise InputError(f"the weights have the unexpected '{place}', which the layout 'adm' has not")
+        raise InputError(f"the weights have the unexpected '{place}', which the layout 'adm' does not have")
     if words[0] == "middle_block":
         number, rest = int(words[1]), ".".join(words[2:])
         side = size >> (levels - 1)
@@ -325,9 +338,10 @@ def _numbers(state: Mapping[str, Tensor], pattern: str) -> list[int]:
     """The numbers that a pattern finds in the names."""
     found = [int(match[1]) for name in state if (match := re.match(pattern, name))]
     if not found:
-        raise InputError(f"the weights have no tensor '{pattern}'".replace("\\", ""))
+        name = pattern.replace(r"(\d+)", "N").replace(r"\d+", "N").replace("\\", "")
+        raise InputError(f"the weights have no tensor whose name begins with '{name}', for a number N")
     if max(found) > limits.LARGEST_SIDE:
-        raise InputError(f"the number {max(found)} in a name of these weights is none of a layer")
+        raise InputError(f"the number {max(found)} in a name of these weights is too large for a layer")
     return found
 
 

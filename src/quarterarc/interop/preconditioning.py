@@ -19,6 +19,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..arc import spread
 from ..networks import build_network
 
 __all__ = ["Preconditioned"]
@@ -53,8 +54,3 @@ class Preconditioned(nn.Module):
         level = (s / c).clamp(self.smallest_sigma, self.largest_sigma).log() / 4.0
         scale, skip, out = (spread(factor, x) for factor in (1.0 / r, (1.0 - d**2) * s * c / r**2, d / r))
         return skip * x - out * self.model(scale * x, level, labels)
-
-
-def spread(factor: Tensor, x: Tensor) -> Tensor:
-    """A factor, shape () or (B,), in a shape that multiplies x."""
-    return factor.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))

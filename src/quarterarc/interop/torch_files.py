@@ -30,8 +30,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
             may end with that of its average (DDIM), or a dictionary that has one of them as an entry.
 
     Raises:
-        InputError: for a file that is missing, too large for the memory, holds something else than plain tensors in
-            plain containers, or holds no state dict.
+        InputError: for a file that is missing, too large for the memory, holds anything but plain tensors in plain
+            containers, or holds no state dict.
     """
     if not path.is_file():
         raise InputError(f"there is no file of weights at {path}")
@@ -93,9 +93,9 @@ def _plain(name: str) -> str:
 
 
 def _checked(path: Path, name: str, tensor: Tensor) -> Tensor:
-    """A tensor in float32; an InputError for one that is larger than what is stored of it, or no plain tensor."""
+    """A tensor in float32; an InputError for one that is larger than what is stored of it, or not a plain one."""
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex() or tensor.device.type != "cpu":
-        raise InputError(f"{path} is not a file of weights: '{name}' is no plain tensor of numbers")
+        raise InputError(f"{path} is not a file of weights: '{name}' is not a plain tensor of real numbers")
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         raise InputError(f"{path} is damaged: '{name}' has shape {tuple(tensor.shape)}, more than what is stored of it")
     return tensor.detach().float()

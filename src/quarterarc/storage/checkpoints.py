@@ -43,10 +43,7 @@ def load(
 
     Args:
         path: a run folder, or a checkpoint folder.
-        device: device of the network: "cpu", "cuda", "mps", or "auto" for the fastest one available.
-        precision: dtype for autocast of the network, such as `torch.bfloat16`.
-        projection: the quantity that is kept where the two estimates of a head disagree, see
-            `quarterarc.Estimate.projected`; None or "none" leaves both estimates unchanged.
+        device, precision, projection: as for `quarterarc.load`, which also reads diffusers' folders.
 
     Raises:
         InputError: if there is no complete checkpoint, a file of it is damaged, its weights do not fit its network, a
