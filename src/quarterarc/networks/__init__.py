@@ -94,7 +94,7 @@ def build_network(description: Mapping[str, Any]) -> nn.Module:
 
 
 def _check_memory(name: str, build: Callable[..., nn.Module], arguments: Mapping[str, Any]) -> None:
-    """Raise an InputError for a U-Net whose weights exceed the memory of this machine."""
+    """Raise an InputError for one of this package's networks whose weights exceed the memory of this machine."""
     call = inspect.signature(build).bind(**arguments)
     call.apply_defaults()
     weights = 0

@@ -27,7 +27,7 @@ from ..common.errors import InputError
 from .blocks import Downsample, Upsample, directly, recomputed
 from .layers import Convolution, GroupNorm, attend, double, drop, nearest
 from .layout import LaidOut
-from .unet import sinusoid
+from .unet import initialise, one_or_each, sinusoid
 
 __all__ = ["ADM", "DDPMpp"]
 
@@ -244,11 +244,7 @@ class _Network(LaidOut):
     def _waves(self, x: Tensor, time: Tensor | float) -> Tensor:
         """The sinusoids of times, in the dtype of the weights: shape (B, channels), or (1, channels)."""
         dtype = self.map_layer0.weight.dtype
-        precise = torch.promote_types(dtype, torch.float32)
-        time = torch.as_tensor(time, dtype=precise, device=x.device).reshape(-1)
-        if len(time) not in (1, len(x)):
-            raise InputError(f"{len(time)} times for {len(x)} images: give one, or one per image")
-        channels = self.config["channels"]
+        time, channels = one_or_each(time, x, dtype), self.config["channels"]
         return sinusoid(time, channels // 2, self.frequency_shift, self.cosine_first, channels % 2).to(dtype)
 
     def _rows(self, x: Tensor, labels: Tensor | None, weight: Tensor) -> Tensor:
@@ -336,12 +332,8 @@ class DDPMpp(_Network):
         return self.dec[f"{self._final}_norm"]
 
     def _initialise(self) -> None:
-        """EDM's initial weights: uniform of variance 1/mean(fan in, fan out), nearly zero in the last layers."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        """EDM's initial weights: those of DDPM, but nearly zero in the last layers."""
+        initialise(self)
         with torch.no_grad():
             for module in self.modules():
                 if isinstance(module, _Block):

@@ -207,12 +207,8 @@ class UNet(LaidOut):
         return self.output
 
     def _initialise(self) -> None:
-        """DDPM's initial weights: uniform of variance 1/mean(fan in, fan out); zeros in the last layer of a block."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        """DDPM's initial weights; zeros in the last layer of a block."""
+        initialise(self)
         for module in self.modules():
             if isinstance(module, ResidualBlock):
                 nn.init.zeros_(module.conv2.weight)
@@ -316,11 +312,28 @@ class UNet(LaidOut):
     def _waves(self, x: Tensor, time: Tensor | float, what: str) -> Tensor:
         """The sinusoids of times, in the dtype of the weights: shape (B, channels), or (1, channels)."""
         dtype = self.project.weight.dtype
-        precise = torch.promote_types(dtype, torch.float32)
-        time = torch.as_tensor(time, dtype=precise, device=x.device).reshape(-1)
-        if len(time) not in (1, len(x)):
-            raise InputError(f"{len(time)} {what} for {len(x)} images: give one, or one per image")
-        return sinusoid(time, *self.frequencies, odd=self.config["channels"] % 2).to(dtype)
+        return sinusoid(one_or_each(time, x, dtype, what), *self.frequencies, odd=self.config["channels"] % 2).to(dtype)
+
+
+def initialise(network: nn.Module) -> None:
+    """DDPM's initial weights: uniform of variance 1/mean(fan in, fan out); biases of 0."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def one_or_each(time: Tensor | float, x: Tensor, dtype: torch.dtype, what: str = "times") -> Tensor:
+    """Times for images x, shape (1,) or (B,), in the dtype of the weights or float32 if that is more precise.
+
+    Raises:
+        InputError: for another number of times.
+    """
+    time = torch.as_tensor(time, dtype=torch.promote_types(dtype, torch.float32), device=x.device).reshape(-1)
+    if len(time) not in (1, len(x)):
+        raise InputError(f"{len(time)} {what} for {len(x)} images: give one, or one per image")
+    return time
 
 
 def sinusoid(time: Tensor, count: int, shift: float, cosine_first: bool, odd: int = 0) -> Tensor:
@@ -348,8 +361,8 @@ def _widths(config: dict[str, Any]) -> list[int]:
     widths = [config["channels"] * multiplier for multiplier in config["multipliers"]]
     if not widths or any(width != int(width) or width < 1 for width in widths):
         raise InputError(
-            f"multipliers {config['multipliers']} of {config['channels']} channels give the widths {widths}; "
-            "give at least one, and whole numbers of channels"
+            f"multipliers {config['multipliers']} of {config['channels']} channels give the widths {widths}; give at "
+            "least one, and whole numbers of channels"
         )
     if outside := [level for level in config["attention"] if not 0 <= level < len(widths)]:
         raise InputError(f"attention at level {outside[0]}: the network has levels 0..{len(widths) - 1}")
