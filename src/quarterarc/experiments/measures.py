@@ -40,7 +40,7 @@ from ..sampling.tuning import tune
 from ..storage.pictures import contact_sheet, write_png
 from ..wrappers import Clipped, Projected, project
 from .cells import LEADING, Cell
-from .lab import Lab
+from .lab import Lab, exclusive
 
 __all__ = ["MEASURES", "WRAPPERS", "Measure", "image_seeds"]
 
@@ -154,13 +154,14 @@ def _tune(lab: Lab, denoise: Denoiser, cell: Cell) -> None:
     """Tune the grid of a cell, unless it is stored beside the arm's weights."""
     options = dict(cell["options"])
     assert denoise.checkpoint is not None
-    if not processes().rank:
-        try:
-            tuned_grid(denoise, cell["sampler"], options, cell["steps"])
-        except InputError:
-            images = min(TUNING_IMAGES, max(8, cell["images"]))
-            grid = tune(denoise, cell["steps"], cell["sampler"], images=images, progress=lab.progress, **options)
-            write_tuned(denoise.checkpoint, [grid])
+    with exclusive(cell.arm.folder(lab.scale, cell.seed, lab.cache)):  # all seeds of a given network share its grids
+        if not processes().rank:
+            try:
+                tuned_grid(denoise, cell["sampler"], options, cell["steps"])
+            except InputError:
+                images = min(TUNING_IMAGES, max(8, cell["images"]))
+                grid = tune(denoise, cell["steps"], cell["sampler"], images=images, progress=lab.progress, **options)
+                write_tuned(denoise.checkpoint, [grid])
     processes().wait()
 
 
