@@ -3,42 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 from ...common.errors import InputError
 from ..arms import Arm
 from ..base import Experiment, Measurements
-from ..cells import Cell, quality
+from ..cells import Cell
 from ..findings import Findings, Section
 from ..scales import Pretrained, Scale
 from ..tables import CellAt, grid_table, order_table, quality_chart, title
-from .ablation import OURS
+from .ablation import DDIM, DDPM, OURS, Row
+from .steps import GRID
 
 __all__ = ["GIVEN"]
 
-METHODS = {
-    "DDPM": ("ddpm", "time"),
-    "DDIM": ("ddim", "uniform"),
-    "gradient sampler": (OURS.sampler, "time"),
-    "multistep": ("multistep", "octave"),
-}
-"""Sampler and grid by name: DDIM on the grid of its published code, `multistep` on its own."""
+METHODS = (
+    DDPM,
+    DDIM,
+    replace(OURS, label="gradient sampler"),
+    Row("multistep", OURS.arm, "multistep", grid="octave"),
+)
+"""The samplers of Figure 5, on the grid of DDIM's published code as in the experiment `steps`, and `multistep` on its
+own grid. The networks of these rows are replaced by the given ones."""
 
 
-def _cell(network: Pretrained, sampler: str, grid: str, scale: Scale, steps: int, seed: int) -> Cell:
-    return quality(scale, Arm(network.arm, ()), seed, sampler, steps, grid=grid)
+def _cell(network: Pretrained, method: Row, scale: Scale, steps: int, seed: int) -> Cell:
+    return replace(method, arm=Arm(network.arm, ())).at(scale, steps, seed, GRID)
 
 
 def _rows(scale: Scale) -> dict[str, CellAt]:
     if not scale.pretrained:
         raise InputError(
-            "the experiment 'pretrained' is one of given networks: give them, --pretrained DDIM=PATH "
-            "--pretrained ours=PATH"
+            "the experiment 'pretrained' is one of given networks: give them, --pretrained DDIM=PATH --pretrained "
+            "ours=PATH"
         )
     return {
-        f"{network.label}, {name}": partial(_cell, network, sampler, grid, scale)
+        f"{network.label}, {method.label}": partial(_cell, network, method, scale)
         for network in scale.pretrained
-        for name, (sampler, grid) in METHODS.items()
+        for method in METHODS
     }
 
 
