@@ -26,7 +26,7 @@ __all__ = ["Arm", "arm", "decisive", "distilled"]
 
 
 PINNED = ("objective.norm=mse",)
-"""Fields of all arms that do not state others: the default of recipes may be another one."""
+"""Fields of all arms trained on images, unless an arm overrides them: the defaults of recipes may differ."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Arm:
         return replace(self, name=f"{self.name}, {norm} norm", fields=(*self.fields, f"objective.norm={norm}"))
 
     def evaluations(self, scale: Scale, seed: int) -> float:
-        """Network evaluations without gradients per training image, beside that of the loss: those of flow maps."""
+        """Network evaluations without gradients per training image, in addition to the loss: those of flow maps."""
         recipe = self.recipe(scale, seed)
         if recipe.teacher is None:
             return 1.0 if recipe.is_map else 0.0

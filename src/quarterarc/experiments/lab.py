@@ -161,7 +161,7 @@ class Lab:
                 folder = teacher.folder(self.scale, seed, self.cache)
                 network = self.scale.given(teacher.name)
                 if network is None and (why := self._train(teacher, seed, folder)):
-                    return self._mark_unstable(run, f"of its teacher: {why}")
+                    return self._mark_unstable(run, f"its teacher's {why}")
                 loaded = read_teacher(folder if network is None else network.path, self.device)
             started = time.perf_counter()
             try:

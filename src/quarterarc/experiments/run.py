@@ -239,19 +239,16 @@ def describe_setting(scale: Scale) -> str:
     if scale.noise_steps is not None:
         longer = f" ({scale.noise_steps:,} for networks that estimate the noise alone, as published)"
     return given + (
-        f"All arms share the network ({kind}), the "
-        f"optimiser, the training images ({Path(data.source).name}, {data.height}x{data.width} pixels, "
-        f"{counted(data.channels, 'channel')}{limit}), the length of training ({training.steps:,} steps{longer} with "
-        f"{counted(training.batch, 'image')} per batch, unless the arm's name states a fraction of it), T = "
-        f"{scale.all_steps}, and the evaluation. Each measurement samples {scale.images:,} images from the same "
-        "initial "
-        f"noise ({scale.few:,} images, for all methods alike, where a trajectory has more than half of T steps) and "
-        f"compares them with the training images in '{scale.features}' features. Losses are mean squared errors "
-        f"(mse) unless an arm is trained in another norm. Unless a row states otherwise, the "
-        "sampling grid is uniform in the schedule's time and starts from pure noise, and the network's estimates are "
-        "neither clipped nor projected onto image · cos + noise · sin = x. 'ours' is the full method of Zhang et al.: "
-        "both "
-        "estimates, schedule of the arc, gradient loss with γ = 1 and gradient sampler."
+        f"All arms share the network ({kind}), the optimiser, the training images ({Path(data.source).name}, "
+        f"{data.height}x{data.width} pixels, {counted(data.channels, 'channel')}{limit}), the length of training "
+        f"({training.steps:,} steps{longer} with {counted(training.batch, 'image')} per batch, unless the arm's name "
+        f"states a fraction of it), T = {scale.all_steps}, and the evaluation. Each measurement samples "
+        f"{scale.images:,} images from the same initial noise ({scale.few:,} images, for all methods alike, where a "
+        f"trajectory has more than half of T steps) and compares them with the training images in '{scale.features}' "
+        "features. Losses are mean squared errors (mse) unless an arm is trained in another norm. Unless a row states "
+        "otherwise, the sampling grid is uniform in the schedule's time and starts from pure noise, and the network's "
+        "estimates are neither clipped nor projected onto image · cos + noise · sin = x. 'ours' is the full method of "
+        "Zhang et al.: both estimates, schedule of the arc, gradient loss with γ = 1 and gradient sampler."
     )
 
 

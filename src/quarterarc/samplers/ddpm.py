@@ -25,8 +25,8 @@ class DDPM(LinearSampler):
 
     Attributes:
         variance: `small`, `large` or `learned`. `small` is the variance of the posterior, `large` is beta_{b|a} (the
-            two choices of section 3.2); `learned` is the network's own: its output as log variance, or interpolated
-            between the two (Nichol & Dhariwal 2021, Eq. 15), by its head.
+            two choices of section 3.2); `learned` needs a head with a learned variance, which is the log variance
+            itself (`+log-variance`) or interpolates between the two (`+variance`; Nichol & Dhariwal 2021, Eq. 15).
         clip: clip the image estimate to [-1, 1] in every step. With the large variance this is the sampler of Ho et
             al.'s published code, and the `ddpm_noisy` of DDIM's.
 
@@ -52,8 +52,8 @@ class DDPM(LinearSampler):
             return super().step(x, estimate, b, a, draw)
         if not estimate.learned_variance:
             raise InputError(
-                "the variance 'learned' needs a network that learned one (a head like 'noise+variance'): "
-                "use 'large' or 'small'"
+                "the variance 'learned' needs a network that learned one (a head like 'noise+variance'): use 'large' "
+                "or 'small'"
             )
         w = self.weights(b, a)
         mean = w.x * x + w.image * estimate.image

@@ -82,9 +82,9 @@ def _report(measured: Measurements) -> Findings:
             Section(
                 "Quality against evaluations",
                 "'ours' is the network of Zhang et al.; its estimates are projected, as those of a loaded network are. "
-                "The distilled map is a copy of 'ours', trained further on the flow of 'ours' for as many "
-                "steps, without data. The map from scratch is trained as long as 'ours', on the same images. 'DDIM' "
-                "has the noise head and the linear schedule. A grid is tuned to each network and number of steps.",
+                "The distilled map is a copy of 'ours', trained further on the flow of 'ours' for as many steps, "
+                "without data. The map from scratch is trained as long as 'ours', on the same images. 'DDIM' has the "
+                "noise head and the linear schedule. A grid is tuned to each network and number of steps.",
                 [
                     *(
                         part

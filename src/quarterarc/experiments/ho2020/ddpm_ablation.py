@@ -131,20 +131,16 @@ def _report(measured: Measurements) -> Findings:
         ["objective", *columns],
         rows,
         "IS: inception score, higher is better. FID: Frechet distance, lower is better. Both use "
-        f"'{measured.scale.features}' "
-        "features. bits/dim: the variational bound, lower is better. " + " ".join(notes),
+        f"'{measured.scale.features}' features. bits/dim: the variational bound, lower is better. " + " ".join(notes),
     )
     text = (
         f"The schedule is linear. The sampler is DDPM's with {measured.scale.all_steps} steps and the row's variance, "
-        "and clips the image estimate where the network estimates ε, as in the code of Ho et al.; an estimate of μ̃ "
-        "is used "
-        "as it is. A learned diagonal Σ is the network's output, used as log variance; the last two rows, which are "
-        "not in "
-        "the paper, interpolate between the two fixed variances. Losses are squared norms. "
-        "An arm is unstable if its loss or its images become NaN or infinite; rows that are unstable "
-        "in the paper can be stable at this scale, and vice versa. An arm has failed to train if its bound on the "
-        "training "
-        f"images is above {UNCOMPRESSED:g} bits/dim, which images take without a model: such rows are not judged."
+        "and clips the image estimate where the network estimates ε, as in the code of Ho et al.; an estimate of μ̃ is "
+        "used as it is. A learned diagonal Σ is the network's output, used as log variance; the last two rows, which "
+        "are not in the paper, interpolate between the two fixed variances. Losses are squared norms. An arm is "
+        "unstable if its loss or its images become NaN or infinite; rows that are unstable in the paper can be stable "
+        "at this scale, and vice versa. An arm has failed to train if its bound on the training images is above "
+        f"{UNCOMPRESSED:g} bits/dim, the size of the uncompressed images: claims about such rows have no verdict."
     )
     return Findings([Section("Prediction target and objective", text, [table])], _claims(measured))
 
@@ -156,7 +152,7 @@ def _claims(measured: Measurements) -> list[Claim]:
     def better(text: str, name: str, claimed: Row, others: Sequence[Row], paper: str = source) -> Claim:
         lower = name != "is"
         failed = [row.label for row in (claimed, *others) if _failed(measured, row)]
-        judged = [] if claimed.label in failed else [other for other in others if other.label not in failed]
+        compared = [] if claimed.label in failed else [other for other in others if other.label not in failed]
         return Claim(
             text,
             paper,
@@ -164,9 +160,9 @@ def _claims(measured: Measurements) -> list[Claim]:
                 Comparison(
                     f"against '{other.label}'", _values(measured, claimed, name), _values(measured, other, name), lower
                 )
-                for other in judged
+                for other in compared
             ],
-            f"not judged, because they failed to train: {', '.join(failed)}" if failed else "",
+            f"not compared, because they failed to train: {', '.join(failed)}" if failed else "",
         )
 
     return [

@@ -51,9 +51,8 @@ def _report(measured: Measurements) -> Findings:
             f"interpolation-{row.label.lower()}",
             measured.picture(_cell(scale, row, seed)),
             f"{row.label}. The outer columns are the two images. Rows of each pair: mixtures of their x_t at t = "
-            f"{shares}, "
-            "decoded by DDPM; in the last row spherical interpolations of the noises that the flow assigns to them, "
-            "decoded by the flow.",
+            f"{shares}, decoded by DDPM; in the last row spherical interpolations of the noises that the flow assigns "
+            "to them, decoded by the flow.",
         )
         for row in stable
     ]
@@ -70,8 +69,7 @@ def _report(measured: Measurements) -> Findings:
         ["", *(f"t = {s:g} T" for s in SHARES), "flow"],
         rows,
         f"Root mean square difference of pixels in [-1, 1], mean over {PAIRS} pairs of images. The error tolerance of "
-        "the "
-        "flow's inversion is 1e-4.",
+        "the flow's inversion is 1e-4.",
     )
     return Findings([Section("Figure 8", "", [*pictures, table])], _claims(measured, stable))
 

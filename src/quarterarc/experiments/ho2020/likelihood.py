@@ -101,9 +101,8 @@ def _report(measured: Measurements) -> Findings:
         ["", "test", "train", "prior L_T", "middle L_1..T-1", "decoder L_0", "flow, test"],
         rows,
         f"Lower is better. The bound is measured on {scale.likelihood_images:,} images with {terms}; its three parts "
-        "are "
-        "those of the test images. The flow's value is the likelihood of another model, the deterministic flow, on up "
-        "to 64 images; it is not comparable with the bound.",
+        "are those of the test images. The flow's value is the likelihood of another model, the deterministic flow, on "
+        "up to 64 images; it is not comparable with the bound.",
     )
     return Findings([Section("Terms of the variational bound", "", [table])], _claims(measured))
 
@@ -190,8 +189,7 @@ def _rate_report(measured: Measurements) -> Findings:
         Section(
             "Figure 5",
             "Test images, small variance, first seed. 'ours' without projection is outside the range of the charts and "
-            "only in "
-            "the table.",
+            "only in the table.",
             [
                 chart("distortion-time", "Distortion by t", "t", "RMSE (0..255)", (0, 2), by_time),
                 chart(

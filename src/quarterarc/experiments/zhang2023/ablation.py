@@ -36,8 +36,7 @@ NORMS = {"mse": "squared norms", "l2": "unsquared norms"}
 them."""
 ABOUT_NORMS = (
     "Arms are trained in two groups: with squared norms (mse), as DDPM's and DDIM's code, and with unsquared norms "
-    "(l2), as "
-    "Zhang et al. print them in Eq. 5, 7 and 12."
+    "(l2), as Zhang et al. print them in Eq. 5, 7 and 12."
 )
 
 
@@ -194,10 +193,9 @@ def _sections(measured: Measurements, norm: str) -> list[Section]:
         Section(
             f"Rows that are not in the paper, {words}",
             "The grid starts from T. The loss and the sampler of 'ours' separately, other weights γ of the gradient "
-            "loss, "
-            "and other heads. "
-            "Clipped: the image estimate is clamped to [-1, 1] and the noise estimate derived from it. Projected: both "
-            "estimates are moved so that image · cos + noise · sin = x, which does not change their velocity.",
+            "loss, and other heads. Clipped: the image estimate is clamped to [-1, 1] and the noise estimate derived "
+            "from it. Projected: both estimates are moved so that image · cos + noise · sin = x, which does not change "
+            "their velocity.",
             [grid_table(measured, f"Further combinations, {words}", rows(BETWEEN), steps)],
         ),
         Section(
@@ -211,8 +209,7 @@ def _sections(measured: Measurements, norm: str) -> list[Section]:
         Section(
             f"Cold Diffusion up to T steps, {words}",
             f"Measured on {scale.few:,} images at all numbers of steps, because a Frechet distance depends on the "
-            f"number of "
-            "images.",
+            "number of images.",
             [grid_table(measured, f"Cold Diffusion, {words}", cold, (*steps, scale.all_steps))],
         ),
     ]
@@ -222,22 +219,18 @@ def _sections(measured: Measurements, norm: str) -> list[Section]:
 ABOUT_GRIDS = {
     "time": (
         "'sin' is the schedule of the arc and 'β*' its table of β clipped at 0.999: they differ only in the last "
-        "angle. "
-        "'ours' differs from 'DDIM + sin + both' in loss and sampler; the tables below change them one at a time. "
-        "Sampling starts from pure noise at the largest angle at which the network is defined. On the arc this angle "
-        "is close to π/2, where the image is derived from a noise estimate by a division by almost 0: the first step "
-        "amplifies the errors of a noise head. This is not the grid of DDIM's authors. With two estimates DDIM's "
-        "update "
-        "does not use x, so that the "
-        "disagreement of the two estimates accumulates over the steps; the gradient sampler's update keeps x."
+        "angle. 'ours' differs from 'DDIM + sin + both' in loss and sampler; the tables below change them one at a "
+        "time. Sampling starts from pure noise at the largest angle at which the network is defined. On the arc this "
+        "angle is close to π/2, where the image is derived from a noise estimate by a division by almost 0: the first "
+        "step amplifies the errors of a noise head. This is not the grid of DDIM's authors. With two estimates DDIM's "
+        "update does not use x, so that the disagreement of the two estimates accumulates over the steps; the gradient "
+        "sampler's update keeps x."
     ),
     "uniform": (
-        "DDIM's published code evaluates at t = 1, 1 + k, 1 + 2 k, ... with k = T // steps, and starts from pure "
-        "noise at "
-        "the largest of these times, which avoids the end of the arc, where a "
-        "noise head is worst. The more steps, the closer the start is to T. Its grid `quad`, which it uses for "
-        "CIFAR-10, "
-        "starts at 0.8 T and has finer steps near the image."
+        "DDIM's published code evaluates at t = 1, 1 + k, 1 + 2 k, ... with k = T // steps, and starts from pure noise "
+        "at the largest of these times, which avoids the end of the arc, where a noise head is worst. The more steps, "
+        "the closer the start is to T. Its grid `quad`, which it uses for CIFAR-10, starts at 0.8 T and has finer "
+        "steps near the image."
     ),
 }
 
@@ -250,9 +243,9 @@ def _claims(measured: Measurements, norm: str) -> list[Claim]:
     def at(row: Row) -> CellAt:
         return _at(scale, row.in_norm(norm))
 
-    def better(text: str, claimed: Row, other: Row, said: str = source, unit: str = "steps") -> Claim:
+    def better(text: str, claimed: Row, other: Row, origin: str = source, unit: str = "steps") -> Claim:
         compared = [compare(measured, at(claimed), at(other), count, label=f"{count} {unit}") for count in steps]
-        return Claim(f"{text[:-1]} ({GRIDS['time']}, {norm}).", said, compared)
+        return Claim(f"{text[:-1]} ({GRIDS['time']}, {norm}).", origin, compared)
 
     claims = [claim for grid in GRIDS for claim in _row_claims(measured, grid, norm)]
     nearest, cold = "the nearest alternative; not in the paper", "Zhang et al., section 4, on Cold Diffusion"

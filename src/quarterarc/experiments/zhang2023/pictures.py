@@ -65,10 +65,10 @@ def _sample_report(measured: Measurements) -> Findings:
         sections.append(Section(f"{steps} steps", "", pictures))
     text = (
         f"The first {scale.shown} images of seed {seed}, without selection. Images at the same position start from the "
-        "same noise in all sheets. The grid is that of DDIM's published code. DDPM has its published sampler, with "
-        "the large "
-        "variance and clipped image estimates. 'ours without the gradient update' is DDIM's update with the network of "
-        "'ours', as in Figure 8. Networks are trained with squared norms (mse) unless a row states the l2 norm."
+        "same noise in all sheets. The grid is that of DDIM's published code. DDPM has its published sampler, with the "
+        "large variance and clipped image estimates. 'ours without the gradient update' is DDIM's update with the "
+        "network of 'ours', as in Figure 8. Networks are trained with squared norms (mse) unless a row states the l2 "
+        "norm."
     )
     return Findings([Section("The contact sheets", text), *sections])
 
@@ -121,8 +121,8 @@ def _progress_report(measured: Measurements) -> Findings:
         Picture(
             f"progress-{file_name(row.label)}",
             measured.picture(_trajectory(scale, row, first)),
-            f"{row.label}: image "
-            f"estimates after {', '.join(map(str, measured[_trajectory(scale, row, first)]['columns']))} steps",
+            f"{row.label}: image estimates after "
+            f"{', '.join(map(str, measured[_trajectory(scale, row, first)]['columns']))} steps",
         )
         for row in stable
     ]
@@ -152,17 +152,15 @@ def _progress_report(measured: Measurements) -> Findings:
         ["median over images", *(f"difference ≤ {within:g}" for within in CLOSE)],
         rows,
         f"Each trajectory has {scale.all_steps} steps. The difference is the root mean square over the pixels of an "
-        "image, "
-        "with values in [-1, 1], from the last image of the same trajectory.",
+        "image, with values in [-1, 1], from the last image of the same trajectory.",
     )
     return Findings(
         [
             Section(
                 "Figure 9",
-                "Each row shows one trajectory; rows at the same position start from the same noise in all "
-                "sheets. DDPM has its published sampler, with the large variance and clipped image estimates. "
-                "Columns show the estimate of the final image after the given numbers of steps; the last column is the "
-                "final image.",
+                "Each row shows one trajectory; rows at the same position start from the same noise in all sheets. "
+                "DDPM has its published sampler, with the large variance and clipped image estimates. Columns show the "
+                "estimate of the final image after the given numbers of steps; the last column is the final image.",
                 pictures,
             ),
             Section(

@@ -129,8 +129,7 @@ def _claims(measured: Measurements, norm: str) -> list[Claim]:
     return [
         better(
             "In the first third of sampling, a network with both estimates has a lower image error than one with the "
-            "noise "
-            "estimate alone.",
+            "noise estimate alone.",
             "image",
             "both",
             ["noise only"],
@@ -138,8 +137,7 @@ def _claims(measured: Measurements, norm: str) -> list[Claim]:
         ),
         better(
             "In the last third of sampling, a network with both estimates has a lower image error than one with a "
-            "single "
-            "estimate.",
+            "single estimate.",
             "image",
             "both",
             ["image only", "noise only"],
@@ -147,8 +145,7 @@ def _claims(measured: Measurements, norm: str) -> list[Claim]:
         ),
         better(
             "In the last third of sampling, a network with both estimates has a lower noise error than one with a "
-            "single "
-            "estimate.",
+            "single estimate.",
             "noise",
             "both",
             ["image only", "noise only"],

@@ -25,8 +25,8 @@ ABOUT = {
     ),
     "time": (
         "Beside it, the grid that starts from pure noise at T. On the schedules that end at π/2 a noise head divides "
-        "by "
-        "almost 0 in the first step, which decides its result: this is no setting of its authors, and not judged."
+        "by almost 0 in the first step, which decides its result: its authors do not use this grid, and it has no "
+        "verdicts."
     ),
 }
 """The grids, and what they are."""

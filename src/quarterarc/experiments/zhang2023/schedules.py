@@ -65,8 +65,7 @@ def _report(measured: Measurements) -> Findings:
         "ᾱ",
         {n: table.alpha_bar[shown] for n, table in tables.items()},
         "Figure 3. ᾱ of linear and sigmoid is near 0 for about the last third of t; ᾱ of jsd is a straight line, that "
-        "of "
-        "arc half a period of a cosine.",
+        "of arc half a period of a cosine.",
     )
     arc = tables["arc"]
     inner = shown[shown < steps]
@@ -100,8 +99,7 @@ def _report(measured: Measurements) -> Findings:
         ["", "β at t = 1", "β at T", "ᾱ at T", "times with ᾱ < 0.01", "largest step in angle (1 = uniform)"],
         rows,
         f"T = {steps}. At times with ᾱ < 0.01 images are almost pure noise. A step in angle of 1 is (π/2)/T, the step "
-        "of a "
-        "schedule with uniform angles.",
+        "of a schedule with uniform angles.",
     )
     return Findings(
         [

@@ -53,8 +53,8 @@ def _at(scale: Scale, rows: Sequence[Row], norm: str) -> dict[str, CellAt]:
 def _report(measured: Measurements) -> Findings:
     text = (
         f"{ABOUT_NORMS} All methods use the grid of DDIM's published code. DDPM has its published sampler, with the "
-        f"large "
-        "variance and image estimates clipped to [-1, 1], and the other variance without clipping in a row of its own."
+        "large variance and image estimates clipped to [-1, 1], and the other variance without clipping in a row of "
+        "its own."
     )
     sections = [Section("Method", text)]
     claims = list[Claim]()
