@@ -27,7 +27,8 @@ from ..storage import checkpoints
 from ..storage.checksums import sha256
 from ..storage.runs import is_run, read_newest
 from ..wrappers import project
-from .pipelines import is_pipeline, load_pipeline, pipeline_files
+from .pipeline_folders import is_pipeline, pipeline_files
+from .pipelines import load_pipeline
 
 __all__ = ["hash_of", "identity", "is_model", "load", "read_model"]
 

@@ -1,12 +1,4 @@
-"""diffusers' unconditional pipeline folders, read as a `Denoiser` and written from one.
-
-    FOLDER/model_index.json                 classes of the components
-    FOLDER/unet/config.json                 UNet2DModel, with weights in diffusion_pytorch_model.safetensors
-    FOLDER/scheduler/scheduler_config.json  the beta table and the prediction type
-
-In older folders the files of the components are beside model_index.json. The folder of a network alone, such as `unet`
-or `unet_ema` in the checkpoints of diffusers' training scripts, is a pipeline with the scheduler of a folder above it
-or, where there is none, with DDPM's.
+"""diffusers' unconditional pipelines, read as a `Denoiser` and written from one.
 
 diffusers numbers DDPM's steps 0..T-1 and passes that number to the network; in this library they are 1..T, and 0 is the
 clean image. The three prediction types of diffusers are heads, with the same signs:
@@ -23,8 +15,7 @@ from __future__ import annotations
 
 import logging
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -42,14 +33,13 @@ from ..heads import Head, Image, LearnedVariance, Noise, Velocity
 from ..networks import UNet
 from ..schedules import Schedule
 from ..storage.files import make_folder, read_json, replace_folder
+from .pipeline_folders import INDEX, SCHEDULER, check_components, is_pipeline, read_unet, scheduler_folder
 from .schedulers import component, config_of, pipeline_schedule
 from .unet_weights import from_diffusers, to_diffusers
 
 __all__ = [
-    "is_pipeline",
     "load_pipeline",
     "pipeline_denoiser",
-    "pipeline_files",
     "save_pipeline",
     "with_own_network",
 ]
@@ -62,18 +52,8 @@ PREDICTIONS: dict[str, Head] = {"epsilon": Noise(), "sample": Image(), "v_predic
 NETWORKS = ("own", "diffusers")
 """The library whose U-Net evaluates a checkpoint."""
 
-WEIGHTS = "diffusion_pytorch_model"
-INDEX, CONFIG, SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
-
 DDPM_SCHEDULER = {"_class_name": "DDPMScheduler", "beta_schedule": "linear", "num_train_timesteps": 1000}
 """The scheduler of a network without one: DDPM's, with the defaults of diffusers' training script."""
-
-
-def pipeline_files(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The files that decide a pipeline's function: those of the weights, and the configurations."""
-    unet, scheduler = component(folder, "unet"), _scheduler_folder(folder)
-    configs = [unet / CONFIG, *([] if scheduler is None else [scheduler / SCHEDULER])]
-    return sorted(unet.glob(f"{WEIGHTS}*.safetensors")), configs
 
 
 def load_pipeline(
@@ -105,21 +85,15 @@ def load_pipeline(
     """
     folder = Path(path)
     if (folder / INDEX).is_file() or not is_pipeline(folder):
-        _check_components(folder)
-    scheduler = _scheduler_folder(folder)
+        check_components(folder)
+    scheduler = scheduler_folder(folder)
     config = DDPM_SCHEDULER if scheduler is None else config_of(read_json(scheduler / SCHEDULER))
     if scheduler is None:
         logger.info(
             "there is no scheduler beside %s: DDPM's is used, linear with 1000 steps and noise as output", folder
         )
-    denoise = pipeline_denoiser(_read_unet(component(folder, "unet")), config, null_label=null_label, network=network)
+    denoise = pipeline_denoiser(read_unet(component(folder, "unet")), config, null_label=null_label, network=network)
     return replace(denoise, precision=precision).to(device)
-
-
-def is_pipeline(path: str | Path) -> bool:
-    """Whether a path is a diffusers pipeline folder, of any kind, or the folder of one of its networks alone."""
-    folder = Path(path)
-    return (folder / INDEX).is_file() or ((folder / CONFIG).is_file() and any(folder.glob(f"{WEIGHTS}*")))
 
 
 def with_own_network(denoise: Denoiser) -> Denoiser:
@@ -235,102 +209,6 @@ def save_pipeline(denoise: Denoiser, path: str | Path) -> Path:
 
 
 # --- reading -----------------------------------------------------------------------------------------------------
-
-
-def _scheduler_folder(folder: Path) -> Path | None:
-    """The folder of a pipeline's scheduler; for a network alone, that of the pipeline around it, or None."""
-    if (folder / INDEX).is_file():
-        return component(folder, "scheduler")
-    above = [parent / "scheduler" for parent in (*folder.absolute().parents,)[:2]]
-    return next((path for path in above if (path / SCHEDULER).is_file()), None)
-
-
-def _check_components(folder: Path) -> None:
-    """Raise an InputError that names the component, unless this is an unconditional pipeline in pixels."""
-    if not folder.is_dir():
-        raise InputError(f"no folder at {folder}: download a pipeline first (`hf download NAME --local-dir DIR`)")
-    if not (folder / INDEX).is_file():
-        raise InputError(f"{folder} is not a diffusers pipeline folder: it has no {INDEX}")
-    index = read_json(folder / INDEX)
-    specs = index if isinstance(index, dict) else {}
-    classes = {name: spec[1] for name, spec in specs.items() if isinstance(spec, list) and len(spec) == 2 and spec[1]}
-    for kind, marks in _OTHER_PIPELINES.items():
-        for name, of in classes.items():
-            if any(mark in name for mark in marks) or (of == "UNet2DConditionModel" and "condition" in marks):
-                raise InputError(
-                    f"{folder} is a {kind} pipeline (its component '{name}' is a {of}): only unconditional and "
-                    "class-conditional pipelines in pixels can be read, with a UNet2DModel and a scheduler"
-                )
-    for name, of in classes.items():
-        if name not in ("unet", "scheduler") or (name == "unet" and of != "UNet2DModel"):
-            raise InputError(
-                f"{folder} is a pipeline with the component '{name}', a {of}: only pipelines of a UNet2DModel and a "
-                "scheduler can be read"
-            )
-    for name in ("unet", "scheduler"):
-        if name not in classes:
-            raise InputError(f"{folder / INDEX} has no component '{name}'")
-
-
-_OTHER_PIPELINES = {
-    "text-conditioned": ("text_encoder", "tokenizer", "bert", "condition"),
-    "latent": ("vae", "vqvae", "movq"),
-}
-
-
-def _read_unet(folder: Path) -> Any:
-    """The `UNet2DModel` of a folder, from safetensors only."""
-    names = sorted(entry.name for entry in folder.iterdir())
-    variant = None
-    variants = _variants(names)
-    if not any(name in names for name in (f"{WEIGHTS}.safetensors", f"{WEIGHTS}.safetensors.index.json")):
-        pickled = next((name for name in names if name.endswith((".bin", ".ckpt", ".pt", ".pth"))), None)
-        if pickled and not variants:
-            raise InputError(
-                f"{folder / pickled} is a pickle, which can run code when it is loaded, and is not read: if you trust "
-                f"it, convert it with diffusers.UNet2DModel.from_pretrained('{folder}', use_safetensors=False)"
-                f".save_pretrained('{folder}')"
-            )
-        if len(variants) > 1:
-            raise InputError(
-                f"there is no {WEIGHTS}.safetensors in {folder}, only the variants {', '.join(variants)}: copy the "
-                f"pipeline with one of them, diffusers.DDPMPipeline.from_pretrained('{folder.parent}', "
-                f"variant='{variants[0]}').save_pretrained(...)"
-            )
-        if not variants:
-            raise InputError(f"there is no {WEIGHTS}.safetensors in {folder}")
-        (variant,) = variants
-        logger.info("the weights in %s are those of the variant '%s', converted to float32", folder, variant)
-    from safetensors import SafetensorError
-
-    library = need("diffusers", "diffusers", "a diffusers pipeline")
-    configuration = logging.getLogger("diffusers.configuration_utils")
-    level = configuration.level
-    configuration.setLevel(logging.ERROR)  # it warns of the settings that averages of weights have in their config.json
-    try:
-        unet, report = library.UNet2DModel.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, output_loading_info=True, variant=variant
-        )
-    except (OSError, RuntimeError, TypeError, ValueError, SafetensorError) as error:
-        raise InputError(f"diffusers cannot read the network in {folder}: {' '.join(str(error).split())}") from None
-    finally:
-        configuration.setLevel(level)
-    if report["missing_keys"]:
-        raise InputError(
-            f"the weights in {folder} lack {len(report['missing_keys'])} of the network's tensors, "
-            f"first '{sorted(report['missing_keys'])[0]}'"
-        )
-    return unet if variant is None else unet.float()
-
-
-def _variants(names: Sequence[str]) -> list[str]:
-    """The variants of the weights in a folder: `fp16` for `diffusion_pytorch_model.fp16.safetensors`."""
-    pattern = re.compile(
-        rf"{WEIGHTS}\.(?P<whole>[^.-]+)(-\d+-of-\d+)?\.safetensors|"
-        rf"{WEIGHTS}\.safetensors\.index\.(?P<index>[^.]+)\.json"
-    )
-    matches = [match for name in names if (match := pattern.fullmatch(name))]
-    return sorted({match["whole"] or match["index"] for match in matches})
 
 
 def _check_unet(config: Mapping[str, Any]) -> None:

@@ -10,7 +10,8 @@ import torch
 
 from ..common.errors import InputError
 from ..denoiser import Denoiser
-from ..interop.pipelines import is_pipeline, with_own_network
+from ..interop.pipeline_folders import is_pipeline
+from ..interop.pipelines import with_own_network
 from ..schedules import schedule
 from ..storage.files import read_json
 from ..storage.runs import CONFIG, checkpoints, is_checkpoint, newest_checkpoint
