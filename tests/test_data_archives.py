@@ -37,6 +37,11 @@ def write_tar(path: Path, files: Mapping[str, bytes], form: int = tarfile.PAX_FO
     return path
 
 
+def save_npz(path: Path, **arrays: Any) -> Path:
+    np.savez(path, **arrays)
+    return path
+
+
 WRITE: Any = {"zip": write_zip, "tar": write_tar}
 FILES = {
     "dog/a.png": encode(patch(0)), "cat/b.png": encode(patch(1)), "cat/c.JPG": encode(patch(2), "JPEG"),
@@ -110,11 +115,22 @@ def test_shards_of_a_web_dataset_are_one_source_with_labels_beside_the_images(tm
         assert labels.tolist() == [0, 1, 0, 1, 1, 2, 1, 2, 2, 3, 2, 3]
         assert data.name(5) == f"{tmp_path}/train-1.tar/001.png"  # type: ignore[attr-defined]
         assert data.notes[0].endswith("passed over 12 .json")
-    assert opened(tmp_path, split="val").count == 1
+    for split in ("val", "validation"):
+        assert opened(tmp_path, split=split).count == 1
     write_tar(tmp_path / "val-0.tar", {"a.png": encode(patch(0)), "a.cls": b"cat", "b.png": encode(patch(1))})
     assert "b.png has no label: data.labels=file reads dataset.json" in message_of(tmp_path / "val-0.tar", labels=True)
     write_tar(tmp_path / "val-0.tar", {"a.b.png": encode(patch(0)), "a.cls": b"cat"})
     assert list(opened(tmp_path / "val-0.tar", labels="file").class_names) == ["cat"]
+
+
+def test_labels_beside_the_images_are_classes_in_all_splits(tmp_path: Path) -> None:
+    files = {}
+    for name, label in (("train/0", "cat"), ("train/1", "dog"), ("val/0", "ant")):
+        files |= {f"{name}.png": encode(patch(0)), f"{name}.cls": label.encode()}
+    path = write_zip(tmp_path / "a.zip", {**files, "val/1.png": encode(patch(1))})
+    data = opened(path, labels="file")
+    assert (list(data.class_names), data.count) == (["ant", "cat", "dog"], 2)
+    assert "val/1.png has no label" in message_of(path, labels="file", split="val")
 
 
 def test_edms_dataset_json_gives_the_labels_of_a_folder_and_of_a_zip(tmp_path: Path) -> None:
@@ -187,7 +203,7 @@ def test_entries_that_claim_more_than_they_hold_or_are_no_files_are_not_read(tmp
     size = content.index(b"PK\x01\x02") + 24
     content[size : size + 4] = struct.pack("<I", 10**6)
     (tmp_path / "d.zip").write_bytes(content)
-    assert "it has not the 1,000,000 bytes of its header" in message_of(tmp_path / "d.zip")
+    assert "it does not have the 1,000,000 bytes that its header states" in message_of(tmp_path / "d.zip")
     with tarfile.open(tmp_path / "links.tar", "w") as tar:
         for name, kind in (("a.png", tarfile.SYMTYPE), ("b.png", tarfile.LNKTYPE), ("c.png", tarfile.FIFOTYPE)):
             entry = tarfile.TarInfo(name)
@@ -262,6 +278,13 @@ def test_arrays_that_are_no_images_are_errors(tmp_path: Path) -> None:
     np.save(tmp_path / "objects.npy", np.array([{}, {}]), allow_pickle=True)
     np.savez(tmp_path / "vectors.npz", mean=np.zeros(5), labels=np.zeros(5))
     assert "set data.image_column (arrays: mean (5,), labels (5,))" in message_of(tmp_path / "vectors.npz")
+    assert "set data.label_column (arrays: mean (), a (5, 8, 8), labels (5,))" in message_of(
+        save_npz(tmp_path / "scalar.npz", mean=np.float64(3), a=np.zeros((5, 8, 8)), labels=np.zeros(5)),
+        image_column="mean", labels=True,
+    )  # fmt: skip
+    assert "has no array of images" in message_of(write_zip(tmp_path / "images.npz", {"a.png": encode(patch(0))}))
+    huge = save_npz(tmp_path / "huge.npz", x=np.zeros((2, 8, 8), np.uint8), y=np.array([0, 10**12]))
+    assert "labels up to 1,000,000,000,000 would be as many classes for 2 images" in message_of(huge, labels=True)
     for name in ("objects.npy", "short.npy", "text.npy", "empty.npy", "broken.npz"):
         (tmp_path / "text.npy").write_bytes(b"hello")
         (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04")

@@ -174,7 +174,7 @@ def test_labels_that_are_not_classes_are_an_error(tmp_path: Path) -> None:
     for labels, reason in (
         ([0.5, 1.0, 2.0], "holds 0.5; classes are whole numbers, or text"),
         ([0.0, math.nan, 2.0], "holds nan; classes are whole numbers, or text"),
-        ([0, 10**9, 1], "holds numbers up to 1,000,000,000, which would be as many classes for 3 images"),
+        ([0, 10**9, 1], "labels up to 1,000,000,000 would be as many classes for 3 images"),
         ([0, -1, 1], "holds -1..1; classes are numbered from 0"),
         (["a", None, "b"], "has 1 row without a label"),
         ([0, None, 1], "has 1 row without a label"),

@@ -121,6 +121,15 @@ def test_labels_of_another_kind_than_the_source_has_are_an_error(tmp_path: Path)
     assert "dataset.json (EDM's layout), or a file with the ending .cls" in message_of(folder, labels="file")
 
 
+def test_text_that_is_a_number_of_thousands_of_digits_is_a_class(tmp_path: Path) -> None:
+    import pyarrow as arrow
+    import pyarrow.parquet as parquet
+
+    cells = arrow.table({"image": [encode(patch(0, 8, 8))] * 3, "label": ["10", "9" * 5000, "9"]})
+    parquet.write_table(cells, tmp_path / "a.parquet")
+    assert classes(opened(tmp_path / "a.parquet")) == ["10", "9" * 5000, "9"]
+
+
 # --- the limit ---------------------------------------------------------------------------------------------------
 
 
@@ -229,7 +238,7 @@ def test_labels_are_given_by_number_range_or_name(labelled: Path, tmp_path: Path
     sheet = read_png(tmp_path / "named/contact-sheet.png")
     assert sheet.shape[1] == 2 * 66 + 2
     again = cli("sample", labelled, "--out", "named", "--seeds", "0-4", "--labels", "2,0", "--steps", 2)
-    assert again.returncode == 0  # the same labels by number: nothing else is asked for
+    assert again.returncode == 0  # the same images: the labels by number
     for labels, reason in (
         ("cat", "unknown class 'cat'"),
         ("3", "with the labels 0..2, got the label 3"),

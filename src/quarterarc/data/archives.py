@@ -40,7 +40,27 @@ def open_archives(files: Sequence[Path], what: str | None = None) -> Tree:
     return trees[0] if len(trees) == 1 and what is None else JoinedTree(trees, what or f"{trees[0].what} and others")
 
 
-class ZipTree:
+class _Archive:
+    """What a single archive has in common with others: its files are named by its path and theirs."""
+
+    def __init__(self, kind: str, path: Path) -> None:
+        self.what, self.root = f"{kind} {path}", path
+        self.names: Sequence[str] = ()
+
+    def group(self, number: int) -> int:
+        """0, the only archive."""
+        return 0
+
+    def shown(self, number: int) -> str:
+        """The path of the archive and the name in it."""
+        return f"{self.root}/{self.names[number]}"
+
+    def paths(self, numbers: Sequence[int]) -> Sequence[Path]:
+        """The archive."""
+        return [self.root]
+
+
+class ZipTree(_Archive):
     """The files in a zip archive, in the sorted order of their names.
 
     Args:
@@ -51,7 +71,7 @@ class ZipTree:
     """
 
     def __init__(self, path: Path) -> None:
-        self.what, self.root = f"zip {path}", path
+        super().__init__("zip", path)
         try:
             check_regular(path)
             self._archive = zipfile.ZipFile(path)
@@ -61,16 +81,8 @@ class ZipTree:
         # a link is stored as a file with the path that it leads to
         files = [entry for entry in files if not stat.S_ISLNK(entry.external_attr >> 16)]
         self._entries = sorted(files, key=lambda entry: _plain(entry.filename))
-        self.names: Sequence[str] = [_plain(entry.filename) for entry in self._entries]
+        self.names = [_plain(entry.filename) for entry in self._entries]
         self._time = path.stat().st_mtime_ns
-
-    def group(self, number: int) -> int:
-        """0, the only archive."""
-        return 0
-
-    def shown(self, number: int) -> str:
-        """The path of the archive and the name in it."""
-        return f"{self.root}/{self.names[number]}"
 
     def size_and_time(self, number: int) -> tuple[int, int]:
         """The size of a file, and the modification time of the archive."""
@@ -92,19 +104,15 @@ class ZipTree:
             with self._archive.open(entry) as file:
                 data = file.read(size)
                 if len(data) < size or file.read(1):
-                    raise ValueError(f"it has not the {size:,} bytes of its header")
+                    raise ValueError(f"it does not have the {size:,} bytes that its header states")
         except MemoryError:
             raise InputError(f"out of memory while reading {name}: free memory") from None
         except ZIP_ERRORS as error:
             raise BadImage(name, shortened(one_line(error), 200)) from None
         return data
 
-    def paths(self, numbers: Sequence[int]) -> Sequence[Path]:
-        """The archive."""
-        return [self.root]
 
-
-class TarTree:
+class TarTree(_Archive):
     """The regular files in an uncompressed tar archive, in the sorted order of their names.
 
     Args:
@@ -115,7 +123,7 @@ class TarTree:
     """
 
     def __init__(self, path: Path) -> None:
-        self.what, self.root = f"tar {path}", path
+        super().__init__("tar", path)
         names: list[str] = []
         starts, sizes = array("q"), array("q")
         try:
@@ -131,17 +139,9 @@ class TarTree:
                 raise
             raise _unreadable(self.what, error) from None
         order = sorted(range(len(names)), key=names.__getitem__)
-        self.names: Sequence[str] = [names[place] for place in order]
+        self.names = [names[place] for place in order]
         self._starts, self._sizes = np.asarray(starts)[order], np.asarray(sizes)[order]
         self._time = path.stat().st_mtime_ns
-
-    def group(self, number: int) -> int:
-        """0, the only archive."""
-        return 0
-
-    def shown(self, number: int) -> str:
-        """The path of the archive and the name in it."""
-        return f"{self.root}/{self.names[number]}"
 
     def size_and_time(self, number: int) -> tuple[int, int]:
         """The size of a file, and the modification time of the archive."""
@@ -161,10 +161,6 @@ class TarTree:
         if len(data) < size:
             raise BadImage(name, f"the archive ends within it, after {len(data):,} of {size:,} bytes; copy it again")
         return data
-
-    def paths(self, numbers: Sequence[int]) -> Sequence[Path]:
-        """The archive."""
-        return [self.root]
 
 
 class JoinedTree:

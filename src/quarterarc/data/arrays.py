@@ -17,8 +17,9 @@ from ..storage.npz import Npz
 from .decode import BadImage, Encoded
 from .memory import TensorSource, chosen_of
 from .pixels import axes_call
-from .sources import Source, check_no_split
+from .sources import Source
 from .spec import DataSpec
+from .splits import by_word, check_no_split, words_of
 
 __all__ = ["NUMPY", "array_source"]
 
@@ -129,8 +130,8 @@ def _of_npz(spec: DataSpec, path: Path) -> tuple[NDArray[Any], Any]:
         raise InputError(f"{path} {wrong}; set data.image_column (arrays: {listed})")
     labels = None
     if spec.labels:
-        count = shapes[images][0]
-        fitting = [name for name in shapes if shapes[name] in ((count,), (count, 1)) and name != images]
+        count = shapes[images][:1]  # () of an array of one number, which is an error below
+        fitting = [name for name in shapes if shapes[name] in (count, (*count, 1)) and name != images]
         chosen = spec.label_column or _named(fitting, _LABELS, spec.split)
         if chosen not in shapes:
             raise InputError(f"{path} has no array of labels by its name; set data.label_column (arrays: {listed})")
@@ -143,13 +144,11 @@ _MOST = 2**36  # bytes: `Npz` compares what an entry claims with what it can hol
 
 def _named(names: Sequence[str], usual: Sequence[str], split: str) -> str | None:
     """The array of a split: the only one, that with the split in its name, or with a usual name."""
-    words = {name: set(name.lower().replace("-", "_").split("_")) for name in names}
-    of_split = [name for name in names if split.lower() in words[name]]
-    others = [name for name in names if not words[name] & {"train", "test", "val", "valid", "validation", "dev"}]
+    of_split, others = by_word(names, split)
     candidates = of_split or (others if split == "train" else [])
     if len(candidates) == 1:
         return candidates[0]
-    return next((name for word in usual for name in candidates if name == word or word in words[name]), None)
+    return next((name for word in usual for name in candidates if name == word or word in words_of(name)), None)
 
 
 def _channels_second(images: NDArray[Any], path: Path) -> NDArray[Any]:

@@ -10,26 +10,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..common.errors import InputError
+from ..common.text import counted
 from ..storage.files import parse_json
 from .spec import DataSpec
+from .splits import SPLIT_OF
 from .trees import Tree
 
 __all__ = [
-    "Labels", "check_labels_from", "classes_of", "is_label_file", "limited", "split_of_folder", "subfolders",
+    "Labels", "check_highest", "check_labels_from", "classes_of", "is_label_file", "limited", "subfolders",
     "tree_labels",
 ]  # fmt: skip
 
-_SPLITS = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation", "dev", "eval"),
-    "test": ("test", "testing"),
-}
-_SPLIT_OF = {name: split for split, names in _SPLITS.items() for name in names}
 LISTING = "dataset.json"
 """The file in which EDM and StyleGAN store labels."""
 SIDECAR = ".cls"
 """The ending of a file with the label of the image of the same name, as in a WebDataset."""
 _LARGEST_LISTING, _LARGEST_LABEL = 2**28, 1000  # bytes
+_MOST_CLASSES = 100_000  # that fewer images may have
+_MOST_DIGITS = 1000  # of a class name that is a number: Python converts at most 4,300
 
 
 class Labels(NamedTuple):
@@ -48,7 +46,7 @@ def classes_of(texts: Sequence[str], among: Collection[str] | None = None) -> La
         among: further texts that are classes.
     """
     names = sorted({*texts, *(among or ())})
-    if all(name.isdecimal() for name in names):
+    if all(name.isdecimal() and len(name) <= _MOST_DIGITS for name in names):
         names.sort(key=int)
     number_of = {name: number for number, name in enumerate(names)}
     return Labels(np.array([number_of[text] for text in texts], dtype=np.int64), len(names), tuple(names))
@@ -73,6 +71,14 @@ def limited(labels: Labels | None, count: int, limit: int | None) -> NDArray[np.
     return np.sort(np.argsort(rank, kind="stable")[:limit])
 
 
+def check_highest(highest: int, count: int, what: str, advice: str = "number the classes from 0") -> None:
+    """Raise an InputError if the highest label of images would mean far more classes than images."""
+    if highest >= max(_MOST_CLASSES, count):
+        raise InputError(
+            f"{what}: labels up to {highest:,} would be as many classes for {counted(count, 'image')}; {advice}"
+        )
+
+
 def check_labels_from(spec: DataSpec, what: str, *kinds: str) -> None:
     """Raise an InputError if labels of another kind are set than a source can have."""
     if spec.labels not in (False, True, *kinds):
@@ -81,36 +87,6 @@ def check_labels_from(spec: DataSpec, what: str, *kinds: str) -> None:
 
 
 # --- trees of files ----------------------------------------------------------------------------------------------
-
-
-def split_of_folder(spec: DataSpec, what: str, names: Sequence[str]) -> tuple[list[int], str]:
-    """The images of a split, where the folders at the top are the splits of a data set: train, val, test.
-
-    Args:
-        spec: its `split`.
-        what: the source, for messages.
-        names: the relative names of all images.
-
-    Returns:
-        The places of the images to use, and a note about the others, or an empty text.
-
-    Raises:
-        InputError: if there is no such split.
-    """
-    tops = {name.partition("/")[0] for name in names if "/" in name}
-    splits = {top: _SPLIT_OF.get(top.lower(), "") for top in sorted(tops)}
-    wanted = _SPLIT_OF.get(spec.split.lower(), spec.split)
-    tree = len(splits) > 1 and all(splits.values()) and all("/" in name for name in names)
-    if not tree and spec.split != "train":
-        raise InputError(f"{what} has no split '{spec.split}'; give the files of that split themselves as the source")
-    if not tree:
-        return list(range(len(names))), ""
-    chosen = [place for place, name in enumerate(names) if splits[name.partition("/")[0]] == wanted]
-    if not chosen:
-        raise InputError(f"{what} has no split '{spec.split}' (splits: {', '.join(splits)}): set data.split")
-    others = ", ".join(top for top, split in splits.items() if split != wanted)
-    left = len(names) - len(chosen)
-    return chosen, f"{what}: the split '{spec.split}' has {len(chosen):,} images; {left:,} in {others} are left out"
 
 
 def tree_labels(spec: DataSpec, tree: Tree, images: Sequence[int], chosen: Sequence[int]) -> Labels:
@@ -124,7 +100,7 @@ def tree_labels(spec: DataSpec, tree: Tree, images: Sequence[int], chosen: Seque
     """
     check_labels_from(spec, tree.what, "folder", "file")
     if spec.labels == "file" or (spec.labels is True and (LISTING in tree.names or _sidecars(tree))):
-        return _listed_labels(tree, chosen) if LISTING in tree.names else _sidecar_labels(tree, chosen)
+        return _listed_labels(tree, chosen) if LISTING in tree.names else _sidecar_labels(tree, images, chosen)
     of_image = dict(zip(images, _folder_classes(spec, tree, [tree.names[place] for place in images]), strict=True))
     return classes_of([of_image[place] for place in chosen], set(of_image.values()))
 
@@ -139,7 +115,7 @@ def _folder_classes(spec: DataSpec, tree: Tree, names: Sequence[str]) -> list[st
             "move it into one or train without labels"
         )
     tops = {folder[0].lower() for folder in folders}
-    if len(tops) > 1 and tops <= _SPLIT_OF.keys():
+    if len(tops) > 1 and tops <= SPLIT_OF.keys():
         folders = [folder[1:] for folder in folders]
         if not all(folders):
             raise InputError(
@@ -190,8 +166,7 @@ def _as_labels(values: Sequence[Any], all_values: Sequence[Any], what: str) -> L
     wrong = next((v for v in all_values if isinstance(v, bool) or not isinstance(v, int) or not 0 <= v < 2**31), None)
     if wrong is not None:
         raise InputError(f"{what} has the label {str(wrong)[:80]!r}; classes are whole numbers from 0, or text")
-    if max(all_values) >= max(100_000, len(all_values)):
-        raise InputError(f"{what} has labels up to {max(all_values):,}: number the classes from 0")
+    check_highest(max(all_values), len(all_values), what)
     return Labels(np.array(values, dtype=np.int64), max(all_values) + 1)
 
 
@@ -204,19 +179,24 @@ def _sidecars(tree: Tree) -> bool:
     return any(name.endswith(SIDECAR) for name in tree.names)
 
 
-def _sidecar_labels(tree: Tree, chosen: Sequence[int]) -> Labels:
-    """The labels in files beside the images: 000.cls has that of 000.jpg, a whole number or text."""
+def _sidecar_labels(tree: Tree, images: Sequence[int], chosen: Sequence[int]) -> Labels:
+    """The labels in files beside the images: 000.cls has that of 000.jpg, a whole number or text.
+
+    The labels of all images are classes. Those that are not chosen need none.
+    """
     place_of = {
         (tree.group(place), name.removesuffix(SIDECAR)): place
         for place, name in enumerate(tree.names)
         if name.endswith(SIDECAR)
     }
-    texts = []
-    for place in chosen:
+    needed, text_of = {*chosen}, {}
+    for place in images:
         stem = str(PurePosixPath(tree.names[place]).with_suffix(""))
         key = stem[: stem.rfind("/") + 1] + stem.rpartition("/")[2].partition(".")[0]  # that of a WebDataset
         group = tree.group(place)
         beside = place_of.get((group, stem), place_of.get((group, key)))
+        if beside is None and place not in needed:
+            continue
         if beside is None:
             raise InputError(
                 f"{tree.shown(place)} has no label: data.labels=file reads {LISTING} (EDM's layout), or a file with "
@@ -225,10 +205,11 @@ def _sidecar_labels(tree: Tree, chosen: Sequence[int]) -> Labels:
         text = tree.read(beside, _LARGEST_LABEL).decode("utf-8", errors="replace").strip()
         if not text:
             raise InputError(f"{tree.shown(beside)} is empty; it holds a class, a whole number or text")
-        texts.append(text)
-    if all(text.isdecimal() for text in texts):
-        return _as_labels([int(text) for text in texts], [int(text) for text in texts], tree.what)
-    return classes_of(texts)
+        text_of[place] = text
+    values: dict[int, Any] = dict(text_of)
+    if all(text.isdecimal() for text in text_of.values()):
+        values = {place: int(text) for place, text in text_of.items()}
+    return _as_labels([values[place] for place in chosen], [*values.values()], tree.what)
 
 
 def subfolders(tree: Tree, images: Sequence[int], most: int = 3) -> str:

@@ -26,8 +26,9 @@ from .formats import ENDINGS
 from .images import ImageData, MappedImages, MemoryImages, decode_all
 from .memory import MEMORY, TensorSource, memory_source, memory_spec
 from .patterns import matching_files
-from .sources import DigitSource, FileSource, LmdbSource, Source, check_no_split
+from .sources import DigitSource, FileSource, LmdbSource, Source
 from .spec import DataSpec
+from .splits import check_no_split, files_of_split
 from .survey import survey
 from .trees import FolderTree, files_under
 
@@ -210,8 +211,6 @@ def _folder_source(spec: DataSpec, folder: Path, cache: Path, progress: bool) ->
             f"{folder} holds both parquet files ({tables[0]}) and images ({image}); "
             "give the pattern of the parquet files, or the subfolder of the images"
         )
-    from .parquet import files_of_split
-
     files = files_of_split(folder, tables, spec.split)
     return _parquet(spec.model_copy(update={"split": "train"}), files, cache, progress, folder)
 
@@ -222,8 +221,6 @@ def _tree_source(spec: DataSpec, folder: Path) -> FileSource:
     kinds = [kind for kind in ARCHIVES if any(name.lower().endswith(kind) for name in tree.names)]
     if len(kinds) != 1 or any(name.lower().endswith(ENDINGS) for name in tree.names):
         return FileSource(spec, tree)
-    from .parquet import files_of_split
-
     shards = [name for name in tree.names if name.lower().endswith(kinds[0])]
     files = files_of_split(folder, shards, spec.split)
     archives = open_archives(files, f"folder {folder} of {counted(len(files), 'archive')}")

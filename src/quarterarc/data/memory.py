@@ -23,7 +23,7 @@ from torch import Tensor
 from ..common.errors import InputError
 from ..common.hashes import digest
 from .decode import Encoded, Pixels, shape_of
-from .labels import Labels, check_labels_from, classes_of, limited
+from .labels import Labels, check_highest, check_labels_from, classes_of, limited
 from .pixels import axes_call
 from .sources import Source
 from .spec import DataSpec
@@ -144,6 +144,7 @@ def as_labels(labels: Any, count: int) -> Labels:
     numbers = numbers.astype(np.int64)
     if numbers.min() < 0:
         raise InputError(f"the labels lie in {numbers.min()}..{numbers.max()}; classes are numbered from 0")
+    check_highest(int(numbers.max()), count, "the images")
     return Labels(numbers, int(numbers.max()) + 1)
 
 
@@ -255,7 +256,7 @@ def chosen_of(labels: Any, count: int, spec: DataSpec) -> tuple[NDArray[np.int64
     """The numbers of the images to use, and their labels."""
     if not spec.labels:
         return limited(None, count, spec.limit), None
-    check_labels_from(spec, "images in memory")
+    check_labels_from(spec, "an array or list of images")
     if labels is None:
         raise InputError("the images have no labels: give a pair (images, labels), or train without labels")
     given = as_labels(labels, count)

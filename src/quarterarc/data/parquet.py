@@ -9,7 +9,7 @@ Two things of the library `datasets` are not used, on purpose:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,8 @@ from ..storage.files import check_regular
 from .spec import DataSpec
 from .tables import Columns, TableSource, quiet, schema_columns
 
-__all__ = ["ParquetSource", "files_of_split", "parquet_source"]
+__all__ = ["ParquetSource", "parquet_source"]
 
-_SPLITS = {"train", "test", "valid", "validation", "val", "dev", "eval"}
 _ROWS = 64  # rows per record batch of the conversion, which bound its memory
 _FREE_ROWS = 100_000  # that a file may have beyond one per byte: null rows and repeated ones take no bytes
 _FREE_BYTES, _RATIO, _RATIO_OF_64_ROWS = 2**30, 64, 16  # of decoded cells: images are compressed already
@@ -198,21 +197,3 @@ def _plain(field: Any) -> Any:
     if arrow.types.is_dictionary(field.type):
         return field.type.value_type
     return arrow.string() if arrow.types.is_string_view(field.type) else field.type
-
-
-def files_of_split(folder: Path, files: Iterable[str], split: str) -> list[Path]:
-    """The files of a folder (relative paths), tables or archives, that belong to a split, sorted.
-
-    As on the hub, a file belongs to the split whose name is a word of its path: `data/train-00000-of-00002.parquet`. If
-    no path contains the name of a split, all files belong to `train`.
-    """
-    words = {file: set("".join(c if c.isalnum() else " " for c in file.lower()).split()) for file in sorted(files)}
-    chosen = [file for file, parts in words.items() if split.lower() in parts]
-    if not chosen and (split != "train" or any(parts & _SPLITS for parts in words.values())):
-        raise InputError(f"no file of {folder} has the split '{split}' in its name (files: {_some(words)})")
-    return [folder / file for file in chosen or words]
-
-
-def _some(names: Iterable[str], most: int = 5) -> str:
-    listed = list(names)
-    return ", ".join(listed[:most]) + (f", and {len(listed) - most} more" if len(listed) > most else "")

@@ -20,20 +20,13 @@ from ..common.hashes import digest
 from .containers import CONTAINERS, how_to_use
 from .decode import BadImage, Encoded, too_large
 from .formats import ENDINGS, counted_by_ending, why_not
-from .labels import (
-    Labels,
-    check_labels_from,
-    is_label_file,
-    limited,
-    split_of_folder,
-    subfolders,
-    tree_labels,
-)
+from .labels import Labels, check_labels_from, is_label_file, limited, subfolders, tree_labels
 from .lmdb_file import DamagedLmdb, LmdbFile
 from .spec import DataSpec
+from .splits import check_no_split, split_of_folder
 from .trees import Tree
 
-__all__ = ["DigitSource", "FileSource", "LmdbSource", "Source", "check_no_split", "digest"]
+__all__ = ["DigitSource", "FileSource", "LmdbSource", "Source"]
 
 
 class Source(Protocol):
@@ -66,12 +59,6 @@ class Source(Protocol):
             BadImage: if it is missing.
         """
         ...
-
-
-def check_no_split(spec: DataSpec, what: str) -> None:
-    """Raise an InputError if a split is set for a source without splits, where it would have no effect."""
-    if spec.split != "train":
-        raise InputError(f"{what} has no split '{spec.split}'; give the files of that split themselves as the source")
 
 
 class DigitSource:

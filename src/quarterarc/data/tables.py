@@ -29,9 +29,9 @@ from ..common.text import counted, one_line
 from ..storage.files import check_regular, parse_json, read_json
 from .cell_files import download_folders, file_of_cell, read_cell_file
 from .decode import BadImage, Encoded, too_large
-from .labels import Labels, check_labels_from, classes_of, limited
-from .sources import check_no_split
+from .labels import Labels, check_highest, check_labels_from, classes_of, limited
 from .spec import DataSpec
+from .splits import check_no_split
 from .trees import size_and_time
 
 __all__ = [
@@ -214,15 +214,10 @@ def _read_labels(cells: Any, columns: Columns, what: str) -> Labels:
             f"{what}: column '{columns.label}' holds {low}..{high}; classes are numbered from 0"
             + (f" to {classes - 1}" if columns.classes else "")
         )
-    if not columns.classes and classes > max(_MOST_CLASSES, len(numbers)):
-        raise InputError(
-            f"{what}: column '{columns.label}' holds numbers up to {high:,}, which would be as many classes for "
-            f"{counted(len(numbers), 'image')}; set label_column, or number the classes from 0"
-        )
+    if not columns.classes:
+        advice = "set label_column, or number the classes from 0"
+        check_highest(high, len(numbers), f"{what}: column '{columns.label}'", advice)
     return Labels(numbers, classes, columns.names)
-
-
-_MOST_CLASSES = 100_000  # that fewer images may have
 
 
 class TableSource:

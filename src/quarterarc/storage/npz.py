@@ -61,7 +61,7 @@ class Npz:
             raise InputError(f"{path} is not an npz file ({reason}); a pickle is never loaded") from None
         if len(self._entries) > _MOST_ENTRIES:
             raise InputError(f"{path} has {len(self._entries):,} entries; an npz of images or statistics has a few")
-        self.names = tuple(name.removesuffix(".npy") for name in self._entries)
+        self.names = tuple(name.removesuffix(".npy") for name in self._entries if name.endswith(".npy"))
 
     def entry(self, name: str) -> zipfile.ZipInfo:
         """The entry of an array, whose CRC and size identify its content."""
