@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0's features: colour images are judged without a download."""
+"""EfficientNet-Lite0's features: features of colour images without a download."""
 
 from __future__ import annotations
 
