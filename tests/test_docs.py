@@ -85,6 +85,28 @@ def test_every_command_of_the_page_on_watching_runs(
     assert any((tmp_path / "runs" / "tracked" / "tensorboard").iterdir())
 
 
+def test_every_command_of_the_page_on_flow_maps_runs(
+    tmp_path: Path, tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With fewer images and steps; the networks of each part of the page in a folder of their own."""
+    page = (DOCS / "flow-maps.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^(?:    )?(quarterarc .+)$", page, re.MULTILINE)
+    small = {"2000": "8", "1024": "8", "training.steps=300": "training.steps=4"}
+    commands = [[small.get(word, word) for word in command_of(line.partition("#")[0], tiny)] for line in lines]
+    assert [words[0] for words in commands] == [
+        "distill", "train", "sample", "train", "distill", "evaluate", "train", "distill", "sample",
+    ]  # fmt: skip
+    more = {"distill": ["teacher.images=8"], "sample": ["--seeds", "0-3"]}
+    for part, first in enumerate((0, 3, 6)):
+        folder = tmp_path / str(part)
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        if not part:
+            assert main(command_of("quarterarc train digits --out runs/digits", tiny)) == 0
+        for words in commands[first : first + 3]:
+            assert main([*words, *more.get(words[0], [])]) == 0, words
+
+
 def command_of(line: str, tiny: tuple[str, ...]) -> list[str]:
     """The words after `quarterarc`, with fewer steps and images."""
     program, *words = shlex.split(line)
