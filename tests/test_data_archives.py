@@ -124,7 +124,7 @@ def test_shards_of_a_web_dataset_are_one_source_with_labels_beside_the_images(tm
 
 
 def test_labels_beside_the_images_are_classes_in_all_splits(tmp_path: Path) -> None:
-    files = {}
+    files: dict[str, bytes] = {}
     for name, label in (("train/0", "cat"), ("train/1", "dog"), ("val/0", "ant")):
         files |= {f"{name}.png": encode(patch(0)), f"{name}.cls": label.encode()}
     path = write_zip(tmp_path / "a.zip", {**files, "val/1.png": encode(patch(1))})

@@ -13,9 +13,9 @@ import torch
 from data_samples import encode, patch
 from quarterarc.common.errors import InputError
 from quarterarc.data import DataSpec, ImageData, open_data, stream
+from quarterarc.data.columns import Columns
 from quarterarc.data.decode import BadImage
 from quarterarc.data.stream import StreamedImages
-from quarterarc.data.tables import Columns
 from quarterarc.training.batches import Batches
 from quarterarc.training.recipe import Recipe
 

@@ -21,8 +21,9 @@ from ..common.hashes import digest
 from ..common.optional import need
 from ..common.text import one_line
 from ..storage.files import check_regular
+from .columns import Columns, schema_columns
 from .spec import DataSpec
-from .tables import Columns, TableSource, quiet, schema_columns
+from .tables import TableSource, quiet
 
 __all__ = ["ParquetSource", "parquet_source"]
 

@@ -25,12 +25,13 @@ from numpy.typing import NDArray
 from ..common.errors import InputError
 from ..common.hashes import digest
 from ..common.text import one_line
+from .columns import Columns, choose_columns, schema_columns
 from .decode import BadImage, Pixels, read_pixels
 from .images import ImageData, Numbers, RawBatch, in_order
 from .order import permutation
 from .spec import DataSpec
 from .split_stream import SplitStream
-from .tables import Columns, choose_columns, encoded, schema_columns
+from .tables import encoded
 
 __all__ = ["BLOCK", "StreamedImages", "stream_dataset"]
 
