@@ -261,7 +261,7 @@ def test_the_command_distils_and_resumes(tiny_run: Path, made: Path, cli: Cli, t
     assert more.returncode == 0, more.stderr
     assert checkpoints(tmp_path / "map")[-1].name == "step-00000008"
     for arguments, message in (
-        (["--out", "x"], "distillation needs a teacher: the folder of a trained run"),
+        (["--out", "x"], "distillation needs a teacher: a run folder"),
         ([tiny_run], "distillation needs --out RUN"),
         ([tmp_path / "none", "--out", "x"], "none"),
         ([tiny_run, "--out", tmp_path / "map"], "already contains a run"),

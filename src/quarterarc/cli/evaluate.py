@@ -26,7 +26,7 @@ logger = logging.getLogger("quarterarc")
 
 def add_arguments(parser: Parser) -> None:
     """The arguments of `quarterarc evaluate`."""
-    source = "a run or a diffusers pipeline (it is sampled), a folder or npz of images, or a data set"
+    source = "a run or a diffusers pipeline (it is sampled), a folder or archive of images, or a data set"
     parser.add_argument("source", type=a_text, metavar="SOURCE", help=source)
     reference = "a folder, a data set, an npz, statistics, or a run for its training images"
     parser.add_argument("--reference", type=a_text, metavar="REF", help=reference)

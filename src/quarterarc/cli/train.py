@@ -23,9 +23,14 @@ def add_arguments(parser: Parser) -> None:
         "a field of the recipe and its value, such as training.steps=1000 or data.source=photos/ (docs/reference.md)"
     )
     parser.add_argument("fields", nargs="*", metavar="section.field=value", help=fields)
+    add_run_arguments(parser)
+    parser.add_argument("--skip-bad", action="store_true", help="leave out, and count, images that cannot be read")
+
+
+def add_run_arguments(parser: Parser) -> None:
+    """The arguments of commands that train by a recipe."""
     parser.add_argument("--out", type=a_path, metavar="RUN", help="the run folder (required, except with --show)")
     parser.add_argument("--resume", action="store_true", help="continue from the newest complete checkpoint")
-    parser.add_argument("--skip-bad", action="store_true", help="leave out, and count, images that cannot be read")
     device = "cpu, cuda or mps (default: the one that accelerate selects, a GPU if there is one)"
     parser.add_argument("--device", help=device)
     parser.add_argument("--show", action="store_true", help="print the complete recipe, and train nothing")
@@ -49,16 +54,21 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"{args.out} contains no run to resume: give the folder of a run, or a recipe to start one")
     if name is None:
         raise InputError(f"training needs a recipe: {', '.join(recipe_names())}, or a YAML file")
-    recipe = read_recipe(name, fields, device=args.device)
+    return train_by(read_recipe(name, fields, device=args.device), args, "trained")
+
+
+def train_by(recipe: Recipe, args: argparse.Namespace, done: str) -> int:
+    """Train by a recipe, or show it (`--show`); returns 0, or 128 + the signal's number after a signal.
+
+    Args:
+        recipe: the complete recipe.
+        args: those of `add_run_arguments`.
+        done: the word before the path of the checkpoint in the last line.
+    """
     if args.show:
         print(recipe.to_yaml(), end="")
         return 0
 
-    return train_by(recipe, args, "trained")
-
-
-def train_by(recipe: Recipe, args: argparse.Namespace, done: str) -> int:
-    """Train by a recipe, and print the checkpoint after this word; 128 + the signal's number after a signal."""
     from ..common.devices import processes
     from ..training.api import train
     from ..training.stopping import Interrupted
