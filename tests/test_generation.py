@@ -262,6 +262,10 @@ def test_labels_are_accepted_as_list_tensor_and_one_number() -> None:
         assert torch.equal(qa.generate(denoise, range(4), "euler", 2, labels=labels, progress=False), by_list)
     start = qa.noise(range(4), (1, 2, 2))
     assert torch.equal(qa.sample(denoise, start, "euler", 2, labels=[3] * 4).images, by_list)
-    for wrong in ([0.5] * 4, [[3]] * 4, ["cat"] * 4):
-        with pytest.raises(InputError, match="labels are whole numbers"):
+    for wrong, message in (
+        ([0.5] * 4, "labels are whole numbers"),
+        ([[3]] * 4, "labels are whole numbers"),
+        (["cat"] * 4, "the label 'cat': the model's classes have no names"),
+    ):
+        with pytest.raises(InputError, match=message):
             qa.sample(denoise, start, "euler", 2, labels=wrong)  # type: ignore[arg-type]

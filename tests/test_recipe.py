@@ -28,15 +28,22 @@ def test_every_recipe_of_the_package_is_valid_and_round_trips(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("name", "multipliers", "dropout", "rate", "batch", "decay", "flip"),
+    ("name", "multipliers", "dropout", "rate", "warmup", "batch", "decay", "flip"),
     [
-        ("cifar10", (1, 2, 2, 2), 0.1, 2e-4, 128, 0.9999, True),
-        ("celeba64", (1, 2, 2, 2, 4), 0.1, 2e-4, 128, 0.9999, True),
-        ("church256", (1, 1, 2, 2, 4, 4), 0.0, 2e-5, 64, 0.9999, True),
+        ("cifar10", (1, 2, 2, 2), 0.1, 2e-4, 5000, 128, 0.9999, True),
+        ("celeba64", (1, 2, 2, 2, 4), 0.1, 2e-4, 0, 128, 0.9999, True),
+        ("church256", (1, 1, 2, 2, 4, 4), 0.0, 2e-5, 5000, 64, 0.9999, True),
     ],
 )
 def test_published_settings(
-    name: str, multipliers: tuple[int, ...], dropout: float, rate: float, batch: int, decay: float, flip: bool
+    name: str,
+    multipliers: tuple[int, ...],
+    dropout: float,
+    rate: float,
+    warmup: int,
+    batch: int,
+    decay: float,
+    flip: bool,
 ) -> None:
     """Ho et al. 2020, appendix B, and the configurations of DDIM's published checkpoints."""
     recipe = read_recipe(name)
@@ -46,7 +53,7 @@ def test_published_settings(
     assert recipe.network.multipliers == multipliers
     assert recipe.network.dropout == dropout
     assert recipe.optimizer.learning_rate == rate
-    assert recipe.optimizer.warmup == 5000
+    assert recipe.optimizer.warmup == warmup
     assert recipe.optimizer.clip == 1.0
     assert recipe.training.batch == batch
     assert recipe.ema.decay == decay

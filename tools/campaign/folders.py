@@ -15,6 +15,9 @@ __all__ = ["broken", "differences", "files_below", "snapshot"]
 TIMES = ("images_per_second", "seconds", "duration", "started", "finished", "checksum")
 """Keys and columns that hold times, which differ from run to run, and the checksum of a file that has them."""
 
+PAGE = "index.html"
+"""The page of a run, which is full of times and rates: it must be there and complete."""
+
 
 def files_below(folder: Path) -> Iterator[Path]:
     """All files below a folder, in sorted order, without locks and TensorBoard's events."""
@@ -84,6 +87,8 @@ def _content(path: Path) -> Any:
             return [_without_times(json.loads(line)) for line in data.decode().splitlines()]
     except ValueError:
         return "not JSON"
+    if path.name == PAGE:
+        return data.rstrip().endswith(b"</html>")
     if path.suffix == ".csv":
         rows = csv.DictReader(io.StringIO(data.decode()))
         return [{name: cell for name, cell in row.items() if name not in TIMES} for row in rows]
