@@ -13,7 +13,7 @@ from PIL import Image, ImageFile
 
 from data_samples import encode, patch, photographs, png, tiff
 from quarterarc.common.errors import InputError
-from quarterarc.data.decode import BadImage, read_pixels
+from quarterarc.data.decode import BadImage, look, read_pixels, shape_of
 from quarterarc.data.spec import DataSpec
 
 RAMP = np.arange(65536, dtype=np.uint16).reshape(256, 256)
@@ -224,6 +224,15 @@ def test_exif_of_a_jpeg_is_applied_and_unreadable_exif_ignored() -> None:
     plain = read(encode(stored, "JPEG"))
     assert (read(encode(stored, "JPEG", exif=exif)) == plain[::-1, ::-1]).all()
     assert (read(encode(stored, "JPEG", exif=b"Exif\0\0rubbish")) == plain).all()
+    spec = DataSpec(source="x", size=8)
+    for damaged in (
+        b"Exif\0\0rubbish",
+        b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x02\0\0\0\x01\0\x06\0\0",
+    ):
+        data = encode(stored, "WEBP", exif=damaged)
+        assert shape_of(data) == (3, *stored.shape[:2])
+        assert (seen := look(data, spec)) is not None
+        assert not seen.turned
 
 
 def test_crop_box_is_exact() -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,7 @@ class ScaledSource:
     """
 
     notes: Sequence[str] = ()
+    passed_over: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, spec: DataSpec, path: Path, images: NDArray[Any], labels: Any) -> None:
         if images.dtype.kind not in "iuf":

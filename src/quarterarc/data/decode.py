@@ -264,10 +264,17 @@ def look(encoded: Encoded, spec: DataSpec, pixels: bool = True) -> Look | None:
         return None
 
 
-def _upright_size(image: Image.Image) -> tuple[int, int, int]:
+def _orientation(image: Image.Image) -> Any:
+    """The EXIF orientation; 1, upright, if the EXIF cannot be read: the pixels are valid even so."""
+    with suppress(Exception):
+        return image.getexif().get(_ORIENTATION, 1)
+    return 1
+
+
+def _upright_size(image: Image.Image) -> tuple[Any, int, int]:
     """EXIF orientation, and height and width after it is applied."""
     # the EXIF of a PNG may follow its pixels, so reading it would decode them
-    orientation = 1 if image.format == "PNG" else int(image.getexif().get(_ORIENTATION, 1))
+    orientation = 1 if image.format == "PNG" else _orientation(image)
     width, height = image.size
     return (orientation, width, height) if orientation in _SIDEWAYS else (orientation, height, width)
 
@@ -345,10 +352,7 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    orientation = 1
-    with suppress(Exception):  # the pixels are valid even if the metadata is damaged
-        orientation = image.getexif().get(_ORIENTATION, 1)
-    turn = _UPRIGHT.get(orientation)
+    turn = _UPRIGHT.get(_orientation(image))
     return image if turn is None else image.transpose(turn)
 
 

@@ -202,7 +202,7 @@ class _Images:
         notes: Sequence[str],
     ) -> None:  # fmt: skip
         self._source, self._device, self._bad = source, device, bad
-        self.passed_over: Mapping[str, str] = getattr(source, "passed_over", {})
+        self.passed_over: Mapping[str, str] = source.passed_over
         self.notes: Sequence[str] = (*source.notes, *notes)
         dropped = np.fromiter(bad, dtype=np.int64)
         self._kept = np.delete(np.arange(source.count), dropped)  # image number -> number in the source

@@ -10,8 +10,9 @@ import hashlib
 import math
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -158,6 +159,7 @@ class TensorSource:
     """
 
     notes: Sequence[str] = ()
+    passed_over: Mapping[str, str] = MappingProxyType({})
     files: Sequence[Path] = ()
 
     def __init__(self, images: Tensor | NDArray[Any], labels: Any, spec: DataSpec) -> None:
@@ -194,6 +196,7 @@ class PictureSource:
     files: Sequence[Path] = ()
     what = "a list of images"
     notes: Sequence[str] = ()
+    passed_over: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, images: Sequence[Any], labels: Any, spec: DataSpec) -> None:
         if not images:

@@ -7,9 +7,10 @@ datasets, `memory` has tensors, arrays and lists of PIL images.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
@@ -42,6 +43,8 @@ class Source(Protocol):
     """Identifies the content at its place, with modification times: the key of cached results."""
     notes: Sequence[str]
     """Lines for the log, such as the files of a folder that are not used."""
+    passed_over: Mapping[str, str]
+    """The files of a folder or archive that are not read as images, with the reason."""
 
     @property
     def files(self) -> Sequence[Path]:
@@ -71,6 +74,7 @@ class DigitSource:
 
     what = "digits"
     notes: Sequence[str] = ()
+    passed_over: Mapping[str, str] = MappingProxyType({})
     files: Sequence[Path] = ()
 
     def __init__(self, spec: DataSpec) -> None:
@@ -112,7 +116,7 @@ class FileSource:
         of_split, note = split_of_folder(spec, self.what, [tree.names[place] for place in images])
         chosen = [images[place] for place in of_split]
         labels = tree_labels(spec, tree, images, chosen) if spec.labels else None
-        self.passed_over = _not_read(tree, {*images}, spec)
+        self.passed_over: Mapping[str, str] = _not_read(tree, {*images}, spec)
         others = counted_by_ending(self.passed_over)
         self.notes: Sequence[str] = [line for line in (others and f"{self.what}: passed over {others}", note) if line]
         if labels is None and (folders := subfolders(tree, images)):
@@ -164,6 +168,7 @@ class LmdbSource:
     """An LMDB folder in LSUN's format: the values are encoded images, in the order of their keys; no labels."""
 
     notes: Sequence[str] = ()
+    passed_over: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, spec: DataSpec, folder: Path) -> None:
         self.what = f"LMDB {folder}"

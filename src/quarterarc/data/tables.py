@@ -15,6 +15,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from PIL import Image
@@ -92,6 +93,7 @@ class TableSource:
     """
 
     notes: Sequence[str] = ()
+    passed_over: Mapping[str, str] = MappingProxyType({})
 
     def __init__(
         self,

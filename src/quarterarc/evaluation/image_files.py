@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -147,6 +148,7 @@ class _OneSize:
 
     labels: Labels | None = None
     notes: Sequence[str] = ()
+    passed_over: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, source: Source, numbers: Sequence[int], shape: Shape, first: str) -> None:
         self._source, self._numbers, self._shape, self._first = source, numbers, shape, first
