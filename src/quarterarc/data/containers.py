@@ -1,4 +1,4 @@
-"""Files that are not read as they are: how to use them instead."""
+"""Files that hold images but are not read, or not within a folder of images: how to use them instead."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _OTHERS = {
     (".mdb",): "give the folder it lies in",
 }
 CONTAINERS = tuple(ending for endings in (*_UNPACK, *_OTHERS) for ending in endings)
-"""The endings of files that may hold images but are not read."""
+"""The endings of files that may hold images but are not read within a folder of images."""
 
 
 def how_to_use(path: Path, call: str = TRAIN) -> str | None:

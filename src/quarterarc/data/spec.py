@@ -54,9 +54,9 @@ class DataSpec(Section):
     """Files of several pages or frames: `first` uses the first one, `one` is an error for them. `auto`: the first frame
     of an animation (GIF, WebP, PNG, AVIF), which the log mentions, and an error for the pages of a TIFF stack."""
     range: tuple[float, float] | None = None
-    """The values of black and white in gray images of more than 8 bits, [LOW, HIGH]: [0, 4095] for 12 bits in a 16-bit
-    file, [0, 1] for floating point; values beyond are clipped. Default: 0..65535 for unsigned 16 bits, the range of the
-    format for other TIFFs, and an error for signed or 32-bit integers and floats."""
+    """The values of black and white, LOW,HIGH, in gray images and NumPy arrays of more than 8 bits: 0,4095 for 12 bits
+    in a 16-bit file, 0,1 for floating point; values beyond are clipped. Default: 0..65535 for unsigned 16 bits, the
+    range of the format for other TIFFs, and an error for signed or 32-bit integers and floats."""
     flip: bool = False
     """Mirror each image horizontally with probability 1/2 in training."""
     augment: Annotated[float, Field(ge=0.0, le=1.0)] | Literal["auto"] = 0.0
