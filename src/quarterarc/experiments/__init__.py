@@ -31,6 +31,7 @@ EXPERIMENTS: dict[str, str] = {
     "progress": "zhang2023.pictures:PROGRESS",
     "robustness": "zhang2023.robustness:ROBUSTNESS",
     "solvers": "zhang2023.solvers:SOLVERS",
+    "stochastic": "zhang2023.stochastic:STOCHASTIC",
     "training-speed": "zhang2023.training_speed:TRAINING_SPEED",
     "ddpm-ablation": "ho2020.ddpm_ablation:DDPM_ABLATION",
     "likelihood": "ho2020.likelihood:LIKELIHOOD",

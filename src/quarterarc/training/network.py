@@ -7,10 +7,21 @@ from torch import Tensor, nn
 
 from ..common.errors import InputError
 from ..common.text import one_line
+from ..heads import head as named_head
 from ..networks import ADM, DDPMpp, UNet, attention_levels, build_network, fill_arguments
+from ..schedules import schedule as named_schedule
 from .recipe import Recipe
 
-__all__ = ["check_network", "recipe_network"]
+__all__ = ["check_network", "parameters", "recipe_network"]
+
+
+def parameters(recipe: Recipe, head: str) -> int:
+    """The number of parameters of a recipe's network with the channels of a head; nothing is allocated."""
+    channels = recipe.data.channels
+    outputs = named_head(head, named_schedule(recipe.schedule.name, recipe.schedule.steps)).channels(channels)
+    with torch.device("meta"):
+        network = recipe_network(recipe, channels, outputs, None)
+    return sum(weights.numel() for weights in network.parameters())
 
 
 def recipe_network(

@@ -8,11 +8,12 @@ from functools import partial
 from typing import Any
 
 from ...samplers import sampler as named_sampler
+from ...training.network import parameters
 from ..arms import Arm, arm
 from ..base import Experiment, Measurements
 from ..cells import Cell, quality
 from ..claims import Claim, Comparison
-from ..findings import Findings, Part, Section
+from ..findings import Findings, Part, Section, Table
 from ..scales import Scale
 from ..tables import CellAt, compare, grid_table, order_table, quality_chart, values_at
 
@@ -27,6 +28,7 @@ __all__ = [
     "NORMS",
     "OURS",
     "PAPER_ROWS",
+    "PUBLISHED_DDPM",
     "Row",
     "solver_steps",
 ]
@@ -165,10 +167,17 @@ def _cold(scale: Scale, norm: str) -> CellAt:
 
 
 def _report(measured: Measurements) -> Findings:
-    sections = [Section("Norms", ABOUT_NORMS)]
+    sections = [Section("Norms", ABOUT_NORMS), Section("The cost of the second head", "", [_heads(measured.scale)])]
     for norm in NORMS:
         sections += _sections(measured, norm)
     return Findings(sections, [claim for norm in NORMS for claim in _claims(measured, norm)])
+
+
+def _heads(scale: Scale) -> Table:
+    """The number of parameters of the scale's network with one estimate and with both, counted in the networks."""
+    counts = {name: parameters(OURS.arm.recipe(scale, 0), name) for name in ("noise", "both")}
+    rows = [[name, f"{count:,}", f"{100 * (count / counts['noise'] - 1):+.2f} %"] for name, count in counts.items()]
+    return Table("Parameters", ["head", "parameters", "against one estimate"], rows)
 
 
 def _sections(measured: Measurements, norm: str) -> list[Section]:

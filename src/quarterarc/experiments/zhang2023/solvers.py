@@ -1,22 +1,19 @@
-"""All solvers with the same network: quality against network evaluations and against time."""
+"""All solvers with the same network: quality against network evaluations."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from statistics import fmean
 from typing import Any
 
-from ...common.text import duration
-from ...report import Series, line_chart
 from ...samplers import sampler as named_sampler
 from ..base import Experiment, Measurements
 from ..cells import Cell, quality
 from ..claims import Claim, spread
-from ..findings import Chart, Findings, Section, Table
+from ..findings import Findings, Section, Table
 from ..scales import Scale
-from ..tables import CellAt, compare, grid_table, order_table, quality_chart, values_at
+from ..tables import CellAt, compare, grid_table, order_table, quality_chart
 from .ablation import OURS
 
 __all__ = ["SOLVERS", "Solver"]
@@ -85,41 +82,11 @@ def _cells(scale: Scale, seeds: Sequence[int]) -> list[Cell]:
 def _report(measured: Measurements) -> Findings:
     scale, counts = measured.scale, _evaluations(measured.scale)
     at: dict[str, CellAt] = {solver.label: partial(solver.cell, scale) for solver in COMPARED}
-    rows = [
-        [
-            solver.label,
-            str(named_sampler(solver.sampler, **solver.options).evaluations),
-            *(duration(_seconds(measured, at[solver.label], n)) for n in counts),
-        ]
-        for solver in COMPARED
-    ]
-    times = Table(
-        "Time per image",
-        ["", "network evaluations per step", *(f"{n} evaluations" for n in counts)],
-        rows,
-        f"Wall-clock time of sampling on {measured.lab.device} with {scale.batch} images per batch, without the "
-        "computation of features. Other work on the machine may have slowed it down.",
-    )
     stable = {
         label: cell
         for label, cell in at.items()
         if all("unstable" not in measured[cell(n, seed)] for n in counts for seed in measured.seeds)
     }
-    chart = line_chart(
-        [
-            Series(
-                label,
-                [1e3 * _seconds(measured, cell, n) for n in counts],
-                [fmean(values_at(measured, cell, n)) for n in counts],
-            )
-            for label, cell in stable.items()
-        ],
-        "Frechet distance against time per image",
-        "milliseconds per image",
-        "Frechet distance",
-        log_x=True,
-        log_y=True,
-    )
     return Findings(
         [
             Section(
@@ -137,7 +104,6 @@ def _report(measured: Measurements) -> Findings:
                 "depends on the image.",
                 [_tolerance_table(measured)],
             ),
-            Section("Time", "", [times, Chart("clock", chart)]),
             Section("Ranking", "", [order_table(measured, stable, counts, unit="evaluations")]),
         ],
         _claims(measured, at, counts),
@@ -150,11 +116,6 @@ def _tolerance_table(measured: Measurements) -> Table:
         columns = [measured.by_seed(partial(_to_tolerance, measured.scale, tolerance), n) for n in ("fid", "nfe")]
         rows.append([f"{tolerance:g}", *map(spread, columns)])
     return Table("Adaptive solver", ["tolerance", "Frechet distance", "network evaluations per image, mean"], rows)
-
-
-def _seconds(measured: Measurements, cell: CellAt, evaluations: int) -> float:
-    """Seconds per image, from the mean rate over seeds."""
-    return 1.0 / fmean(measured.by_seed(lambda seed: cell(evaluations, seed), "images_per_second"))
 
 
 def _claims(measured: Measurements, at: dict[str, CellAt], counts: Sequence[int]) -> list[Claim]:
@@ -179,7 +140,7 @@ def _claims(measured: Measurements, at: dict[str, CellAt], counts: Sequence[int]
 
 SOLVERS = Experiment(
     "solvers",
-    "Which solver is best at equal network evaluations, and at equal time?",
+    "Which solver is best at equal network evaluations?",
     "Zhang, Ehinger & Drummond 2023, sections 3.1 and 3.3",
     _cells,
     _report,
