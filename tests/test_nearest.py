@@ -71,6 +71,12 @@ def test_the_training_images_of_a_run_are_those_that_it_was_trained_on(held: Pat
     assert torch.equal(first, data.batch(parts[0].numbers[:5]).images)
 
 
+def test_a_count_never_reaches_images_beyond_the_limit_of_the_run(tiny: tuple[str, ...], tmp_path: Path) -> None:
+    train(read_recipe("digits", [*tiny, "data.limit=20", "training.steps=1"]), tmp_path, progress=False)
+    assert training_images(tmp_path, limit=50).count == 20
+    assert training_images(tmp_path, limit=5).count == 5
+
+
 def test_the_command_compares_samples_with_training_and_held_out_images(held: Path, cli: Cli, tmp_path: Path) -> None:
     done = cli("evaluate", held, "--metrics", "nearest", "--count", "9", "--batch-size", "4", "--steps", "2")
     assert done.returncode == 0, done.stderr
@@ -106,6 +112,9 @@ def test_images_need_a_reference_and_an_iterable_has_no_picture(tmp_path: Path, 
     made = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
     with pytest.raises(InputError, match="nearest: these metrics compare with real images"):
         evaluate(made, None, "nearest", progress=False)
+    (tmp_path / "other-nearest.png").mkdir()
+    with pytest.raises(InputError, match=r"cannot write to .*other-nearest\.png: it is a folder"):
+        evaluate(made, held, "nearest", out=tmp_path / "other.json", progress=False)
     result = evaluate(iter([made]), held, "nearest", out=tmp_path / "result.json", progress=False)
     assert result["nearest"]["picture"] is None
 

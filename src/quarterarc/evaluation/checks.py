@@ -1,4 +1,4 @@
-"""Checks that images, reference, features and metrics of an evaluation fit together."""
+"""Checks that the arguments of an evaluation fit together: images, sampling, reference, features and metrics."""
 
 from __future__ import annotations
 
@@ -7,15 +7,64 @@ from dataclasses import replace
 
 import torch
 
+from ..common.compiling import Compile
 from ..common.errors import InputError
 from ..common.text import counted
 from ..data.image_set import ImageSet, Shape
+from ..sampling.plans import Sampling
 from .extractors import EXTRACTORS, Extractor
 from .features import ImageFeatures
 from .metrics import Metric, Settings, needs
 from .references import Reference
+from .sources import is_model, source_name
 
-__all__ = ["check_counts", "check_kinds", "check_pair", "check_same_shape", "check_saved", "usable_reference"]
+__all__ = [
+    "check_counts",
+    "check_kinds",
+    "check_pair",
+    "check_same_shape",
+    "check_sampling",
+    "check_saved",
+    "usable_reference",
+]
+
+
+def check_sampling(
+    source: object,
+    request: Sampling,
+    seeds: Sequence[int] | None,
+    labels: Sequence[int | str] | None,
+    precision: torch.dtype | None,
+    compile: Compile,
+    likelihoods: Sequence[str],
+) -> None:
+    """Raise an InputError for arguments of sampling that have no effect, or contradict each other."""
+    arguments = {
+        "seeds": seeds,
+        "sampler": request.sampler,
+        "steps": request.steps,
+        "grid": request.grid,
+        "options": request.options or None,
+        "labels": labels,
+        "guidance": request.guidance,
+        "compile": None if compile == "auto" else compile,
+    }
+    given = [name for name, value in arguments.items() if value is not None]
+    of_model = {"projection": request.projection, "precision": precision}
+    if likelihoods and not is_model(source):
+        raise InputError(
+            f"{', '.join(likelihoods)}: the metric evaluates a model, but {source_name(source)} is not a run or a "
+            "denoiser: give a run folder"
+        )
+    if given and likelihoods:
+        raise InputError(f"{given[0]} has no effect on {', '.join(likelihoods)}, which samples no images: leave it out")
+    given += [name for name, value in of_model.items() if value is not None]
+    if given and not is_model(source):
+        raise InputError(
+            f"{given[0]} applies to sampled images, but {source_name(source)} is not a run or a denoiser: leave it out"
+        )
+    if request.guidance is not None and labels is None:
+        raise InputError("guidance needs labels: it steers towards a class")
 
 
 def check_kinds(metrics: Mapping[str, Metric], extractor: Extractor) -> None:

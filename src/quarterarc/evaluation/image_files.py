@@ -280,7 +280,8 @@ def _data_of(run: Path) -> DataSpec:
 def _images_of(run: Path, limit: int | None, held_out: bool) -> ImageSet:
     spec = _data_of(run)
     if not spec.holdout:  # the choice of held-out images depends on the number of all
-        spec = spec.model_copy(update={"limit": limit or spec.limit})
+        limits = [number for number in (limit, spec.limit) if number is not None]
+        spec = spec.model_copy(update={"limit": min(limits, default=None)})
     try:
         data = open_data(spec)
         for note in () if held_out else data.notes:

@@ -30,20 +30,27 @@ from ..likelihood.evaluation import LIKELIHOOD_METRICS, LikelihoodSettings, eval
 from ..samplers import Sampler
 from ..sampling.plans import GridLike, Sampling
 from ..storage.files import check_writable, make_folder, write_json
-from ..storage.pictures import write_png
 from ..storage.runs import NEAREST
 from ..wrappers import project
-from .checks import check_counts, check_kinds, check_pair, check_same_shape, check_saved, usable_reference
+from .checks import (
+    check_counts,
+    check_kinds,
+    check_pair,
+    check_same_shape,
+    check_sampling,
+    check_saved,
+    usable_reference,
+)
 from .extractors import Extractor, usual_features
 from .extractors import extractor as named_extractor
 from .features import ImageFeatures, collect
 from .image_files import held_out_images
 from .metrics import METRICS, Metric, Settings, check_metrics, label, needs
-from .nearest import memorisation, nearest_sheet, pixels_of
+from .nearest import memorisation, write_nearest
 from .references import Reference, check_ending, open_reference, save_statistics
 from .resume import partial_results
 from .sets import SampledSet
-from .sources import Model, as_set, is_model, open_model, source_name
+from .sources import Model, as_set, is_model, open_model
 
 __all__ = ["evaluate"]
 
@@ -145,7 +152,7 @@ def evaluate(
     if save_features and save_to is None:
         raise InputError("feature vectors are saved with the statistics: give the file of the statistics (save_to) too")
     request = Sampling.of(sampler, steps, grid, options or {}, guidance, projection)
-    _check_sampling_arguments(source, request, seeds, labels, precision, compile, likelihoods)
+    check_sampling(source, request, seeds, labels, precision, compile, likelihoods)
     result_path, statistics_path = (None if path is None else Path(path) for path in (out, save_to))
     for path in (result_path, statistics_path):
         if path is not None:
@@ -169,8 +176,11 @@ def evaluate(
     image_settings = _of_kind(settings, Settings)
     chosen = {name: METRICS[name] for name in names}
     alone = names == ["nearest"]
-    if alone and reference is None and isinstance(source, str | Path):
-        reference = source if (Path(source).expanduser() / "recipe.yaml").is_file() else None
+    if alone and reference is None:
+        reference = _run_of(source)
+    picture = _picture_path(source, result_path) if "nearest" in chosen else None
+    if picture is not None:
+        check_writable(picture)
     known = _reference_for(reference, chosen)
     if statistics_path is not None:
         check_ending(statistics_path)
@@ -192,7 +202,7 @@ def evaluate(
         result = _evaluate_images(
             images, known, chosen, network, image_settings, batch_size,
             folder or partial, statistics_path, save_features, progress,
-            _held_out_of(reference) if "nearest" in chosen else None, _picture_path(source, result_path),
+            _held_out_of(reference) if "nearest" in chosen else None, picture,
         )  # fmt: skip
         _write(result, result_path)
         processes().wait()
@@ -214,44 +224,6 @@ def _of_kind(settings: Settings | LikelihoodSettings | Mapping[str, Any] | None,
     if not isinstance(settings, kind):
         raise InputError(f"these metrics take settings of type {kind.__name__}, got {type(settings).__name__}")
     return settings
-
-
-def _check_sampling_arguments(
-    source: object,
-    request: Sampling,
-    seeds: Sequence[int] | None,
-    labels: Sequence[int | str] | None,
-    precision: torch.dtype | None,
-    compile: Compile,
-    likelihoods: Sequence[str],
-) -> None:
-    """Raise an InputError for arguments of sampling that have no effect, or contradict each other."""
-    arguments = {
-        "seeds": seeds,
-        "sampler": request.sampler,
-        "steps": request.steps,
-        "grid": request.grid,
-        "options": request.options or None,
-        "labels": labels,
-        "guidance": request.guidance,
-        "compile": None if compile == "auto" else compile,
-    }
-    given = [name for name, value in arguments.items() if value is not None]
-    of_model = {"projection": request.projection, "precision": precision}
-    if likelihoods and not is_model(source):
-        raise InputError(
-            f"{', '.join(likelihoods)}: the metric evaluates a model, but {source_name(source)} is not a run or a "
-            "denoiser: give a run folder"
-        )
-    if given and likelihoods:
-        raise InputError(f"{given[0]} has no effect on {', '.join(likelihoods)}, which samples no images: leave it out")
-    given += [name for name, value in of_model.items() if value is not None]
-    if given and not is_model(source):
-        raise InputError(
-            f"{given[0]} applies to sampled images, but {source_name(source)} is not a run or a denoiser: leave it out"
-        )
-    if request.guidance is not None and labels is None:
-        raise InputError("guidance needs labels: it steers towards a class")
 
 
 def _sampled(
@@ -339,8 +311,9 @@ def _evaluate_images(
                 if "nearest" in metrics:
                     further = None if unseen is None else unseen.vectors["pool"]
                     details["nearest"] = memorisation(computed.vectors["pool"], compared.vectors["pool"], further)
-                    picture = _write_nearest(details["nearest"]["shown"], images, reference, batch_size, picture)
-                    details["nearest"]["picture"] = None if picture is None else str(picture)
+                    shown, training = details["nearest"]["shown"], reference.images
+                    written = picture is not None and write_nearest(picture, shown, images, training, batch_size)
+                    details["nearest"]["picture"] = str(picture) if written else None
     if process.rank:
         return {}
     return {
@@ -366,33 +339,26 @@ def _evaluate_images(
     }
 
 
+def _run_of(source: object) -> Path | None:
+    """The run folder that a source names, or None."""
+    if not isinstance(source, str | Path):
+        return None
+    path = Path(source).expanduser()
+    return path if (path / "recipe.yaml").is_file() else None
+
+
 def _held_out_of(reference: object) -> ImageSet | None:
     """The images held out of training, of a reference that is a run."""
-    if isinstance(reference, str | Path) and (Path(reference).expanduser() / "recipe.yaml").is_file():
-        return held_out_images(Path(reference).expanduser())
-    return None
+    run = _run_of(reference)
+    return None if run is None else held_out_images(run)
 
 
 def _picture_path(source: object, out: Path | None) -> Path | None:
     """The picture of the metric `nearest`: beside the result, or in the run that is evaluated."""
     if out is not None:
         return out.with_name(f"{out.stem}-nearest.png")
-    run = isinstance(source, str | Path) and (Path(source).expanduser() / "recipe.yaml").is_file()
-    return Path(str(source)).expanduser() / NEAREST if run else None
-
-
-def _write_nearest(
-    shown: Sequence[Mapping[str, Any]], images: ImageSet, reference: Reference, batch_size: int, path: Path | None
-) -> Path | None:
-    """Write the picture of the metric `nearest`, if there is a place for it and the images can be read again."""
-    if path is None or images.count is None or reference.images is None or reference.images.count is None:
-        return None
-    neighbours = [number for row in shown for number in row["neighbours"]]
-    own = pixels_of(images, [row["image"] for row in shown], batch_size)
-    training = pixels_of(reference.images, neighbours, batch_size)
-    make_folder(path.parent)
-    write_png(path, nearest_sheet(shown, own, training))
-    return path
+    run = _run_of(source)
+    return None if run is None else run / NEAREST
 
 
 def _reference_features(

@@ -1,14 +1,15 @@
 """Memorisation: how close samples are to the images that a network was trained on.
 
 A sample is counted as a copy if its distance to the nearest training image is below a third of that to the second
-nearest one (Yoon et al. 2023). What distance is usual is measured on images that the network has not seen, those held
-out of training, and on training images among one another.
+nearest one (Yoon et al. 2023). For comparison, the same distance is measured for images that were
+held out of training, which the network has not seen, and from training images to one another.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,10 +18,11 @@ from torch import Tensor
 from ..common.errors import InputError
 from ..data.image_set import ImageSet
 from ..data.order import permutation
-from ..storage.pictures import contact_sheet
+from ..storage.files import make_folder
+from ..storage.pictures import contact_sheet, write_png
 from .arrays import Features, as_pair
 
-__all__ = ["COPY", "copies", "memorisation", "nearest", "nearest_sheet", "pixels_of"]
+__all__ = ["COPY", "copies", "memorisation", "nearest", "nearest_sheet", "write_nearest"]
 
 COPY = 1 / 3
 """Largest ratio of the two smallest distances of a copy."""
@@ -42,7 +44,7 @@ def nearest(queries: Features, references: Features, k: int, itself: Tensor | No
 
     Args:
         queries, references: features, shapes (N, D) and (M, D).
-        k: number of neighbours, below M.
+        k: number of neighbours, at most M; with `itself` below M.
         itself: of queries that are references, their numbers (N,): a query is no neighbour of itself.
 
     Returns:
@@ -110,7 +112,7 @@ def memorisation(images: Tensor, training: Tensor, held_out: Tensor | None = Non
     }
 
 
-def pixels_of(images: ImageSet, numbers: Sequence[int], batch_size: int) -> dict[int, Tensor]:
+def _pixels_of(images: ImageSet, numbers: Sequence[int], batch_size: int) -> dict[int, Tensor]:
     """Images of a set by their numbers, uint8 (C, H, W), which are read or sampled again in the same batches."""
     batches = {number // batch_size for number in numbers}
     pixels: dict[int, Tensor] = {}
@@ -118,6 +120,29 @@ def pixels_of(images: ImageSet, numbers: Sequence[int], batch_size: int) -> dict
         first = batch * batch_size
         pixels |= {number: part[number - first].cpu() for number in numbers if 0 <= number - first < len(part)}
     return pixels
+
+
+def write_nearest(
+    path: Path, shown: Sequence[Mapping[str, Any]], images: ImageSet, training: ImageSet | None, batch_size: int
+) -> bool:
+    """Write the picture of `nearest_sheet`, if the images and the training images can be read again.
+
+    Args:
+        path: the PNG file.
+        shown: as `memorisation` returns them.
+        images, training: the sets, which are read or sampled again in the same batches.
+        batch_size: images per batch.
+
+    Returns:
+        Whether it is written.
+    """
+    if images.count is None or training is None or training.count is None:
+        return False
+    own = _pixels_of(images, [row["image"] for row in shown], batch_size)
+    neighbours = _pixels_of(training, [number for row in shown for number in row["neighbours"]], batch_size)
+    make_folder(path.parent)
+    write_png(path, nearest_sheet(shown, own, neighbours))
+    return True
 
 
 def nearest_sheet(
