@@ -252,6 +252,8 @@ def test_labels_are_given_by_number_range_or_name(labelled: Path, tmp_path: Path
     assert torch.equal(images, generate(denoise, range(3), steps=2, labels="bee", progress=False))
     with pytest.raises(InputError, match="'cat': the model's classes have no names; give numbers"):
         numbered_labels(replace(denoise, class_names=()), ["cat"])
+    with pytest.raises(InputError, match=r"a label is the number or the name of a class, got 1\.5"):
+        numbered_labels(denoise, [1.5])  # type: ignore[list-item]
 
 
 def test_a_grid_is_tuned_to_a_guided_flow_and_used_with_it_alone(

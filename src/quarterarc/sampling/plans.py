@@ -9,6 +9,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import index
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -215,7 +216,7 @@ def _as_tensor(labels: Tensor | Sequence[int | str], device: torch.device) -> Te
     """Labels as an int64 tensor of shape (B,) on a device."""
     try:
         tensor = torch.as_tensor(labels)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"labels are whole numbers, one per image: {one_line(error)}") from None
     if tensor.ndim != 1 or tensor.is_floating_point() or tensor.dtype == torch.bool:
         raise InputError(f"labels are whole numbers of shape (B,), got {tensor.dtype} of shape {tuple(tensor.shape)}")
@@ -296,7 +297,10 @@ def numbered_labels(denoise: Denoise, labels: Sequence[int | str] | None) -> lis
 def _number_of(label: int | str, names: Sequence[str]) -> int:
     """The number of a class that is given by its number or name."""
     if not isinstance(label, str):
-        return int(label)
+        try:
+            return index(label)
+        except TypeError:
+            raise InputError(f"a label is the number or the name of a class, got {label!r}") from None
     if not names:
         raise InputError(f"the label '{label}': the model's classes have no names; give numbers")
     if label not in names:

@@ -155,12 +155,10 @@ def find(
         for grid in grids
     )
     wanted = f"{sampler} with {counted(steps, 'step')}{' and these options' if options else ''}"
-    guided = (flow or "").removeprefix("guided by ")
-    if guided == (flow or ""):
-        command = "`quarterarc tune` for it"
-    else:
-        wanted, command = f"{wanted}, {flow}", f"`quarterarc tune --guidance {guided}` for it"
-    raise InputError(f"no grid was tuned for {wanted} (tuned: {tuned or 'none'}): run {command}")
+    command = "quarterarc tune"
+    if guided := _GUIDED.fullmatch(flow or ""):
+        wanted, command = f"{wanted}, {flow}", f"{command} --guidance {guided[1]}"
+    raise InputError(f"no grid was tuned for {wanted} (tuned: {tuned or 'none'}): run `{command}` for it")
 
 
 def tuned_grid(denoise: Denoise, sampler: str, options: Mapping[str, Any], steps: int) -> TunedGrid:
@@ -181,7 +179,8 @@ def tuned_grid(denoise: Denoise, sampler: str, options: Mapping[str, Any], steps
     return find(read_tuned(declared.checkpoint), sampler, options, steps, declared.altered)
 
 
-_GUIDED = re.compile(r"guided by [^, ]+")
+_GUIDED = re.compile(r"guided by ([^, ]+)")
+"""`Traits.altered` of a denoiser under guidance alone."""
 
 
 def read_tuned(checkpoint: Path) -> list[TunedGrid]:

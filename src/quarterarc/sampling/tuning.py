@@ -152,7 +152,7 @@ def _request(
     """Name of the sampler, steps, options and guidance, of these arguments or of a request.
 
     Raises:
-        InputError: for a sampler without a name, or a request with a grid or another flow than the network's own.
+        InputError: for a sampler without a name, or a request with a grid or a projection.
     """
     request = Sampling.of(sampler, steps, None, options, guidance)
     if request.grid is not None or request.projection is not None:
@@ -164,7 +164,7 @@ def _request(
 
 
 def _guided(denoise: Denoise, guidance: float | None) -> Denoise:
-    """A denoiser under guidance; None for none."""
+    """A denoiser under guidance; the denoiser itself if `guidance` is None."""
     if guidance is None:
         return denoise
     if traits(denoise).classes is None:
