@@ -83,6 +83,8 @@ def test_a_recipe_has_other_fields_on_an_nvidia_gpu() -> None:
     assert read_recipe(resolved.model_dump(), device="cpu") == resolved  # as a run records it
     with pytest.raises(InputError, match="unknown field"):
         read_recipe({**own, "cuda": {"training": {"stepz": 9}}}, device="cuda")
+    with pytest.raises(InputError, match="unknown field '5'"):
+        read_recipe({**own, "cuda": {5: 9}}, device="cuda")
     with pytest.raises(InputError, match="'cuda' is a section of fields"):
         read_recipe({**own, "cuda": 5})
 
@@ -119,6 +121,14 @@ def test_parameters_determine_the_movement() -> None:
     assert min((quarter - image.rot90(turns, (2, 3))).abs().max() for turns in (1, 3)) < 1e-3
     # an eighth of the side per unit: 4 of 32 pixels
     torch.testing.assert_close(augment(image, parameters(right=1))[..., 4:24], image[..., 8:28], atol=1e-3, rtol=0)
+    transposed = augment(image.mT, parameters(down=1)).mT
+    torch.testing.assert_close(transposed, augment(image, parameters(right=1)), atol=1e-4, rtol=0)
+    # 5 * 0.2 octaves: twice as wide (and half as high, which columns of one colour do not show)
+    columns = image.mean(2, keepdim=True).expand_as(image)
+    wider = nn.functional.interpolate(columns[..., 8:24], size=(32, 32), mode="bicubic", align_corners=False)
+    assert (augment(columns, parameters(along=5)) - wider)[..., 4:-4].abs().mean() < 1e-3
+    higher = augment(columns.mT, parameters(across=5)).mT
+    torch.testing.assert_close(higher, augment(columns, parameters(along=5)), atol=1e-3, rtol=0)
     larger = augment(image, parameters(scale=5))  # 5 * 0.2 octaves: twice as large
     crop = nn.functional.interpolate(image[..., 8:24, 8:24], scale_factor=2, mode="bicubic", align_corners=False)
     assert (larger - crop)[..., 4:-4, 4:-4].abs().mean() < 1e-3
@@ -242,6 +252,9 @@ def test_the_remaining_time_is_logged_once(monkeypatch: pytest.MonkeyPatch, capl
     forecast = Forecast(1806, 16)
     for step in range(1, 12):
         forecast.after(step)
+    forecast = Forecast(6, 16)
+    for step in range(1, 7):
+        forecast.after(step)  # of a run that has ended nothing remains
     (message,) = caplog.messages
     assert message == "about 60 min for the remaining 1,800 steps: 2.0 s per step, 8 images per second"
 

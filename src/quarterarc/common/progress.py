@@ -99,7 +99,8 @@ def progress_bar(
         show: whether to show anything.
         initial: units that were done before.
         leave: whether a bar stays after the end.
-        early: whether there are lines after the first units already, for work that is judged by what is noted.
+        early: whether a log file has lines after the first and the tenth unit already, for work whose noted values
+            show early whether it goes well, such as the loss of training.
         form: format of the bar (`bar_format` of tqdm).
     """
     if not show or sys.stderr is None:
@@ -125,7 +126,7 @@ def working(description: str, show: bool = True) -> Bar:
 
 def shown(show: bool) -> bool:
     """Whether `progress_bar` shows a bar: `show`, and the error stream is a terminal. For bars of other libraries."""
-    return show and sys.stderr.isatty()
+    return show and sys.stderr is not None and sys.stderr.isatty()
 
 
 def _in_notebook() -> bool:

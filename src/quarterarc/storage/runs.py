@@ -49,7 +49,7 @@ def checkpoint_name(step: int) -> str:
 
 def sheet_name(step: int, evaluations: int | None = None) -> str:
     """The name of the contact sheet after `step` optimiser steps; with the evaluations per image, for a flow map."""
-    return f"step-{step:08d}{'' if evaluations is None else f'-{evaluations}'}.png"
+    return f"{checkpoint_name(step)}{'' if evaluations is None else f'-{evaluations}'}.png"
 
 
 def sheets(run: Path) -> dict[int, dict[str, Path]]:

@@ -23,7 +23,7 @@ from ..data.order import balanced_indices, indices
 from .augmentation import augment, draw_parameters
 from .recipe import Recipe
 
-__all__ = ["Batch", "Batches", "part_size"]
+__all__ = ["Batch", "Batches", "part_size", "with_dropped"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +57,14 @@ def part_size(recipe: Recipe, processes: int) -> int:
             f"{processes} processes times training.accumulate={settings.accumulate}"
         )
     return settings.batch // parts
+
+
+def with_dropped(labels: Tensor | None, dropped: Tensor, classes: int | None, device: torch.device) -> Tensor | None:
+    """Labels on a device, with the number of classes, which means "no label", where `dropped`; None without labels."""
+    if labels is None:
+        return None
+    assert classes is not None
+    return torch.where(send(dropped, device), classes, send(labels, device))
 
 
 def _by_class(data: ImageData) -> list[NDArray[np.int64]]:
@@ -149,9 +157,5 @@ class Batches:
             parameters = draw_parameters(moves, self.augment)
             image = augment(image, parameters)
             parameters = send(parameters, self.device, torch.float32)
-        labels = raw.labels
-        if labels is not None:
-            assert self.data.classes is not None
-            dropped = send(dropped < settings.drop_labels, self.device)
-            labels = torch.where(dropped, self.data.classes, send(labels, self.device))
+        labels = with_dropped(raw.labels, dropped < settings.drop_labels, self.data.classes, self.device)
         return Batch(image, noise, times, labels, drawn.uniform(3), parameters)

@@ -24,11 +24,11 @@ SHEET = "training-images.png"
 """The first images of a run, as the network sees them: cropped, resized, mirrored and augmented."""
 PASSED_OVER = "passed-over.json"
 """The files of the source that are not used, with the reason, in the run folder."""
-_MOST_STEPS, _OF_CLASSES = 8, 4  # steps whose batches are read for the sheet; times its images, to fill the rows
+_MOST_STEPS, _OF_CLASSES = 8, 4  # most steps whose batches the sheet shows; with classes, images read per image shown
 
 
 def write_training_sheet(run: Path, batches: Batches, count: int) -> None:
-    """Write a contact sheet of the first `count` training images of this process; of classes one row each."""
+    """Write a contact sheet of the first `count` training images of this process; with classes, one row per class."""
     images: list[Tensor] = []
     labels: list[int] = []
     classified = batches.data.labels
@@ -70,7 +70,7 @@ class Forecast:
 
     def after(self, step: int) -> None:
         """Note that a step is complete; the first ones, which compile and fill caches, do not count."""
-        if self._done:
+        if self._done or step >= self._steps:
             return
         now = time.perf_counter()
         if self._first is None:

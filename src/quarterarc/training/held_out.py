@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
 
 from ..common.devices import send
 from ..common.streams import FORMAT, Purpose, streams
 from ..data import ImageData, to_float
 from ..data.order import indices
-from .batches import Batch
+from .batches import Batch, with_dropped
 from .learner import Learner
 from .recipe import Recipe
 
@@ -24,7 +23,7 @@ __all__ = ["HeldOut", "examples_of"]
 MOST, FEWEST, SHARE = 256, 16, 0.02
 """Examples of the held-out loss: at most, at least, and so many that they take about this share of the time."""
 COST = 3
-"""An example in training takes as long as about three evaluations."""
+"""A training example takes about as long as three evaluations of the network."""
 
 
 def examples_of(recipe: Recipe) -> int:
@@ -76,12 +75,5 @@ class HeldOut:
         dropped = drawn.uniform(1)[:, 0] < settings.drop_labels
         noise = drawn.normal((data.channels, data.height, data.width), device=self._device)
         times = 1.0 + ((torch.arange(places.start, places.stop) + 0.5) / self.count * self._last_time).floor().double()
-        return Batch(
-            to_float(send(raw.images, self._device)), noise, times, self._labels(raw.labels, dropped), drawn.uniform(3)
-        )
-
-    def _labels(self, labels: Tensor | None, dropped: Tensor) -> Tensor | None:
-        if labels is None:
-            return None
-        assert self._data.classes is not None
-        return torch.where(send(dropped, self._device), self._data.classes, send(labels, self._device))
+        labels = with_dropped(raw.labels, dropped, data.classes, self._device)
+        return Batch(to_float(send(raw.images, self._device)), noise, times, labels, drawn.uniform(3))

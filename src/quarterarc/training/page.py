@@ -33,6 +33,7 @@ from ..data.memory import MEMORY
 from ..report import Series, responsive_chart, write_page
 from ..storage.files import parse_json, read_regular
 from ..storage.runs import NEAREST, sheets
+from .beginning import SHEET
 from .log import LOGGED
 from .recipe import Recipe
 from .stopping import Interrupted
@@ -284,7 +285,7 @@ class RunPage:
 
 FURTHER = (
     (
-        "training-images.png",
+        SHEET,
         "Training images",
         "As the network receives them, cropped, mirrored and augmented.",
     ),

@@ -447,4 +447,4 @@ def flatten_fields(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tupl
         if isinstance(value, Mapping):
             yield from flatten_fields(value, f"{prefix}{name}.")
         else:
-            yield prefix + name, value
+            yield f"{prefix}{name}", value

@@ -305,7 +305,7 @@ class Trainer:
         self._write_skipped()
         write_passed_over(self.run, self.data)
         if self.augment:
-            logger.info("augmentation, with probability %.3g per movement; data.augment=0 is without", self.augment)
+            logger.info("augmentation, with probability %.3g per movement; data.augment=0 turns it off", self.augment)
         if not (self.run / SHEET).is_file():
             write_training_sheet(self.run, self.batches, settings.sample_count)
         logger.info("training in %s from step %d to %d", self.run, self.step, settings.steps)
@@ -439,7 +439,9 @@ class Trainer:
         sheets = self.previews.make(denoise, self.step, count)
         self._check_present()
         if self.trackers:
-            self.trackers.show({f"samples{path.stem[13:]}": pixels for path, pixels in sheets.items()}, self.step)
+            step = checkpoint_name(self.step)
+            named = {f"samples{path.stem.removeprefix(step)}": pixels for path, pixels in sheets.items()}
+            self.trackers.show(named, self.step)
         self.background.start(lambda: write_sheets(sheets))
         self.page.soon()
 
