@@ -104,7 +104,7 @@ def test_it_is_the_default_where_inception_cannot_be_had(
         == label("fid", "efficientnet")
         == ("Frechet distance of EfficientNet-Lite0 pool features")
     )
-    assert "no FID" in caplog.text
+    assert "not FID" in caplog.text
     assert usual_features(["spatial"]) == "inception"
     assert usual_features(weights="file.pth") == "inception"
     (tmp_path / "checkpoints").mkdir()

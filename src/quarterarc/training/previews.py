@@ -24,11 +24,11 @@ logger = logging.getLogger("quarterarc")
 FIRST, FURTHER = 30.0, 4.0
 """Seconds of training until the first preview, and the ratio of the times of later ones: 30 s, 2, 8, 32 minutes, ..."""
 BUDGET = 10.0
-"""Seconds that such a preview may take, as far as its number of images decides it."""
+"""Seconds that such a preview may take, which limits its number of images."""
 COST = 4.0
-"""Network evaluations, in images, that take the time of an image in training (forward, backward, update), at least."""
+"""Evaluations of the network that take as long as training on one image (forward, backward, update), at least."""
 EVALUATIONS = 10.0
-"""Network evaluations of an image, about."""
+"""Network evaluations per sampled image, about."""
 FEWEST = 4
 """Images of the smallest early preview."""
 

@@ -74,8 +74,8 @@ def recipe_fields(source: str | Path | Mapping[str, Any] | Recipe, device: objec
 
     Args:
         source: as for `read_recipe`.
-        device: the device, such as "cpu"; None for an NVIDIA GPU if there is one that `accelerate` would select. The
-            section `cuda` replaces fields of the others on such a device, and is left out of the result.
+        device: the device, such as "cpu"; None for the one that `accelerate` selects. On an NVIDIA GPU the section
+            `cuda` replaces fields of the others; the result does not contain it.
 
     Raises:
         InputError: for an unknown name, or a missing or malformed file.

@@ -112,7 +112,7 @@ A factory with a parameter `weights` receives the path of the weights, or None f
 
 
 def usual_features(kinds: Iterable[str] = (), weights: str | Path | None = None) -> str:
-    """The extractor of evaluations that name none: `inception`, or `efficientnet` if only that can be had offline.
+    """The extractor of evaluations that name none: `inception`, or `efficientnet` if only its weights are here.
 
     Args:
         kinds: the kinds of features that are needed, see `KINDS`.
@@ -124,8 +124,8 @@ def usual_features(kinds: Iterable[str] = (), weights: str | Path | None = None)
     if weights is not None or "spatial" in kinds or found_weights() or not all(map(find_spec, packages)):
         return "inception"
     logger.warning(
-        "the weights of Inception are not on this machine: features of EfficientNet-Lite0, whose Frechet distance is "
-        "no FID (--features inception downloads them)"
+        "the weights of Inception are not on this machine: using features of EfficientNet-Lite0, whose Frechet "
+        "distance is not FID (--features inception downloads Inception's weights)"
     )
     return "efficientnet"
 

