@@ -227,7 +227,10 @@ class _Turns:
         device = self.settings.device
         with tempfile.TemporaryDirectory() as folder, _peak(device) as self._peak:
             self._start = now(device)
-            trainer = Trainer(recipe, Path(folder), new_accelerator(device), progress=False, images=images)
+            run = Path(folder)
+            (run / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")  # as `train` does, before it trains
+            trainer = Trainer(recipe, run, new_accelerator(device), progress=False, images=images)
+            trainer.previews.early = lambda step: False  # type: ignore[method-assign]  # no turn is to hold a preview
             self._train, self._draw = trainer.learner.step, trainer.batches.of_step
             trainer.learner.step = self._step  # type: ignore[method-assign]
             trainer.batches.of_step = self._of_step  # type: ignore[method-assign]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from importlib import import_module
 from inspect import Parameter, signature
 from pathlib import Path
@@ -21,6 +22,7 @@ from benchmarks.gpu import Part
 from benchmarks.network import Case
 from quarterarc.interop.unet_weights import to_diffusers
 from quarterarc.networks import UNet
+from quarterarc.training import previews
 from quarterarc.training.learner import Learner
 
 TINY = Case({"in_channels": 1, "out_channels": 2, "channels": 8, "multipliers": (1, 2)}, 8, 4, 4)
@@ -60,6 +62,16 @@ def test_our_turns_are_whole_steps_of_the_trainer(
     assert row["ours"] == pytest.approx(4 * row["our steps/s"], rel=1e-12)
     assert row["drawing"] > 0
     assert "| digits, 4 | eager | eager |" in capsys.readouterr().out
+
+
+def test_no_turn_holds_a_preview(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even where the first steps take long enough for one, as those that compile do."""
+    monkeypatch.setattr(previews, "FIRST", 0.0)
+    made: list[object] = []
+    monkeypatch.setattr(previews.Previews, "make", lambda *arguments: made.append(arguments))
+    assert main(["training", "--cases", "digits", "--rounds", "1", "--steps", "2"]) == 0
+    assert not made
+    assert re.search(r"\| digits, 4 \| eager \| eager \| [\d,.]+ \|", capsys.readouterr().out)
 
 
 def test_both_train_on_the_given_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

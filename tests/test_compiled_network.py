@@ -14,7 +14,7 @@ from torch.fx import GraphModule
 
 from quarterarc.networks import UNet
 from quarterarc.networks.blocks import Attention, Down, ResidualBlock, Run, Upsample, directly, recomputed
-from quarterarc.networks.layers import nearest
+from quarterarc.networks.layers import drop, nearest
 
 
 @pytest.fixture(autouse=True)
@@ -122,3 +122,28 @@ def test_compiled_upsampling_is_interpolation(layout: torch.memory_format) -> No
     assert torch.equal(plain, compiled)
     gradients = [torch.autograd.grad((out * weights).sum(), x)[0] for out in (plain, compiled)]
     torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-6)  # sums of four in another order
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_dropout(dtype: torch.dtype) -> None:
+    """Four channels share a random integer: each value is dropped with the probability, independently of the others."""
+    compiled = torch.compile(drop, fullgraph=True, dynamic=False, backend="aot_eager")
+    x = torch.ones(16, 8, 32, 32, dtype=dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
+    torch.manual_seed(1)
+    dropped = compiled(x, 0.3, True)
+    dropped.sum().backward()
+    torch.manual_seed(1)
+    assert torch.equal(compiled(x, 0.3, True), dropped)
+    assert not torch.equal(compiled(x, 0.3, True), dropped)
+    assert dropped.dtype == dtype
+    assert x.grad is not None
+    assert torch.equal(x.grad, dropped)  # of a sum: the mask, scaled
+    kept = (dropped != 0.0).detach()
+    assert dropped[kept].unique().tolist() == pytest.approx([1 / 0.7], rel=1e-2 if dtype == torch.bfloat16 else 1e-4)
+    shares = kept.double().mean((0, 2, 3))  # of 16,384 values per channel
+    assert (shares - 0.7).abs().max() < 4.5 * (0.21 / 16384) ** 0.5
+    pairs = torch.corrcoef(kept.double().permute(1, 0, 2, 3).flatten(1)) - torch.eye(8)
+    assert pairs.abs().max() < 4.5 / 16384**0.5
+    assert compiled(x, 0.3, False) is x
+    odd = compiled(torch.ones(2, 6, 8, 8), 0.3, True)  # a width that four does not divide
+    assert 0.4 < (odd != 0.0).float().mean() < 0.95

@@ -62,7 +62,7 @@ def test_the_images_are_those_of_the_network_and_nothing_is_compiled_twice(
     images = qa.generate(denoise, range(10), compile=True, **options)
     torch.testing.assert_close(images, expected, rtol=0, atol=1e-4)  # compiled code rounds differently
     assert compiled_graphs() == before + 1
-    assert given == [{"dynamic": False, "mode": "default"}]
+    assert given == [{"dynamic": False, "options": {"force_layout_optimization": True, "triton.cudagraphs": False}}]
     assert denoise.network._compiled_call_impl is None  # type: ignore[attr-defined]
 
 

@@ -133,18 +133,20 @@ def _write(out: Path, job: Job, process: Processes, existed: bool) -> dict[str, 
     undone = _removed_on_error(out, existed) if process.rank == 0 else nullcontext()
     with undone, bar, ThreadPoolExecutor(4) as writers:
         writing: list[Future[None]] = []
+        written: list[Path] = []
         for batch in arriving(results, levels):
             evaluated.append((batch.nfe, len(batch.seeds)))
             check_finite(batch.seeds, batch.finite)
             # a batch is written while the next one is computed, and before a third one is: memory stays bounded
             wait_for(writing)
-            writing = [
-                writers.submit(write_png, out / _name(seed), pixels)
-                for seed, pixels in zip(batch.seeds, batch.images, strict=True)
-            ]
+            paths = [out / _name(seed) for seed in batch.seeds]
+            writing = [writers.submit(write_png, path, image) for path, image in zip(paths, batch.images, strict=True)]
+            # the batch before is on the disk by now, or nearly so, and flushing it costs little
+            writing += [writers.submit(flush, path) for path in written]
+            written = paths
             bar.update(len(batch.seeds))
         wait_for(writing)
-        list(writers.map(flush, (out / _name(seed) for seed in mine)))
+        list(writers.map(flush, written))
     seconds = time.perf_counter() - started
     evaluated = [batch for parts in process.gathered(evaluated) for batch in parts]
     if process.rank:
