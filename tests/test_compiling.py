@@ -79,7 +79,9 @@ def test_training_compiles_once(
     lines = [record.message for record in caplog.records if "compiled" in record.message]
     assert len(lines) == 1  # this process keeps what the first run compiled
     assert re.fullmatch(r"compiled the network in \d+ s \(graphs: 1\)", lines[0])
-    assert options == 3 * [{"dynamic": False, "options": {"force_layout_optimization": True, "triton.cudagraphs": False}}]
+    assert options == 3 * [
+        {"dynamic": False, "options": {"force_layout_optimization": True, "triton.cudagraphs": False}}
+    ]
     whole, parts = (checkpoints(tmp_path / run)[-1] / "raw.safetensors" for run in ("whole", "parts"))
     assert whole.read_bytes() == parts.read_bytes()
     train(read_recipe("digits", [*fields, "training.compile=false"]), tmp_path / "plain", progress=False)
