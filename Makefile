@@ -1,8 +1,8 @@
-# The two commands of the README, and the environment that both use.
+# The two commands of the README, the site of the documentation, and the environment that all use.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: env demo test clean
+.PHONY: env demo test docs clean
 
 env: .venv/.ready
 
@@ -20,6 +20,9 @@ test: env
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+docs: env # build/site/index.html; `make test` builds it too, with warnings as errors
+	$(BIN)/mkdocs build
 
 clean:
 	rm -rf .venv build dist

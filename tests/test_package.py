@@ -1,4 +1,4 @@
-"""The installed package: the wheel is complete, help is immediate, and importing is light."""
+"""The package: what is published is complete and readable, help is immediate, and importing is light."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the wheel that was built from this source, and its installation in `site`."""
+    """A folder with the sdist and the wheel that were built from this source, and its installation in `site`."""
     folder = tmp_path_factory.mktemp("wheel")
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    build = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(ROOT)]
-    subprocess.run([*pip, *build], check=True, timeout=120)
+    build = ["build", "--no-isolation", "--outdir", str(folder), str(ROOT)]  # an sdist, and the wheel from it
+    subprocess.run([sys.executable, "-m", *build], check=True, timeout=120, capture_output=True)
     (wheel,) = folder.glob("quarterarc-*.whl")
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     install = ["install", "--no-deps", "--no-index", "--target", str(folder / "site"), str(wheel)]
     subprocess.run([*pip, *install], check=True, timeout=120)
     return folder
@@ -37,16 +37,31 @@ def run(installed: Path, *command: str) -> str:
 def test_the_wheel_contains_data_files_and_no_tests(installed: Path) -> None:
     (wheel,) = installed.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    for name in (
-        "py.typed",
-        "data/digits.npz",
-        "evaluation/digits_classifier.safetensors",
-        "training/recipes/digits.yaml",
-        "report/templates/demo.html",
-    ):
-        assert f"quarterarc/{name}" in names
+    package = ROOT / "src" / "quarterarc"
+    stored = {
+        path.relative_to(package.parent).as_posix()
+        for path in package.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert {path for path in stored if not path.endswith(".py")} > {
+        "quarterarc/py.typed",
+        "quarterarc/data/digits.npz",
+        "quarterarc/evaluation/digits_classifier.safetensors",
+        "quarterarc/training/recipes/digits.yaml",
+        "quarterarc/report/templates/demo.html",
+    }
+    assert {name for name in names if name.startswith("quarterarc/")} == stored
     assert not [name for name in names if name.startswith(("tests", "docs", "tools", "benchmarks", "examples"))]
     assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_a_package_index_can_show_what_is_published(installed: Path) -> None:
+    """The README and the metadata, in the rendering of PyPI."""
+    files = [str(path) for path in installed.glob("quarterarc-*")]
+    assert len(files) == 2
+    command = [sys.executable, "-m", "twine", "check", "--strict", *files]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["train", "--help"], ["evaluate"]])
