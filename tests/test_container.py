@@ -27,7 +27,9 @@ def test_what_is_copied_exists_and_is_not_ignored() -> None:
 def test_everything_that_the_package_is_built_from_is_copied() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     files = {project["project"]["readme"], *project["project"]["license-files"], "pyproject.toml"}
-    files |= {package.partition("/")[0] for package in project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]}
+    files |= {
+        package.partition("/")[0] for package in project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    }
     assert files < set(COPIED)
 
 

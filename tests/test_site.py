@@ -67,7 +67,6 @@ def test_links_of_the_repository_become_links_of_the_site() -> None:
         "[x](#here)": "[x](#here)",
         "[`x`](../README.md)": "[`x`](index.md)",
         "[x](../CHANGELOG.md)": "[x](CHANGELOG.md)",
-        "[x](notebooks/learn-the-arc.ipynb)": "[x](notebooks/learn-the-arc.md)",
         "[x](https://arxiv.org/abs/2010.02502)": "[x](https://arxiv.org/abs/2010.02502)",
         "[x](../tests/test_site.py)": "x",
         "`[x](nothing.md)`": "`[x](nothing.md)`",
@@ -85,7 +84,9 @@ def test_the_start_page_has_commands_of_the_readme_alone() -> None:
     """Those of the README are run by other tests."""
     readme, start = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/index.md"))
     blocks = re.findall(r"^```\w*\n(.*?)^```$", start, re.DOTALL | re.MULTILINE)
-    commands = [line for block in blocks for line in block.splitlines() if line.startswith(("make", "quarterarc", "qa."))]
+    commands = [
+        line for block in blocks for line in block.splitlines() if line.startswith(("make", "quarterarc", "qa."))
+    ]
     assert len(commands) == 4
     for command in commands:
         assert command in readme
