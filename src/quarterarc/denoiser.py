@@ -188,6 +188,8 @@ class Denoiser:
         precision: dtype of autocast for the network (torch.bfloat16); estimates have the dtype of x in any case.
         time_shift: offset added to the time; -1 for networks that number DDPM's steps from 0. The time is clamped at 0.
         time_scale: time per training step; 1000/T if None, 1 for networks that count steps.
+        clock: the schedule whose steps the network's time counts, for a network that was trained on another schedule
+            before; None for `schedule`. Beyond its last angle the time is the last one.
         unlabelled: whether the network can be evaluated without labels, because some were dropped in training. If not,
             a denoiser with classes raises an InputError without labels.
         projection: the `keep` of `Estimate.projected` for a head whose two estimates may disagree; None leaves both
@@ -213,6 +215,7 @@ class Denoiser:
     streams: int = STREAMS
     class_names: tuple[str, ...] = ()
     maps: bool = False
+    clock: Schedule | None = None
 
     @property
     def traits(self) -> Traits:
@@ -344,8 +347,12 @@ class Denoiser:
 
     def _time(self, angle: Angle, device: torch.device) -> Tensor:
         """The network's time at an angle: float32 of shape () or (B,) on a device."""
-        scale = 1000.0 / self.schedule.steps if self.time_scale is None else self.time_scale
-        time = self.schedule.time(angle) * scale + self.time_shift
+        table = self.schedule
+        if self.clock is not None:
+            table = self.clock
+            angle = angle.clamp(max=table.end) if isinstance(angle, Tensor) else min(angle, table.end)
+        scale = 1000.0 / table.steps if self.time_scale is None else self.time_scale
+        time = table.time(angle) * scale + self.time_shift
         if isinstance(time, Tensor):
             return send(time.to(torch.float32).clamp(min=0.0), device)
         return torch.full((), max(time, 0.0), dtype=torch.float32, device=device)  # filled in there, without a copy

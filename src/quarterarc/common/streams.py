@@ -61,6 +61,8 @@ class Purpose(IntEnum):
     """The random numbers of one example of the held-out loss: seed, then its place."""
     AUGMENTATION = 11
     """The augmentation of one training example: seed, then optimiser step and place in the global batch."""
+    LAST_LAYER = 12
+    """The examples to which the last layer of a network with a new head is fitted."""
 
 
 def stream(seed: int, purpose: Purpose, *path: int) -> np.random.Generator:

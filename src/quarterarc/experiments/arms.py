@@ -137,6 +137,8 @@ def decisive(recipe: Recipe) -> dict[str, Any]:
     for field in ("pages", "range", "augment", "label_level", "balanced", "stream_parts", "holdout"):
         if fields["data"][field] == DataSpec.model_fields[field].default:
             del fields["data"][field]
+    if fields["training"]["init"] is None:
+        del fields["training"]["init"]
     if fields["training"]["compile"] == "auto":  # the default was false, and the results are the same up to rounding
         fields["training"]["compile"] = False
     for name in MAY_CHANGE:

@@ -288,11 +288,12 @@ class _Network(nn.Module):
 
 def _numbered(denoise: Denoiser) -> tuple[Any, np.ndarray]:
     """A `UNet2DModel` that takes step numbers, and the angles of its steps."""
-    steps = denoise.schedule.steps
+    table = denoise.clock or denoise.schedule
+    steps = table.steps
     scale = 1000.0 / steps if denoise.time_scale is None else denoise.time_scale
     # diffusers' numbers increase by 1: if the network's times do not, the schedule is tabulated at times that do
     times = np.minimum(np.arange(round(steps * scale) + 1) / scale, steps)
-    angles = denoise.schedule.angle(times)
+    angles = table.angle(times)
     angles = angles[angles <= denoise.largest_angle]
     unet = _shifted(_as_unet(denoise.network), 1.0 + denoise.time_shift)
     if denoise.shape is not None:

@@ -28,7 +28,7 @@ from .files import replace_folder
 from .runs import CONFIG, WEIGHTS, read_newest
 from .weights import load_weights, save_tensors
 
-__all__ = ["FORMAT", "build_denoiser", "describe_denoiser", "hash_of", "identity", "load", "save"]
+__all__ = ["FORMAT", "build_clock", "build_denoiser", "describe_denoiser", "hash_of", "identity", "load", "save"]
 
 FORMAT = 1
 
@@ -132,6 +132,8 @@ def describe_denoiser(denoise: Denoiser) -> dict[str, Any]:
         description["maps"] = True
     if denoise.class_names:
         description["class_names"] = list(denoise.class_names)
+    if denoise.clock is not None:
+        description["clock"] = _describe_schedule(denoise.clock)
     if denoise.time_shift != 0.0 or denoise.time_scale is not None:  # networks of other libraries
         description |= {"time_shift": denoise.time_shift, "time_scale": denoise.time_scale}
     return description
@@ -153,6 +155,17 @@ def _describe_schedule(table: Schedule) -> dict[str, Any]:
     return {"name": "custom", "angles": table.angles.tolist()}
 
 
+def _build_schedule(described: Mapping[str, Any]) -> Schedule:
+    if described["name"] == "custom":
+        return Schedule("custom", np.array(described["angles"]))
+    return schedule(described["name"], described["steps"])
+
+
+def build_clock(description: Mapping[str, Any]) -> Schedule | None:
+    """`Denoiser.clock` from the description of a denoiser."""
+    return _build_schedule(description["clock"]) if "clock" in description else None
+
+
 def build_denoiser(description: Mapping[str, Any], precision: torch.dtype | None = None) -> Denoiser:
     """A denoiser with new weights from its description in config.json.
 
@@ -160,12 +173,7 @@ def build_denoiser(description: Mapping[str, Any], precision: torch.dtype | None
         InputError: if the description is incomplete, a name is unknown, or an import path cannot be imported.
     """
     try:
-        spec = description["schedule"]
-        table = (
-            Schedule("custom", np.array(spec["angles"]))
-            if spec["name"] == "custom"
-            else schedule(spec["name"], spec["steps"])
-        )
+        table = _build_schedule(description["schedule"])
         shape, names = tuple(description["shape"]), description.get("class_names", [])
         if not isinstance(names, list) or len(names) not in (0, description["classes"]):
             raise TypeError("class_names is not a list of one name per class")
@@ -184,6 +192,7 @@ def build_denoiser(description: Mapping[str, Any], precision: torch.dtype | None
             time_shift=description.get("time_shift", 0.0),
             time_scale=description.get("time_scale"),
             maps=description.get("maps", False) is True,
+            clock=build_clock(description),
             streams=description.get("streams", 1),  # which version 0.2 did not record
         )
     except InputError:

@@ -27,6 +27,7 @@ from ..storage.files import make_folder, replace_file
 from ..storage.locks import locked
 from ..storage.runs import checkpoints
 from ..storage.training_state import drop_old, set_aside, sweep_run
+from .initial import read_start, recipe_from
 from .log import check_not_lost
 from .recipe import Recipe, differences
 from .recipe_text import read_recipe, recipe_fields
@@ -97,13 +98,16 @@ def train(
                 chosen = _recipe_of_run(given, run, resume)
                 if given is None and (data is not None or fields):
                     chosen = _recipe_of_run(_with_changes(chosen, data, fields), run, resume)
+                start = None if checkpoints(run) else read_start(chosen)
+                if start is not None:
+                    chosen = recipe_from(chosen, start)
                 changes = _corrections(chosen, run)
                 check_not_lost(run)
                 accelerator.wait_for_everyone()  # every process has read the run before the first one writes to it
                 # before anything slow, such as reading the images
                 written = _recipe_written(chosen, run) if main and not checkpoints(run) else nullcontext()
                 with written, memory_checked(lambda: _building(chosen)):
-                    trainer = Trainer(chosen, run, accelerator, progress, images, teacher)
+                    trainer = Trainer(chosen, run, accelerator, progress, images, teacher, start)
                 if changes.keys() - {"teacher.source"} and trainer.step >= chosen.training.steps:
                     raise InputError(
                         f"{run} is complete at step {trainer.step}, and {', '.join(changes)} would have no effect: "
@@ -203,6 +207,8 @@ def _recipe_of_run(given: Recipe | None, run: Path, resume: bool) -> Recipe:
             raise InputError(f"{run} contains no run to resume: give a recipe")
         return saved
     if saved is not None and checkpoints(run):
+        if given.training.init is not None and given.training.init == saved.training.init:
+            given = _with_network_of(saved, given)
         resolved = {name for name, _, _ in differences(saved.resolved(), given.resolved())}
         changed = sorted(
             name
@@ -215,6 +221,14 @@ def _recipe_of_run(given: Recipe | None, run: Path, resume: bool) -> Recipe:
                 "recipe, or choose another folder (--out)"
             )
     return given
+
+
+def _with_network_of(saved: Recipe, given: Recipe) -> Recipe:
+    """The recipe to resume by, with the network of the model that the run started from, which is not read again."""
+    network = saved.network
+    if network.name == given.network.name == "unet":
+        network = network.model_copy(update={"dropout": given.network.dropout})
+    return given.model_copy(update={"network": network})
 
 
 def _corrections(recipe: Recipe, run: Path) -> dict[str, tuple[Any, Any]]:

@@ -12,10 +12,12 @@ from ..common.errors import InputError
 from ..denoiser import Denoiser
 from ..interop.pipeline_folders import is_pipeline
 from ..interop.pipelines import with_own_network
+from ..networks import UNet
 from ..schedules import schedule
 from ..storage.files import read_json
 from ..storage.runs import CONFIG, checkpoints, is_checkpoint, newest_checkpoint
 from .api import train
+from .network import network_fields
 from .recipe import OBJECT, TEACHER, Recipe
 from .recipe_text import read_recipe
 from .teachers import check_teacher, read_teacher
@@ -117,6 +119,7 @@ def distillation_recipe(teacher: str | Path | Denoiser, fields: Mapping[str, Any
             f"the teacher {source} does not declare the shape of its images: Denoiser(..., shape=(C, H, W))"
         )
     channels, height, width = denoise.shape
+    assert isinstance(denoise.network, UNet)
     values: dict[str, Any] = {
         "name": "distillation",
         "data": {
@@ -124,7 +127,7 @@ def distillation_recipe(teacher: str | Path | Denoiser, fields: Mapping[str, Any
             "labels": denoise.classes is not None,
         },
         "schedule": {"name": denoise.schedule.name, "steps": denoise.schedule.steps},
-        "network": _network(denoise),
+        "network": network_fields(denoise.network, height),
         "head": denoise.head.name,
         "objective": {"name": "flow-map"},
         "teacher": {"source": source},
@@ -135,21 +138,6 @@ def distillation_recipe(teacher: str | Path | Denoiser, fields: Mapping[str, Any
     except InputError:  # the teacher's own, which the map has too
         del values["schedule"]
     return read_recipe(values, fields=fields)
-
-
-def _network(denoise: Denoiser) -> dict[str, Any]:
-    """The section `network` of the teacher's U-Net."""
-    config = denoise.network.config  # type: ignore[attr-defined]
-    assert denoise.shape is not None
-    sizes = [-(-denoise.shape[1] // 2**level) for level in range(len(config["multipliers"]))]
-    named = ("channels", "blocks", "dropout", "head_channels")
-    further = ("groups", "epsilon", "symmetric", "frequency_shift", "cosine_first")
-    return {
-        **{name: config[name] for name in named},
-        "multipliers": [max(1, round(multiplier)) for multiplier in config["multipliers"]],
-        "attention": [sizes[level] for level in config["attention"]],
-        "arguments": {name: config[name] for name in further},
-    }
 
 
 def _training(denoise: Denoiser) -> dict[str, Any]:

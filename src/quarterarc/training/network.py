@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -12,7 +14,7 @@ from ..networks import ADM, DDPMpp, UNet, attention_levels, build_network, fill_
 from ..schedules import schedule as named_schedule
 from .recipe import Recipe
 
-__all__ = ["check_network", "parameters", "recipe_network"]
+__all__ = ["check_network", "network_fields", "parameters", "recipe_network"]
 
 
 def parameters(recipe: Recipe, head: str) -> int:
@@ -22,6 +24,32 @@ def parameters(recipe: Recipe, head: str) -> int:
     with torch.device("meta"):
         network = recipe_network(recipe, channels, outputs, None)
     return sum(weights.numel() for weights in network.parameters())
+
+
+def network_fields(network: UNet, height: int) -> dict[str, Any]:
+    """The section `network` of a recipe whose U-Net has the weights of another one.
+
+    Args:
+        network: the other U-Net.
+        height: the height of the recipe's images; attention is at the same levels, and so at other resolutions where
+            the images have another size.
+    """
+    config = network.config
+    levels, multipliers = config["attention"], config["multipliers"]
+    sizes = [-(-height // 2**level) for level in range(len(multipliers))]
+    resolutions = [sizes[level] for level in levels]
+    further = ("groups", "epsilon", "symmetric", "frequency_shift", "cosine_first")
+    arguments = {name: config[name] for name in further}
+    if [level for level, size in enumerate(sizes) if size in resolutions] != levels:  # of levels of one pixel
+        arguments["attention"] = levels
+    if any(multiplier != int(multiplier) for multiplier in multipliers):
+        arguments["multipliers"] = multipliers
+    return {
+        **{name: config[name] for name in ("channels", "blocks", "dropout", "head_channels")},
+        "multipliers": [max(1, round(multiplier)) for multiplier in multipliers],
+        "attention": resolutions,
+        "arguments": arguments,
+    }
 
 
 def recipe_network(

@@ -215,6 +215,10 @@ class TrainingSpec(Section):
     `clearml`, `dvclive`, `swanlab`, or an import path `package.module:Class` of a tracker of `accelerate`; several are
     separated by commas. `auto`: `tensorboard` if it is installed. `[]`: none."""
 
+    init: str | None = None
+    """A trained model to start from (fine-tuning): the folder of a run, of a checkpoint, or of a diffusers pipeline.
+    Its network replaces the section `network`, except for `dropout`."""
+
     @field_validator("track", mode="before")
     @classmethod
     def _listed(cls, names: Any) -> Any:
@@ -350,6 +354,8 @@ class Recipe(Section):
             raise InputError(f"training.recompute=true is for the U-Nets, not for '{self.network.name}': leave it out")
         if self.teacher is not None and self.objective.name != "flow-map":
             raise InputError("a recipe with a teacher trains a flow map: give objective=flow-map")
+        if self.teacher is not None and self.training.init is not None:
+            raise InputError("a flow map starts as a copy of its teacher: leave out training.init")
         if self.teacher is None and self.data.source == TEACHER:
             raise InputError("data.source=teacher needs the teacher that makes the images: give teacher.source=RUN")
         if self.objective.name == "flow-map" and (self.head == "mean" or learns_variance(self.head)):

@@ -68,8 +68,9 @@ def identity_of(teacher: Denoiser) -> str:
     """16 hexadecimal digits of everything that decides the estimates of a teacher, independent of its place."""
     assert isinstance(teacher.network, UNet)
     angles = teacher.schedule.angles.tolist()
+    clock = [] if teacher.clock is None else [teacher.clock.angles.tolist()]
     return short_hash(
-        [hash_of_weights(teacher.network), angles, teacher.head.name, teacher.time_shift, teacher.time_scale]
+        [hash_of_weights(teacher.network), angles, teacher.head.name, teacher.time_shift, teacher.time_scale, *clock]
     )
 
 

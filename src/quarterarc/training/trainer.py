@@ -47,6 +47,7 @@ from .background import Background
 from .batches import Batches, part_size
 from .beginning import SHEET, Forecast, write_passed_over, write_training_sheet
 from .held_out import HeldOut
+from .initial import Start, clock_of
 from .learner import Learner
 from .log import LOGGED, Log, Pending
 from .memory import check_memory, what_to_lower
@@ -96,6 +97,7 @@ class Trainer:
         progress: show progress: a bar, or lines in a log file.
         images: images in memory, in place of the recipe's source, see `quarterarc.train`; or opened data.
         teacher: the teacher of a distillation, in place of the folder that the recipe names.
+        start: the trained model of `training.init`, for a run without a checkpoint.
 
     Attributes:
         damaged: checkpoints newer than the one that the run continues from, which cannot be read.
@@ -112,6 +114,7 @@ class Trainer:
         progress: bool = True,
         images: Any = None,
         teacher: Denoiser | None = None,
+        start: Start | None = None,
     ) -> None:
         recipe = recipe.resolved()
         self.recipe, self.run, self.accelerator = recipe, run, accelerator
@@ -135,7 +138,8 @@ class Trainer:
         if recipe.data.holdout:
             self.data, held = divide(self.data, recipe.data.holdout)
         self.augment = augmentation_share(recipe, self.data.count)
-        self.denoise = self._build(table, head)
+        self.init = None if start is None else start.record
+        self.denoise = self._build(table, head, start)
         self.description = describe_denoiser(self.denoise)
         objective = None
         if self.teacher is not None:
@@ -329,8 +333,8 @@ class Trainer:
             moved = "; if the images have moved, resume with data.source=PATH" if checkpoints(self.run) else ""
             raise InputError(f"{error}{moved}") from None
 
-    def _build(self, table: Schedule, head: Head) -> Denoiser:
-        """A denoiser with the recipe's new network, on the device."""
+    def _build(self, table: Schedule, head: Head, start: Start | None) -> Denoiser:
+        """A denoiser with the recipe's new network, on the device, with the weights of `training.init`."""
         recipe, data = self.recipe, self.data
         if self.teacher is not None:
             return self._student(self.teacher)
@@ -342,10 +346,13 @@ class Trainer:
         precision = torch.bfloat16 if recipe.training.precision == "bf16" else None
         shape = (data.channels, data.height, data.width)
         unlabelled = recipe.training.drop_labels > 0
-        return Denoiser(
+        denoise = Denoiser(
             network, table, head, shape, classes, precision, unlabelled=unlabelled, class_names=names,
             maps=recipe.is_map,
         )  # fmt: skip
+        if start is not None:
+            return start.begin(denoise, data, recipe.training.seed)
+        return denoise if recipe.training.init is None else clock_of(checkpoints(self.run), denoise)
 
     def _student(self, teacher: Denoiser) -> Denoiser:
         """The flow map that starts as a copy of the teacher."""
@@ -370,7 +377,7 @@ class Trainer:
         self.same_data.check(self.run, config)
         if self.teacher_identity is not None:
             check_same_teacher(self.teacher_identity, self.recipe, config, self.run)
-        self.step = config["step"]
+        self.step, self.init = config["step"], config.get("init")
         self.pending = Pending.of(config["pending"], self.accelerator.device)
         self.denoise = replace(self.denoise, streams=config["denoiser"].get("streams", 1))
         self.description["streams"] = self.denoise.streams
@@ -413,6 +420,7 @@ class Trainer:
             "denoiser": self.description,
             "recipe": self.recipe.model_dump(mode="json"),
             **({} if self.teacher_identity is None else {"teacher": self.teacher_identity}),
+            **({} if self.init is None else {"init": self.init}),
         }
         self._check_present()
         self._write_skipped()
