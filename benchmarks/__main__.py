@@ -20,7 +20,10 @@ from quarterarc.storage.files import check_writable, make_folder, write_json
 
 CASES = ("digits", "small", "cifar10")
 PARTS = ("frechet", "precision-recall")
-WORLDS = ("digits", "patches8", "patches16")
+HELD_OUT = tuple(
+    f"{centres}-{width}" for centres in ("digits", "patches8", "cifar16", "cifar32") for width in (0.06, 0.3)
+)
+WORLDS = (*HELD_OUT, "digits", "patches8", "patches16")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -156,11 +159,16 @@ def _samplers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--worlds", type=_names, help=f"exact worlds (default: {','.join(WORLDS)}; none where --run is given)"
     )
+    parser.add_argument(
+        "--data", metavar="PATH", type=Path, help="a parquet file of CIFAR-10, for the worlds of its images"
+    )
     parser.add_argument("--run", dest="trained", metavar="RUN", type=Path, help="a trained run or checkpoint")
     parser.add_argument(
         "--nfe", type=_numbers, default="4,5,6,8,10,15,20,50", help="evaluations per image (default: %(default)s)"
     )
-    parser.add_argument("--images", type=_positive, help="images per world (default: 48, or 6 with --quick)")
+    parser.add_argument(
+        "--images", type=_positive, help="images per world (default: 48, fewer of CIFAR-10, or 6 with --quick)"
+    )
     parser.add_argument("--count", type=_positive, default=200, help="images of the trained run (default: %(default)s)")
     parser.add_argument(
         "--features", help="features of the trained run's images (default: digits, or inception for colour)"

@@ -12,10 +12,11 @@ import quarterarc as qa
 from benchmarks import samplers as bench
 from benchmarks.__main__ import main
 from benchmarks.report import Row
-from benchmarks.samplers import comparison, subjects
-from benchmarks.worlds import mixture
+from benchmarks.samplers import comparison, subjects, tables
+from benchmarks.worlds import HELD_OUT_SEED, WORLDS, mixture
 from quarterarc.closed_form import MixtureData
 from quarterarc.samplers import Multistep
+from quarterarc.sampling.tuning import FIRST_SEED
 from quarterarc.wrappers import Evaluator
 
 
@@ -89,6 +90,39 @@ def test_a_quick_run_fills_every_table(tmp_path: Path, capsys: pytest.CaptureFix
     one_setting_per_peer_is_no_better_than_the_best_per_cell(subject)
 
 
+def test_the_held_out_worlds_are_the_first_table_and_those_of_the_search_have_their_own() -> None:
+    def subject(name: str, ratio: float, **more: object) -> Row:
+        rows = [{"row": f"multistep, octave / {peer}", "values": [ratio]} for peer in ("best peer", "another")]
+        return {"name": name, "nfe": [5], "ratios": {"error": rows}, **more}
+
+    subjects = [subject("digits", 0.2, held_out=False), subject("digits-0.3", 0.4, held_out=True), subject("run", 0.6)]
+    lines = [line for line in tables.headline(subjects).splitlines() if line.startswith(("##", "| "))]
+    assert lines == [
+        *("## Held-out worlds", "|  |  | 5 NFE |", "| digits-0.3 | multistep, octave | 0.4 |"),
+        *("## Worlds of the search", "|  |  | 5 NFE |", "| digits | multistep, octave | 0.2 |"),
+        *("## Trained networks", "|  |  | 5 NFE |", "| run | multistep, octave | 0.6 |"),
+    ]
+
+
+def test_held_out_worlds_have_the_noise_of_no_search(digits: MixtureData) -> None:
+    searched, held_out = (bench.World(name, digits, WORLDS[name], 3) for name in ("digits", "digits-0.3"))
+    assert torch.equal(searched.noise[:1], qa.noise([3], digits.shape, dtype=torch.float64))
+    assert torch.equal(held_out.noise[:1], qa.noise([HELD_OUT_SEED + 3], digits.shape, dtype=torch.float64))
+    assert 48 <= HELD_OUT_SEED <= FIRST_SEED - 1000  # between the noise of the searches and that of tuning
+    for setting in WORLDS.values():
+        assert setting.held_out == (setting.width != 0.15)
+
+
+def test_without_data_the_worlds_of_cifar10_are_left_out_with_a_line() -> None:
+    lines: list[str] = []
+    names = comparison._worlds(None, None, lines.append)
+    assert names == [name for name in WORLDS if "cifar" not in name]
+    (line,) = lines
+    assert "cifar16-0.06, cifar16-0.3, cifar32-0.06, cifar32-0.3" in line
+    assert comparison._worlds(None, Path("cifar10.parquet"), lines.append) == list(WORLDS)
+    assert len(lines) == 1
+
+
 def test_unwritable_files_are_an_error_before_the_measurement(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,7 +179,7 @@ PEERS_50 = [
 @pytest.mark.parametrize("setting", PEERS_50, ids=lambda setting: f"{setting.scheduler} {setting.label}")
 def test_peers_converge_to_the_true_solution(digits: MixtureData, setting: bench.Choice) -> None:
     """At 50 NFE, with one good setting; with a wrong angle or a wrong estimate none of them does."""
-    world = bench.World("digits", digits, images=12, seed=0)
+    world = bench.World("digits", digits, WORLDS["digits"]._replace(images=12))
     scheduler = setting.make(50)
     evaluator = Evaluator(digits)
     images = bench.solve_by_peer(evaluator, world.noise, scheduler, setting.prediction)
@@ -168,14 +202,14 @@ def test_every_peer_evaluates_as_often_as_its_column_claims(digits: MixtureData,
 
 def test_the_fine_solution_agrees_with_another_method(digits: MixtureData) -> None:
     """To far less than the smallest error in the table, about 1e-5."""
-    world = bench.World("digits", digits, images=12, seed=0)
+    world = bench.World("digits", digits, WORLDS["digits"]._replace(images=12))
     start = math.atan(157.0)
     rk4 = qa.sample(digits, world.noise, "rk4", grid=[start * (1 - i / 200) ** 1.5 for i in range(201)]).images
     assert (world.fine(start) - rk4).square().flatten(1).mean(1).sqrt().median() < 1e-6
 
 
 def test_a_tuned_grid_is_a_row_of_its_own_sampler(digits: MixtureData) -> None:
-    world = bench.World("digits", digits, images=8, seed=0)
+    world = bench.World("digits", digits, WORLDS["digits"]._replace(images=8))
     assert "tuned" not in comparison._grids(world, bench.TUNED)
     world.tuned = [qa.tune(digits, 5, images=8, progress=False)]
     assert "tuned" in comparison._grids(world, bench.TUNED)
@@ -211,6 +245,7 @@ def test_a_trained_run_is_measured_by_the_frechet_distance_and_its_own_flow(
     [
         (["--worlds", "digit"], "did you mean 'digits'"),
         (["--worlds", ""], "nothing to measure on"),
+        (["--worlds", "cifar16-0.06"], "give their parquet file with --data"),
         (["--nfe", "3"], "give 4 or more"),
         (["--seed", "-1"], "whole number from 0"),
     ],

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from sklearn.datasets import load_sample_images
 
 import quarterarc
 from benchmarks import __main__ as benchmarks
 from benchmarks import evaluation, multistep, network, transfer, worlds
 from benchmarks.__main__ import main
+from quarterarc.common.errors import InputError
 
 CLONE = Path(__file__).parents[1]
 
@@ -69,6 +71,19 @@ def test_patches_come_from_everywhere_in_both_photographs() -> None:
     for number, patch in enumerate(patches[:4]):
         places = photographs[number % 2].unfold(0, 8, 1).unfold(1, 8, 1)
         assert bool((places == patch).flatten(2).all(2).any())
+
+
+def test_patches_of_a_file_lie_in_images_from_all_of_it(tmp_path: Path) -> None:
+    pixels = torch.randint(256, (7, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for number, image in enumerate(pixels):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / f"{number}.png")
+    images = pixels.double() / 127.5 - 1.0
+    assert torch.allclose(worlds.cifar(tmp_path, 32, 3), images[[0, 2, 4]], atol=1e-6)  # converted in float32
+    for patch, image in zip(worlds.cifar(tmp_path, 16, 2), images[[0, 3]], strict=True):
+        places = image.unfold(1, 16, 1).unfold(2, 16, 1).permute(1, 2, 0, 3, 4)
+        assert bool(((places - patch).abs() < 1e-6).flatten(2).all(2).any())
+    with pytest.raises(InputError, match="has 7 images"):
+        worlds.cifar(tmp_path, 16, 8)
 
 
 def test_every_choice_inside_multistep_is_measured(

@@ -18,19 +18,17 @@ from benchmarks.samplers.ours import (
     CANDIDATE,
     FINE,
     GRIDS,
-    LARGEST_TUNED,
     NFE_FINE,
     OURS,
     ROUGH,
     TUNED,
-    TUNED_ON,
     Ours,
 )
 from benchmarks.samplers.peers import PEERS, Peer
 from benchmarks.samplers.subjects import PURE_NOISE, Solution, Subject, Trained, World
 from benchmarks.samplers.tables import figure as draw
-from benchmarks.samplers.tables import tables
-from benchmarks.worlds import WORLDS, mixture
+from benchmarks.samplers.tables import headline, tables
+from benchmarks.worlds import CIFAR_CENTRES, WORLDS, mixture
 from quarterarc.common.errors import InputError, unknown_name
 from quarterarc.common.progress import progress_bar
 from quarterarc.sampling.tuned_grids import TunedGrid
@@ -44,6 +42,7 @@ def run(
     *,
     worlds: Sequence[str] | None,
     trained: Path | None,
+    data: Path | None,
     nfe: Sequence[int],
     images: int | None,
     count: int,
@@ -62,8 +61,9 @@ def run(
     Args:
         worlds: names in `WORLDS`; None for all of them, or for none where `trained` is given.
         trained: a run folder or checkpoint.
+        data: CIFAR-10's images, a parquet file or folder; without them the worlds of all names leave out theirs.
         nfe: numbers of evaluations per image, at least 4.
-        images: images per world; 48 if None, or 6 if `quick`.
+        images: images per world; the world's own number if None, or 6 if `quick`.
         count: images of the trained run.
         features: features of the trained run's images; `digits` for gray and `inception` for coloured images if None.
         weights: weights of the features; their own if None.
@@ -79,15 +79,11 @@ def run(
         "settings", "environment" and "subjects", one per world or run, with "ours", "adaptive", "peers" and "ratios".
 
     Raises:
-        InputError: for an unknown world, numbers out of range, or an unfit run.
+        InputError: for an unknown world, one whose data is not given, numbers out of range, or an unfit run.
     """
     if figure is not None:
         check_writable(figure)
-    if worlds is None:
-        worlds = () if trained is not None else tuple(WORLDS)
-    for name in worlds:
-        if name not in WORLDS:
-            raise unknown_name("world", name, WORLDS)
+    worlds = _worlds(worlds, data, show) if worlds is not None or trained is None else ()
     if not worlds and trained is None:
         raise InputError("there is nothing to measure on: name a world, or a trained run with --run")
     if seed < 0:
@@ -97,7 +93,7 @@ def run(
     if quick:
         nfe, worlds = (5, 10), list(worlds)[:1]
     diffusers.utils.logging.set_verbosity_error()  # it warns of settings that it changes itself
-    subjects: list[Subject] = [World(name, mixture(name), images or (6 if quick else 48), seed) for name in worlds]
+    subjects: list[Subject] = [_world(name, data, images or (6 if quick else None), seed) for name in worlds]
     if trained is not None:
         subjects.append(Trained(trained, count, seed, features, weights, device, batch))
     request = _Request(OURS, tuple(map(_few, PEERS)) if quick else PEERS, tuple(sorted(set(nfe))), tune)
@@ -108,6 +104,7 @@ def run(
             bar.update()
 
         rows = [_measured(subject, request, tick) for subject in subjects]
+    show(headline(rows))
     for row in rows:
         show(tables(row))
     if figure is not None:
@@ -115,6 +112,28 @@ def run(
         figure.write_text(draw(rows) + "\n", encoding="utf-8")
     settings = {"seed": seed, "tune": tune, "quick": quick, "pure_noise": PURE_NOISE}
     return {"settings": settings, "environment": environment(diffusers=diffusers.__version__), "subjects": rows}
+
+
+def _worlds(worlds: Sequence[str] | None, data: Path | None, show: Callable[[str], None]) -> Sequence[str]:
+    """The names of the worlds, checked; None stands for all that can be made with this data."""
+    if worlds is None:
+        left_out = [name for name in WORLDS if data is None and WORLDS[name].centres in CIFAR_CENTRES]
+        if left_out:
+            show(f"Without --data, a parquet file of CIFAR-10, these worlds are left out: {', '.join(left_out)}.\n")
+        return [name for name in WORLDS if name not in left_out]
+    for name in worlds:
+        if name not in WORLDS:
+            raise unknown_name("world", name, WORLDS)
+        if data is None and WORLDS[name].centres in CIFAR_CENTRES:
+            raise InputError(f"the world '{name}' has images of CIFAR-10: give their parquet file with --data")
+    return worlds
+
+
+def _world(name: str, data: Path | None, images: int | None, seed: int) -> World:
+    """A world with its own number of images, or this one."""
+    setting = WORLDS[name]
+    setting = setting if images is None else setting._replace(images=images)
+    return World(name, mixture(setting.centres, setting.width, data), setting, seed)
 
 
 @dataclass(frozen=True)
@@ -143,7 +162,7 @@ def _measured(subject: Subject, request: _Request, tick: Tick) -> Row:
     """All measurements on one subject."""
     started = time.process_time()
     if request.tune and isinstance(subject, World):
-        subject.tuned = _tune(subject, [nfe for nfe in request.nfes if nfe <= LARGEST_TUNED], tick)
+        subject.tuned = _tune(subject, [nfe for nfe in request.nfes if nfe <= subject.setting.largest_tuned], tick)
     ours = _ours(subject, request.ours, request.nfes, tick)
     peers = _peers(subject, request.peers, request.nfes, tick)
     default = _default(subject)
@@ -171,7 +190,7 @@ def _tune(world: World, nfes: Sequence[int], tick: Tick) -> list[TunedGrid]:
     grids = []
     for nfe in nfes:
         tick(f"{world.name}: tune {nfe}")
-        grids.append(qa.tune(world.denoise, nfe, TUNED.sampler, images=TUNED_ON, progress=False))
+        grids.append(qa.tune(world.denoise, nfe, TUNED.sampler, images=world.setting.tuned_on, progress=False))
     return grids
 
 

@@ -37,10 +37,6 @@ CANDIDATE = ("multistep", "octave")
 """The sampler and grid that is compared with the best peer, beside the library's default."""
 TUNED = Ours("multistep")
 """The sampler that is also measured on tuned grids: those of a trained run, and with `--tune` those of a world."""
-LARGEST_TUNED = 20
-"""The largest NFE for which a grid is tuned to a world: beyond, tuning takes long and gains little."""
-TUNED_ON = 384
-"""Images that a grid is tuned to a world on."""
 ROUGH = (("bogacki-shampine", 0.1), ("bogacki-shampine", 0.03))
 """Pairs and tolerances of the adaptive sampler, whose NFE cannot be chosen."""
 FINE = (("bogacki-shampine", 0.01), ("bogacki-shampine", 1e-3), ("dormand-prince", 1e-4))

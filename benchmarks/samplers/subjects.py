@@ -16,6 +16,7 @@ import quarterarc as qa
 from benchmarks.report import Row
 from benchmarks.samplers.ours import CANDIDATE, NFE_FINE
 from benchmarks.samplers.peers import PREDICTIONS, Choice, Peer, angles_of, solve_by_peer
+from benchmarks.worlds import Setting
 from quarterarc.closed_form import MixtureData
 from quarterarc.common.devices import pick_device
 from quarterarc.denoiser import Denoise, Denoiser, traits
@@ -92,18 +93,24 @@ class Subject(ABC):
 
 
 class World(Subject):
-    """An exact mixture."""
+    """An exact mixture.
+
+    Attributes:
+        mixture: the denoiser.
+        setting: the numbers of images, and whether the world is held out.
+    """
 
     measures = ("error", "frechet")
 
-    def __init__(self, name: str, mixture: MixtureData, images: int, seed: int) -> None:
+    def __init__(self, name: str, mixture: MixtureData, setting: Setting, seed: int = 0) -> None:
         about = {
             "error": "median over images of |x - fine solution| / sqrt(D), both from the sampler's own starting angle",
             "frechet": "Frechet distance on pixels between the sampler's images and the fine solution's, both from the "
             "sampler's own starting angle and the same noise: 0 for a sampler without error",
         }
-        super().__init__(name, qa.noise(range(seed, seed + images), mixture.shape, dtype=mixture.means.dtype), about)
-        self.mixture = mixture
+        seeds = range(setting.seed + seed, setting.seed + seed + setting.images)
+        super().__init__(name, qa.noise(seeds, mixture.shape, dtype=mixture.means.dtype), about)
+        self.mixture, self.setting = mixture, setting
 
     @property
     def denoise(self) -> Denoise:
@@ -117,7 +124,9 @@ class World(Subject):
             "shape": list(self.mixture.shape),
             "mixture": len(means),
             "h": self.mixture.h,
+            "held_out": self.setting.held_out,
             "images": len(self.noise),
+            "tuned_on": self.setting.tuned_on,
         }
 
     def _solve(self, noise: Tensor, start: float) -> Tensor:

@@ -11,6 +11,25 @@ from quarterarc.report import Series, line_chart
 from quarterarc.report.charts import WIDE
 
 
+def headline(subjects: Sequence[Row]) -> str:
+    """The first measure of ours over the best peer's, by world: those held out, those of the search, and networks."""
+    kinds = {True: "Held-out worlds", False: "Worlds of the search", None: "Trained networks"}
+    parts = []
+    for held_out, title in kinds.items():
+        rows = [subject for subject in subjects if subject.get("held_out") is held_out]
+        if rows:
+            lines = [["", "", *(f"{nfe} NFE" for nfe in rows[0]["nfe"])]]
+            for subject in rows:
+                ratios = next(iter(subject["ratios"].values()))
+                lines += [
+                    [subject["name"], row["row"].split(" / ")[0], *map(number, row["values"])]
+                    for row in ratios
+                    if row["row"].endswith("/ best peer")
+                ]
+            parts.append(f"## {title}\n\nError over that of the best peer:\n\n{markdown(lines)}")
+    return "\n\n".join(parts) + "\n"
+
+
 def tables(subject: Row) -> str:
     """All measurements on a subject, as Markdown."""
     parts = [f"## {subject['name']}", _summary(subject)]
@@ -27,6 +46,7 @@ def _summary(subject: Row) -> str:
     shape = "x".join(map(str, subject["shape"]))
     if "mixture" in subject:
         denoiser = f"a mixture of {subject['mixture']} Gaussians of width {subject['h']}"
+        denoiser += ", held out" if subject["held_out"] else ", a world of the search"
     else:
         denoiser = f"head {subject['head']}, schedule {subject['schedule']}"
     return f"{shape} pixels, {denoiser}; {subject['images']} images."
