@@ -1,10 +1,10 @@
 """`python -m benchmarks samplers`: our samplers against diffusers' schedulers; same denoiser, noise and NFE.
 
-On exact worlds (mixtures around scikit-learn's digits, around patches of its two photographs and, with `--data`, around
-images of CIFAR-10) the true solution is computable to any accuracy, so that a sampler's error is its distance from it,
-both from the sampler's own starting angle. The first table is that of the held-out worlds, whose widths, images or
-noise no default was searched on. On a trained network (`--run`) it is the Frechet distance of its images to the data, and their distance from the
-network's own fine solution.
+On exact worlds (mixtures around scikit-learn's digits, around patches of its two photographs and, with `--data`,
+around images of CIFAR-10) the true solution is computable to any accuracy, so that a sampler's error is its distance
+from it, both from the sampler's own starting angle. The first table is that of the held-out worlds, whose widths,
+images or noise no default was searched on. On a trained network (`--run`) it is the Frechet distance of its images to
+the data, and their distance from the network's own fine solution.
 
 A peer's number in a cell is the best over all documented settings of its scheduler listed in `PEERS`, selected by the
 measured error itself. Ours are rows of fixed settings. The comparison therefore favours the peers: a user cannot select
