@@ -45,20 +45,20 @@ class Part:
 def parts(device: str, dtype: str, compile: bool) -> list[Part]:
     """The parts, the most important first: training at the batch sizes of docs/benchmarks.md, and sampling."""
     common = {"device": device, "dtype": dtype, "compile": compile}
-    training = {**common, "rounds": 9, "steps": 20, "data": None}
+    training = {**common, "rounds": 6, "steps": 10, "data": None}
     return [
         Part("Training, cifar10", "benchmarks.training", {**training, "cases": ["cifar10"], "batch": 128}),
+        Part("Training, small", "benchmarks.training", {**training, "cases": ["small"], "batch": 256}),
         Part(
             "Sampling 1,000 images at 10 evaluations, cifar10",
             "benchmarks.sampling",
-            {**common, "cases": ["cifar10"], "count": 1000, "batch": 250, "nfe": 10, "rounds": 5},
+            {**common, "cases": ["cifar10"], "count": 1000, "batch": 250, "nfe": 10, "rounds": 4},
         ),
         Part(
             "What a sampler adds to its network, cifar10",
             "benchmarks.overhead",
             {**common, "cases": ["cifar10"], "samplers": ["multistep"], "nfe": 10, "repeats": 20, "batch": 250},
         ),
-        Part("Training, small", "benchmarks.training", {**training, "cases": ["small"], "batch": 256}),
     ]
 
 

@@ -10,11 +10,14 @@ import torch
 from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.aot_autograd import make_boxed_func  # type: ignore[attr-defined]
+from torch._inductor.decomposition import select_decomp_table
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from quarterarc.networks import UNet
 from quarterarc.networks.blocks import Attention, Down, ResidualBlock, Run, Upsample, directly, recomputed
-from quarterarc.networks.layers import drop, nearest
+from quarterarc.networks.layers import GroupNorm, drop, nearest
 
 
 @pytest.fixture(autouse=True)
@@ -147,3 +150,27 @@ def test_compiled_dropout(dtype: torch.dtype) -> None:
     assert compiled(x, 0.3, False) is x
     odd = compiled(torch.ones(2, 6, 8, 8), 0.3, True)  # a width that four does not divide
     assert 0.4 < (odd != 0.0).float().mean() < 0.95
+
+
+def test_a_compiled_norm_copies_nothing_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without gradients; traced on tensors without values. PyTorch's own norm copies, as a premise."""
+    norm = GroupNorm(4, 16, 1e-6, activate=False)
+    x = torch.randn(2, 16, 8, 8).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        expected = norm(x)
+
+    def operations(compiling: bool) -> list[str]:
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+            fake = GroupNorm(4, 16, 1e-6, activate=False)
+            for name, weight in list(fake.named_parameters()):
+                setattr(fake, name, torch.nn.Parameter(torch.empty(weight.shape, device="cuda")))
+            on_gpu = torch.empty(x.shape, device="cuda", dtype=torch.bfloat16, memory_format=torch.channels_last)
+            graph = make_fx(fake, decomposition_table=select_decomp_table())(on_gpu)
+        return [str(node.target) for node in graph.graph.nodes]
+
+    assert "aten.clone.default" in operations(False)
+    assert "aten.clone.default" not in operations(True)
+    with torch.no_grad():  # while it appears to compile
+        torch.testing.assert_close(norm(x), expected)
+        assert norm(x.bfloat16()).dtype == torch.float32

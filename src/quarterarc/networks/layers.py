@@ -54,8 +54,22 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """X of shape (B, channels, H, W); returns the same shape."""
-        x = super().forward(x.contiguous() if _transformed(x) else x)
+        if torch.compiler.is_compiling() and not torch.is_grad_enabled():
+            x = self._in_any_layout(x)
+        else:
+            x = super().forward(x.contiguous() if _transformed(x) else x)
         return F.silu(x, inplace=not torch.is_grad_enabled()) if self.activate else x
+
+    def _in_any_layout(self, x: Tensor) -> Tensor:
+        """The norm without a copy: that of PyTorch first brings a GPU's tensors to channels first.
+
+        Compiled code read them in that order and wrote channels-last, at a fifth of the memory's speed, in a tenth of a
+        forward pass (docs/benchmarks.md). In float32, as under autocast. PyTorch's gradient copies in any case.
+        """
+        b, c, h, w = x.shape
+        x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+        result: Tensor = torch.native_group_norm(x, self.weight, self.bias, b, c, h * w, self.num_groups, self.eps)[0]
+        return result
 
 
 def double(x: Tensor, convolution: Convolution) -> Tensor:
