@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +21,7 @@ import quarterarc as qa
 from quarterarc import Denoiser, InputError, Schedule
 from quarterarc.arc import NOISE_END
 from quarterarc.denoiser import Denoise
-from quarterarc.heads import Noise, head
+from quarterarc.heads import Head, Noise, head
 from quarterarc.interop import load_pipeline, pipeline_denoiser, pipeline_grid, pipeline_schedule, save_pipeline
 from quarterarc.networks import UNet
 from scheduler_tables import TABLES
@@ -584,11 +588,79 @@ def test_classes_are_saved_with_the_null_label_last(tmp_path: Path) -> None:
     assert apart(after.image, before.image) < CLOSE
 
 
+class Custom(Head):
+    """A head that only this test knows."""
+
+    def read(self, output: Tensor, x: Tensor, angle: Any) -> Any:
+        raise NotImplementedError
+
+
+ALONE = """
+import json, sys
+sys.modules["quarterarc"] = None  # its import fails
+import torch
+from diffusers import DiffusionPipeline
+
+torch.set_num_threads(1)
+for job in json.load(open(sys.argv[1])):
+    further = {"custom_pipeline": job["folder"]} if job["named"] else {}
+    pipeline = DiffusionPipeline.from_pretrained(job["folder"], trust_remote_code=True, **further)
+    pipeline.set_progress_bar_config(disable=True)
+    start = torch.load(sys.argv[2], weights_only=True)
+    images = pipeline(3, 10, latents=start, output_type="pt", **job["options"]).images
+    torch.save(images, job["folder"] + "/images.pt")
+    assert pipeline(3, 2, **job["options"]).images[0].size == (8, 8)
+"""
+
+
+def test_diffusers_alone_samples_every_head_with_equal_pixels(tmp_path: Path) -> None:
+    """In a new process that cannot import this library."""
+    jobs, expected = [], []
+    for name in ("both", "gated", "mean", "both+variance", "image+log-variance"):
+        denoise = replace(
+            ours_untrained(name, qa.schedule("arc" if name == "both" else "linear")), projection="velocity"
+        )
+        folder = save_pipeline(denoise, tmp_path / name)
+        jobs.append({"folder": str(folder), "options": {}, "named": name == "both"})
+        expected.append(qa.sample(denoise, start(), "ddim", 10, "time").images)
+        back = replace(load_pipeline(folder), projection="velocity")
+        assert back.head.name == name
+        with torch.no_grad():
+            angle = denoise.schedule.angle(500.0)
+            assert apart(back(start(), angle).image, denoise(start(), angle).image) < CLOSE
+    labelled = ours_untrained("noise", qa.schedule("linear"), classes=2)
+    labelled = replace(labelled, class_names=("cat", "dog"))
+    folder = save_pipeline(labelled, tmp_path / "labelled")
+    assert load_pipeline(folder).class_names == ("cat", "dog")
+    assert load_pipeline(folder).classes == 2
+    jobs.append(
+        {
+            "folder": str(folder),
+            "options": {"class_labels": ["dog", "cat", "dog"], "guidance_scale": 2.0},
+            "named": False,
+        }
+    )
+    labels = torch.tensor([1, 0, 1])
+    expected.append(qa.sample(qa.Guided(labelled, 2.0), start(), "ddim", 10, "time", labels=labels).images)
+    (tmp_path / "jobs.json").write_text(json.dumps(jobs))
+    torch.save(start(), tmp_path / "start.pt")
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    environment.pop("PYTHONPATH", None)
+    words = [sys.executable, "-c", ALONE, "jobs.json", "start.pt"]
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    for job, images in zip(jobs, expected, strict=True):
+        theirs = torch.load(Path(job["folder"]) / "images.pt", weights_only=True)  # type: ignore[arg-type]
+        assert apart(theirs, images) < CLOSE, job
+
+
 def test_denoisers_without_a_counterpart_in_diffusers_raise(tmp_path: Path) -> None:
     schedule = qa.schedule("arc", 1000)
-    for name in ("both", "gated", "mean", "both+variance"):
-        with pytest.raises(InputError, match="no counterpart of the head"):
-            save_pipeline(ours_untrained(name, schedule), tmp_path / "out")
+    other = ours_untrained("velocity", schedule)
+    with pytest.raises(InputError, match="the head 'custom' is not known to diffusers"):
+        save_pipeline(replace(other, head=Custom(schedule)), tmp_path / "out")
+    with pytest.raises(InputError, match="belongs to one of 500: export it as safetensors"):
+        save_pipeline(ours_untrained("mean", qa.schedule("arc", 500)), tmp_path / "out")
     with pytest.raises(InputError, match="cannot hold a function"):
         save_pipeline(qa.Denoiser(lambda x, t, labels: x, schedule, Noise()), tmp_path / "out")
     with pytest.raises(InputError, match="only a Denoiser can be saved, got a Clipped"):

@@ -22,11 +22,23 @@ from ..common.optional import need
 from ..storage.files import read_json
 from .schedulers import component
 
-__all__ = ["INDEX", "SCHEDULER", "check_components", "is_pipeline", "pipeline_files", "read_unet", "scheduler_folder"]
+__all__ = [
+    "CODE",
+    "INDEX",
+    "SCHEDULER",
+    "check_components",
+    "exported",
+    "is_pipeline",
+    "pipeline_files",
+    "read_unet",
+    "scheduler_folder",
+]
 
 logger = logging.getLogger("quarterarc")
 
 WEIGHTS = "diffusion_pytorch_model"
+CODE, OWN_PIPELINE = "pipeline", "QuarterarcPipeline"
+"""The module in the folder of a pipeline of this library, and its class (`diffusers_pipeline`)."""
 INDEX, CONFIG, SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
 
 
@@ -35,6 +47,18 @@ def pipeline_files(folder: Path) -> tuple[list[Path], list[Path]]:
     unet, scheduler = component(folder, "unet"), scheduler_folder(folder)
     configs = [unet / CONFIG, *([] if scheduler is None else [scheduler / SCHEDULER])]
     return sorted(unet.glob(f"{WEIGHTS}*.safetensors")), configs
+
+
+def exported(folder: Path) -> dict[str, Any]:
+    """Head, null label and names of the classes in an index that `save_pipeline` wrote; empty for other folders."""
+    index = read_json(folder / INDEX) if (folder / INDEX).is_file() else {}
+    own = isinstance(index, dict) and index.get("_class_name") == [CODE, OWN_PIPELINE]
+    if not own:
+        return {}
+    head, null, names = index.get("head"), index.get("null_label"), index.get("class_names") or {}
+    if not (isinstance(head, str) and isinstance(null, int | None) and isinstance(names, dict)):
+        raise InputError(f"{folder / INDEX} does not describe a pipeline of quarterarc: export the model again")
+    return {"head": head, "null_label": null, "class_names": [str(name) for name in names.values()]}
 
 
 def is_pipeline(path: str | Path) -> bool:
@@ -59,7 +83,11 @@ def check_components(folder: Path) -> None:
         raise InputError(f"{folder} is not a diffusers pipeline folder: it has no {INDEX}")
     index = read_json(folder / INDEX)
     specs = index if isinstance(index, dict) else {}
-    classes = {name: spec[1] for name, spec in specs.items() if isinstance(spec, list) and len(spec) == 2 and spec[1]}
+    classes = {
+        name: spec[1]
+        for name, spec in specs.items()
+        if not name.startswith("_") and isinstance(spec, list) and len(spec) == 2 and isinstance(spec[1], str)
+    }
     for kind, marks in _OTHER_PIPELINES.items():
         for name, of in classes.items():
             if any(mark in name for mark in marks) or (of == "UNet2DConditionModel" and "condition" in marks):

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import replace
@@ -29,11 +30,21 @@ from ..arc import NOISE_END
 from ..common.errors import InputError, unknown_name
 from ..common.optional import need
 from ..denoiser import Denoiser
-from ..heads import Head, Image, LearnedVariance, Noise, Velocity
+from ..heads import Both, Gated, Head, Image, LearnedVariance, Mean, Noise, Velocity
+from ..heads import head as named_head
 from ..networks import UNet
 from ..schedules import Schedule
-from ..storage.files import make_folder, read_json, replace_folder
-from .pipeline_folders import INDEX, SCHEDULER, check_components, is_pipeline, read_unet, scheduler_folder
+from ..storage.files import make_folder, read_json, replace_folder, write_json
+from .pipeline_folders import (
+    CODE,
+    INDEX,
+    SCHEDULER,
+    check_components,
+    exported,
+    is_pipeline,
+    read_unet,
+    scheduler_folder,
+)
 from .schedulers import component, config_of, pipeline_schedule
 from .unet_weights import from_diffusers, to_diffusers
 
@@ -92,8 +103,12 @@ def load_pipeline(
         logger.info(
             "there is no scheduler beside %s: DDPM's is used, linear with 1000 steps and noise as output", folder
         )
-    denoise = pipeline_denoiser(read_unet(component(folder, "unet")), config, null_label=null_label, network=network)
-    return replace(denoise, precision=precision).to(device)
+    own = exported(folder)
+    denoise = pipeline_denoiser(
+        read_unet(component(folder, "unet")), config, head=own.get("head"), network=network,
+        null_label=own.get("null_label") if null_label is None else null_label,
+    )  # fmt: skip
+    return replace(denoise, precision=precision, class_names=tuple(own.get("class_names") or ())).to(device)
 
 
 def with_own_network(denoise: Denoiser) -> Denoiser:
@@ -119,13 +134,16 @@ def with_own_network(denoise: Denoiser) -> Denoiser:
     return replace(denoise, network=network.inner, unlabelled=unlabelled)
 
 
-def pipeline_denoiser(unet: Any, scheduler: Any, *, null_label: int | None = None, network: str = "own") -> Denoiser:
+def pipeline_denoiser(
+    unet: Any, scheduler: Any, *, null_label: int | None = None, network: str = "own", head: str | None = None
+) -> Denoiser:
     """The denoiser of a loaded `UNet2DModel` and scheduler.
 
     Args:
         unet: a diffusers `UNet2DModel`.
         scheduler: a diffusers scheduler with a beta table, or its configuration.
         null_label, network: as for `load_pipeline`.
+        head: the name of the network's head; None for that of the scheduler's prediction type.
 
     Raises:
         InputError: as for `load_pipeline`.
@@ -133,7 +151,7 @@ def pipeline_denoiser(unet: Any, scheduler: Any, *, null_label: int | None = Non
     if network not in NETWORKS:
         raise unknown_name("network", network, NETWORKS)
     config, shape = config_of(scheduler), unet.config
-    _check_unet(shape)
+    _check_unet(shape, head is not None)
     channels, rows = shape["in_channels"], shape["num_class_embeds"]
     if null_label is not None and (rows is None or not 0 <= null_label < rows):
         known = "no labels" if rows is None else f"the labels 0..{rows - 1}"
@@ -142,10 +160,11 @@ def pipeline_denoiser(unet: Any, scheduler: Any, *, null_label: int | None = Non
     size = (size, size) if isinstance(size, int) else size
     # if the null label is the last one, it is not a class
     classes = None if rows is None else rows - (null_label == rows - 1)
+    schedule = pipeline_schedule(config)
     return Denoiser(
         _Network(_faster(unet, null_label) if network == "own" else _Unet(unet), rows, classes, null_label).eval(),
-        pipeline_schedule(config),
-        _head(config, learned=shape["out_channels"] == 2 * channels),
+        schedule,
+        _head(config, learned=shape["out_channels"] == 2 * channels) if head is None else named_head(head, schedule),
         shape=None if size is None else (channels, *size),
         classes=classes,
         time_shift=-1.0,
@@ -159,33 +178,55 @@ def save_pipeline(denoise: Denoiser, path: str | Path) -> Path:
     The pipeline is a `DDIMPipeline` without clipping that starts at the last training step, or a `DDPMPipeline` for a
     learned variance. Settings that diffusers lacks are converted without changing the network's function: for times
     that are not DDPM's step numbers the first time layer is rotated and the schedule is tabulated again; for a noise
-    head, which is undefined at pi/2, a step that ends there is dropped. diffusers' pipelines pass no labels: a
-    class-conditional network needs a loop of its own, or `load_pipeline`.
+    head, which is undefined at pi/2, a step that ends there is dropped.
+
+    diffusers' own pipelines take no labels, and no other heads. For those the folder contains a pipeline of its own,
+    `pipeline.py` (`interop/diffusers_pipeline.py`), which needs diffusers alone.
 
     Args:
-        denoise: a denoiser with the head `noise`, `image` or `velocity`, with or without `+variance`; diffusers has no
-            counterpart of the other heads.
+        denoise: a denoiser with any head of this library and its U-Net, or that of diffusers.
         path: the folder, which must not exist.
 
     Returns:
         The path.
 
     Raises:
-        InputError: for another head, a network other than the U-Nets of this library and diffusers, or an existing
-            path.
+        InputError: for another head, another network, a flow map, or an existing path.
     """
-    diffusers, folder = need("diffusers", "diffusers", "a diffusers pipeline"), Path(path)
+    need("diffusers", "diffusers", "a diffusers pipeline")
+    folder = Path(path)
     if not isinstance(denoise, Denoiser):
         raise InputError(f"only a Denoiser can be saved, got a {type(denoise).__name__}: save its inner denoiser")
     if folder.exists():
         raise InputError(f"{folder} already exists: give a path that does not")
+    pipeline, own = _pipeline(denoise)
+    make_folder(folder.parent)
+    with replace_folder(folder) as beside:
+        pipeline.save_pretrained(beside)
+        if own:
+            index = read_json(beside / INDEX)
+            write_json(beside / INDEX, {**index, "_class_name": [CODE, index["_class_name"]]})
+            shutil.copyfile(Path(__file__).with_name("diffusers_pipeline.py"), beside / f"{CODE}.py")
+    return folder
+
+
+def _pipeline(denoise: Denoiser) -> tuple[Any, bool]:
+    """A pipeline with the network and the schedule of a denoiser, and whether it is one of this library."""
+    import diffusers
+
     learned = type(denoise.head) is LearnedVariance  # diffusers has no learned log variance
-    inner = denoise.head.inner if isinstance(denoise.head, LearnedVariance) and learned else denoise.head
-    kind = next((name for name, known in PREDICTIONS.items() if type(known) is type(inner)), None)
-    if kind is None:
+    inner = denoise.head.inner if isinstance(denoise.head, LearnedVariance) else denoise.head
+    if type(inner) not in (*map(type, PREDICTIONS.values()), Both, Gated, Mean):
         raise InputError(
-            f"diffusers has no counterpart of the head '{denoise.head.name}': "
-            "only 'noise', 'image' and 'velocity' can be saved, with or without '+variance'"
+            f"the head '{denoise.head.name}' is not known to diffusers, nor to the pipeline of an exported folder: "
+            "export it as safetensors, or its network as onnx"
+        )
+    kind = next((name for name, known in PREDICTIONS.items() if type(known) is type(inner)), None)
+    own = kind is None or denoise.classes is not None or (isinstance(denoise.head, LearnedVariance) and not learned)
+    if isinstance(inner, Mean) and denoise.time_scale is None and denoise.schedule.steps != 1000:
+        raise InputError(
+            f"diffusers numbers 1000 steps for this network, and the head '{denoise.head.name}' belongs to one of "
+            f"{denoise.schedule.steps}: export it as safetensors"
         )
     unet, angles = _numbered(denoise)
     betas = Schedule("custom", angles).beta[1:]
@@ -194,24 +235,38 @@ def save_pipeline(denoise: Denoiser, path: str | Path) -> Path:
     settings = {
         "num_train_timesteps": len(angles) - 1,
         "trained_betas": betas.tolist(),
-        "prediction_type": kind,
+        "prediction_type": "v_prediction" if own else kind,
         "timestep_spacing": "trailing",
         "clip_sample": False,
     }
+    if own:
+        from .diffusers_pipeline import QuarterarcPipeline
+
+        names = {str(label): name for label, name in enumerate(denoise.class_names)}
+        return QuarterarcPipeline(
+            unet,
+            diffusers.DDIMScheduler(**settings),
+            denoise.head.name,
+            _null_label(denoise),
+            names or None,
+        ), True
     if learned:
-        pipeline = diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler(**settings, variance_type="learned_range"))
-    else:
-        pipeline = diffusers.DDIMPipeline(unet, diffusers.DDIMScheduler(**settings))
-    make_folder(folder.parent)
-    with replace_folder(folder) as beside:
-        pipeline.save_pretrained(beside)
-    return folder
+        scheduler = diffusers.DDPMScheduler(**settings, variance_type="learned_range")
+        return diffusers.DDPMPipeline(unet, scheduler), False
+    return diffusers.DDIMPipeline(unet, diffusers.DDIMScheduler(**settings)), False
+
+
+def _null_label(denoise: Denoiser) -> int | None:
+    """The label that means "no label"; None without classes, or where none was trained."""
+    if denoise.classes is None or not denoise.unlabelled:
+        return None
+    return denoise.network.null_label if isinstance(denoise.network, _Network) else denoise.classes
 
 
 # --- reading -----------------------------------------------------------------------------------------------------
 
 
-def _check_unet(config: Mapping[str, Any]) -> None:
+def _check_unet(config: Mapping[str, Any], named: bool) -> None:
     """Raise an InputError unless the network is called as `network(x, step number, labels)`."""
     if config["time_embedding_type"] == "fourier":
         raise InputError(
@@ -223,7 +278,7 @@ def _check_unet(config: Mapping[str, Any]) -> None:
             f"the network has class_embed_type '{config['class_embed_type']}' instead of class labels: only networks "
             "with num_class_embeds, or without classes, can be read"
         )
-    if config["out_channels"] not in (config["in_channels"], 2 * config["in_channels"]):
+    if not named and config["out_channels"] not in (config["in_channels"], 2 * config["in_channels"]):
         raise InputError(
             f"the network has {config['in_channels']} input and {config['out_channels']} output channels: it needs as "
             "many, or twice as many for a learned variance"
