@@ -98,9 +98,9 @@ def test_the_held_out_worlds_are_the_first_table_and_those_of_the_search_have_th
     subjects = [subject("digits", 0.2, held_out=False), subject("digits-0.3", 0.4, held_out=True), subject("run", 0.6)]
     lines = [line for line in tables.headline(subjects).splitlines() if line.startswith(("##", "| "))]
     assert lines == [
-        *("## Held-out worlds", "|  |  | 5 NFE |", "| digits-0.3 | multistep, octave | 0.4 |"),
-        *("## Worlds of the search", "|  |  | 5 NFE |", "| digits | multistep, octave | 0.2 |"),
-        *("## Trained networks", "|  |  | 5 NFE |", "| run | multistep, octave | 0.6 |"),
+        *("## Held-out worlds", "|  |  | 5 NFE |", "| digits-0.3 | multistep, octave / best peer | 0.4 |"),
+        *("## Worlds of the search", "|  |  | 5 NFE |", "| digits | multistep, octave / best peer | 0.2 |"),
+        *("## Trained networks", "|  |  | 5 NFE |", "| run | multistep, octave / best peer | 0.6 |"),
     ]
 
 
@@ -221,6 +221,26 @@ def test_a_tuned_grid_is_a_row_of_its_own_sampler(digits: MixtureData) -> None:
     expected = qa.sample(digits, world.noise, tuned.apply(Multistep()), grid=tuned.angles)
     assert torch.equal(solution.images, expected.images)
     assert comparison._solve(world, bench.TUNED, "tuned", 6) is None
+
+
+def test_tuned_peers_are_rows_up_to_the_largest_tuned_nfe(digits: MixtureData) -> None:
+    small = MixtureData(digits.means[:30], 0.3)
+    world = bench.World("digits", small, WORLDS["digits"]._replace(images=8, tuned_on=8, largest_tuned=4))
+    noise = qa.noise(range(50, 58), small.shape, dtype=torch.float64)
+    world.peers = bench.TunedPeers.of(small, noise)
+    rows = comparison._tuned_peers(world, (4, 6), lambda cell: None)
+    assert [row["row"] for row in rows] == ["GITS", "AMED"]
+    for row in rows:
+        at_4, at_6 = row["cells"]
+        assert at_6 is None
+        settings = dict(world.solutions_of_tuned(row["row"], 4))
+        errors = {label: world.measure(solution)["error"] for label, solution in settings.items()}
+        assert at_4["error"]["value"] == min(errors.values())
+        assert at_4["tried"] == len(errors)
+    ours = [{"row": "multistep", "grid": "octave", "cells": [{"error": 1e-3}, {"error": 1e-3}]}]
+    ratio = comparison._ratios(ours, rows, rows, [bench.CANDIDATE], "error")[-1]
+    assert ratio["row"] == "multistep, octave / best tuned peer"
+    assert ratio["values"] == [1e-3 / min(row["cells"][0]["error"]["value"] for row in rows), None]
 
 
 def test_a_trained_run_is_measured_by_the_frechet_distance_and_its_own_flow(

@@ -15,12 +15,16 @@ method depends on the quantity, the noise as well. On a trained network, where a
 only the two settings per scheduler that come nearest to the fine solution of 16 images are measured, and since the
 network's estimates need not be consistent, the nearest one also with the noise and (where the scheduler takes it) the
 image.
+
+With `--tune`, `quarterarc.tune` and two tuned peers (`tuned_peers`) are fitted to the same noise of each exact world,
+and compared at equal NFE.
 """
 
 from benchmarks.samplers.comparison import run
 from benchmarks.samplers.ours import CANDIDATE, NFE_FINE, OURS, TUNED, Ours
 from benchmarks.samplers.peers import PEERS, Choice, Peer, angles_of, solve_by_peer
 from benchmarks.samplers.subjects import PURE_NOISE, Solution, Trained, World
+from benchmarks.samplers.tuned_peers import TunedPeers
 
 __all__ = [
     "CANDIDATE",
@@ -34,6 +38,7 @@ __all__ = [
     "Peer",
     "Solution",
     "Trained",
+    "TunedPeers",
     "World",
     "angles_of",
     "run",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,11 @@ from benchmarks.samplers.peers import PEERS, Peer
 from benchmarks.samplers.subjects import PURE_NOISE, Solution, Subject, Trained, World
 from benchmarks.samplers.tables import figure as draw
 from benchmarks.samplers.tables import headline, tables
+from benchmarks.samplers.tuned_peers import TunedPeers
 from benchmarks.worlds import CIFAR_CENTRES, WORLDS, mixture
 from quarterarc.common.errors import InputError, unknown_name
 from quarterarc.common.progress import progress_bar
-from quarterarc.sampling.tuned_grids import TunedGrid
+from quarterarc.sampling.tuning import FIRST_SEED
 from quarterarc.storage.files import check_writable, make_folder
 
 Tick = Callable[[str], None]
@@ -70,13 +71,15 @@ def run(
         device: device of the trained run.
         batch: images per batch of the feature network.
         seed: seed of the first image's noise.
-        tune: also tune multistep's grid and weights to each world, for NFE up to 20.
+        tune: also tune multistep's grid and weights to each world, and the tuned peers, each for NFE up to the
+            world's largest.
         quick: NFE 5 and 10, the first world only, and few settings per peer.
         figure: an SVG file for the chart of error against NFE.
         show: receives the tables of each subject.
 
     Returns:
-        "settings", "environment" and "subjects", one per world or run, with "ours", "adaptive", "peers" and "ratios".
+        "settings", "environment" and "subjects", one per world or run, with "ours", "adaptive", "peers", "tuned_peers"
+        and "ratios".
 
     Raises:
         InputError: for an unknown world, one whose data is not given, numbers out of range, or an unfit run.
@@ -148,7 +151,7 @@ class _Request:
     @property
     def cells(self) -> int:
         """An upper bound of the number of cells per subject."""
-        return (len(self.ours) * len(GRIDS) + len(self.peers)) * len(self.nfes) + len(ROUGH + FINE) + 2 * len(self.nfes)
+        return (len(self.ours) * len(GRIDS) + len(self.peers)) * len(self.nfes) + len(ROUGH + FINE) + 4 * len(self.nfes)
 
 
 def _few(peer: Peer) -> Peer:
@@ -162,9 +165,10 @@ def _measured(subject: Subject, request: _Request, tick: Tick) -> Row:
     """All measurements on one subject."""
     started = time.process_time()
     if request.tune and isinstance(subject, World):
-        subject.tuned = _tune(subject, [nfe for nfe in request.nfes if nfe <= subject.setting.largest_tuned], tick)
+        _tune(subject, request.nfes, tick)
     ours = _ours(subject, request.ours, request.nfes, tick)
     peers = _peers(subject, request.peers, request.nfes, tick)
+    tuned_peers = _tuned_peers(subject, request.nfes, tick) if isinstance(subject, World) and subject.peers else []
     default = _default(subject)
     heads = list(dict.fromkeys([default, CANDIDATE, *([(TUNED.sampler, "tuned")] if subject.tuned else [])]))
     row: Row = {
@@ -176,7 +180,8 @@ def _measured(subject: Subject, request: _Request, tick: Tick) -> Row:
         "ours": ours,
         "adaptive": _adaptive(subject, tick),
         "peers": peers,
-        "ratios": {measure: _ratios(ours, peers, heads, measure) for measure in subject.measures},
+        "tuned_peers": tuned_peers,
+        "ratios": {measure: _ratios(ours, peers, tuned_peers, heads, measure) for measure in subject.measures},
     }
     if isinstance(subject, Trained):
         fine = _solve(subject, Ours(CANDIDATE[0]), CANDIDATE[1], NFE_FINE)
@@ -185,13 +190,16 @@ def _measured(subject: Subject, request: _Request, tick: Tick) -> Row:
     return row | {"cpu_seconds": round(time.process_time() - started, 1)}
 
 
-def _tune(world: World, nfes: Sequence[int], tick: Tick) -> list[TunedGrid]:
-    """Grids that are tuned to a world, on other noise than that of the measurements."""
-    grids = []
+def _tune(world: World, nfes: Sequence[int], tick: Tick) -> None:
+    """Tune grids, and the tuned peers, to a world, on the same noise, which is not that of the measurements."""
+    images = world.setting.tuned_on
+    seeds = range(FIRST_SEED, FIRST_SEED + images)
+    world.peers = TunedPeers.of(world.mixture, qa.noise(seeds, world.mixture.shape, dtype=world.noise.dtype))
+    world.tuned = []
     for nfe in nfes:
-        tick(f"{world.name}: tune {nfe}")
-        grids.append(qa.tune(world.denoise, nfe, TUNED.sampler, images=world.setting.tuned_on, progress=False))
-    return grids
+        if nfe <= world.setting.largest_tuned:
+            tick(f"{world.name}: tune {nfe}")
+            world.tuned.append(qa.tune(world.denoise, nfe, TUNED.sampler, images=images, progress=False))
 
 
 def _default(subject: Subject) -> tuple[str, str]:
@@ -262,23 +270,44 @@ def _peers(subject: Subject, peers: Sequence[Peer], nfes: Sequence[int], tick: T
     `steady` is the one setting with the smallest geometric mean over the NFE from 5 to 20, with its values: an upper
     bound of what a user with one fixed setting gets.
     """
-    rows = []
-    for peer in peers:
-        cells: list[Row | None] = []
-        by_settings: dict[str, dict[int, Row]] = {}
-        for nfe in nfes:
-            tick(f"{subject.name}: {peer.name}")
-            results = [
-                {"settings": choice.label, "start": solution.start, "nfe": solution.nfe, **subject.measure(solution)}
-                for choice, solution in subject.solutions(peer, nfe)
-            ]
-            best = {measure: _best(results, measure) for measure in subject.measures} if results else None
-            cells.append(None if best is None else best | {"tried": len(results)})
-            for result in results:
-                by_settings.setdefault(str(result["settings"]), {})[nfe] = result
-        steady = {measure: _steady(by_settings, nfes, measure) for measure in subject.measures}
-        rows.append({"row": peer.name, "cells": cells, "steady": steady})
-    return rows
+
+    def solutions(peer: Peer) -> Callable[[int], Labelled]:
+        return lambda nfe: ((choice.label, solution) for choice, solution in subject.solutions(peer, nfe))
+
+    return [_peer_row(subject, peer.name, solutions(peer), nfes, tick) for peer in peers]
+
+
+def _tuned_peers(world: World, nfes: Sequence[int], tick: Tick) -> list[Row]:
+    """One row per tuned peer, like those of `_peers`, for the NFE that grids are tuned for."""
+
+    def solutions(name: str) -> Callable[[int], Labelled]:
+        return lambda nfe: world.solutions_of_tuned(name, nfe) if nfe <= world.setting.largest_tuned else iter(())
+
+    return [_peer_row(world, name, solutions(name), nfes, tick) for name in ("GITS", "AMED")]
+
+
+Labelled = Iterator[tuple[str, Solution]]
+"""Images by the settings of a peer, with each setting in short."""
+
+
+def _peer_row(
+    subject: Subject, name: str, solutions: Callable[[int], Labelled], nfes: Sequence[int], tick: Tick
+) -> Row:
+    """The row of a peer, of its solutions by NFE."""
+    cells: list[Row | None] = []
+    by_settings: dict[str, dict[int, Row]] = {}
+    for nfe in nfes:
+        tick(f"{subject.name}: {name}")
+        results = [
+            {"settings": label, "start": solution.start, "nfe": solution.nfe, **subject.measure(solution)}
+            for label, solution in solutions(nfe)
+        ]
+        best = {measure: _best(results, measure) for measure in subject.measures} if results else None
+        cells.append(None if best is None else best | {"tried": len(results)})
+        for result in results:
+            by_settings.setdefault(str(result["settings"]), {})[nfe] = result
+    steady = {measure: _steady(by_settings, nfes, measure) for measure in subject.measures}
+    return {"row": name, "cells": cells, "steady": steady}
 
 
 def _best(results: Sequence[Row], measure: str) -> Row:
@@ -304,7 +333,13 @@ def _steady(by_settings: dict[str, dict[int, Row]], nfes: Sequence[int], measure
 # ratios
 
 
-def _ratios(ours: Sequence[Row], peers: Sequence[Row], heads: Sequence[tuple[str, str]], measure: str) -> list[Row]:
+def _ratios(
+    ours: Sequence[Row],
+    peers: Sequence[Row],
+    tuned_peers: Sequence[Row],
+    heads: Sequence[tuple[str, str]],
+    measure: str,
+) -> list[Row]:
     """By NFE: a row of ours, and the best of all rows of ours, over the best peer; below 1 ours is better."""
     columns = range(len(peers[0]["cells"]))
     lines = {
@@ -315,6 +350,9 @@ def _ratios(ours: Sequence[Row], peers: Sequence[Row], heads: Sequence[tuple[str
     rows = [_ratio_row(label, "best peer", rows, best, measure) for label, rows in lines.items()]
     rows.append(_ratio_row("best of ours", "best peer", ours, best, measure))
     rows += [_ratio_row(label, "best peer, one setting each", rows, steady, measure) for label, rows in lines.items()]
+    if tuned_peers:
+        best = [_smallest((row["row"], _peer_value(row, measure, column)) for row in tuned_peers) for column in columns]
+        rows += [_ratio_row(label, "best tuned peer", rows, best, measure) for label, rows in lines.items()]
     return rows
 
 

@@ -16,6 +16,7 @@ import quarterarc as qa
 from benchmarks.report import Row
 from benchmarks.samplers.ours import CANDIDATE, NFE_FINE
 from benchmarks.samplers.peers import PREDICTIONS, Choice, Peer, angles_of, solve_by_peer
+from benchmarks.samplers.tuned_peers import LARGEST, TunedPeers
 from benchmarks.worlds import Setting
 from quarterarc.closed_form import MixtureData
 from quarterarc.common.devices import pick_device
@@ -52,6 +53,7 @@ class Subject(ABC):
         name: the subject's name.
         noise: the noise of all images, shape (B, C, H, W).
         tuned: grids that were tuned to the denoiser.
+        peers: the peers that were tuned to it; None if none were.
         about: a line about each measure, by name.
     """
 
@@ -61,6 +63,7 @@ class Subject(ABC):
 
     def __init__(self, name: str, noise: Tensor, about: dict[str, str], tuned: Iterable[TunedGrid] = ()) -> None:
         self.name, self.noise, self.about, self.tuned = name, noise, about, list(tuned)
+        self.peers: TunedPeers | None = None
         self._fine: dict[float, Tensor] = {}
 
     @property
@@ -142,6 +145,13 @@ class World(Subject):
     def solutions(self, peer: Peer, nfe: int) -> Iterator[tuple[Choice, Solution]]:
         """Images by every choice of a peer."""
         return _solutions(self.mixture, self.noise, peer.choices, nfe)
+
+    def solutions_of_tuned(self, name: str, nfe: int) -> Iterator[tuple[str, Solution]]:
+        """Images by every setting of a tuned peer, "GITS" or "AMED", with the setting."""
+        assert self.peers is not None
+        rows = {"GITS": self.peers.gits, "AMED": self.peers.amed}[name]
+        for label, images in rows(self.mixture, self.noise, nfe):
+            yield label, Solution(images, math.atan(LARGEST), nfe)
 
 
 class Trained(Subject):

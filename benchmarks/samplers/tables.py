@@ -22,11 +22,11 @@ def headline(subjects: Sequence[Row]) -> str:
             for subject in rows:
                 ratios = next(iter(subject["ratios"].values()))
                 lines += [
-                    [subject["name"], row["row"].split(" / ")[0], *map(number, row["values"])]
+                    [subject["name"], row["row"], *map(number, row["values"])]
                     for row in ratios
-                    if row["row"].endswith("/ best peer")
+                    if row["row"].endswith(("/ best peer", "/ best tuned peer"))
                 ]
-            parts.append(f"## {title}\n\nError over that of the best peer:\n\n{markdown(lines)}")
+            parts.append(f"## {title}\n\nOurs over the best peer:\n\n{markdown(lines)}")
     return "\n\n".join(parts) + "\n"
 
 
@@ -62,6 +62,9 @@ def _table(subject: Row, measure: str) -> str:
     for row in subject["peers"]:
         values = [None if cell is None else cell[measure]["value"] for cell in row["cells"]]
         lines.append([f"diffusers {row['row']}", "best", *map(number, values)])
+    for row in subject["tuned_peers"]:
+        values = [None if cell is None else cell[measure]["value"] for cell in row["cells"]]
+        lines.append([f"{row['row']}-like", "tuned", *map(number, values)])
     ratios = subject["ratios"][measure]
     lines += [[f"**ratio: {row['row']}**", "", *map(number, row["values"])] for row in ratios]
     lines.append(["best peer", "", *(name or "-" for name in ratios[0]["against"])])
