@@ -107,6 +107,28 @@ def test_every_command_of_the_page_on_flow_maps_runs(
             assert main([*words, *more.get(words[0], [])]) == 0, words
 
 
+def test_every_command_on_fine_tuning_and_sharing_runs(
+    tmp_path: Path, tiny_run: Path, tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the digits as photographs; the places of the page are folders."""
+    pytest.importorskip("diffusers")
+    page = (DOCS / "other-models.md").read_text(encoding="utf-8")
+    part = page[page.index("## Fine-tuning") : page.index("## Published checkpoints")]
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_run, "RUN")
+    assert main(["train", "digits", "--out", "noise", "head=noise", "objective.name=noise", *tiny]) == 0
+    assert main(["export", "noise", "PIPELINE", "--samples", "0"]) == 0
+    assert main(["sample", "RUN", "--out", "photos", "--seeds", "0-7", "--steps", "1"]) == 0
+    own = ["data.size=8", "data.channels=1"]
+    for line in re.findall(r"^quarterarc .+$", part, re.MULTILINE):
+        words = command_of(line, tuple(word for word in tiny if not word.startswith("network.")))
+        if words[0] == "push":
+            continue  # needs a network: tests/test_hub.py
+        more = own if words[0] == "train" else ["--samples", "1"]
+        assert main([*words, *more]) == 0, line
+    assert {path.name for path in Path("out").iterdir()} == {"pipeline", "weights", "network"}
+
+
 def command_of(line: str, tiny: tuple[str, ...]) -> list[str]:
     """The words after `quarterarc`, with fewer steps and images."""
     program, *words = shlex.split(line)

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from .sampling.trajectories import Result, sample, trajectory
     from .sampling.tuning import tune
     from .schedules import Schedule, schedule
+    from .sharing.exporting import export
     from .storage.checkpoints import save
     from .training.api import train
     from .training.distilling import distill
@@ -67,6 +68,7 @@ _HOME = {
     "sampling.tuning": ("tune",),
     "schedules": ("Schedule", "schedule"),
     "storage.checkpoints": ("save",),
+    "sharing.exporting": ("export",),
     "training.api": ("train",),
     "training.distilling": ("distill",),
     "training.recipe": ("Recipe",),
@@ -95,6 +97,7 @@ __all__ = [
     "distill",
     "encode",
     "evaluate",
+    "export",
     "generate",
     "grid",
     "head",

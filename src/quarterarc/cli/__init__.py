@@ -32,6 +32,7 @@ COMMANDS = {
     "sample": "make images from seeds with a trained model",
     "tune": "fit a sampler's grid to one network, for sampling in few evaluations",
     "evaluate": "measure images against a reference: FID, precision, recall and more",
+    "export": "write a trained model for diffusers, ONNX or as safetensors, with a model card",
     "import": "write a published checkpoint (DDIM, ADM, EDM) as a checkpoint folder, without running code in it",
     "experiment": "run a table or figure of the papers, from training to report",
 }

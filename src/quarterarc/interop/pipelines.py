@@ -50,9 +50,11 @@ from .unet_weights import from_diffusers, to_diffusers
 
 __all__ = [
     "load_pipeline",
+    "needs_own_pipeline",
     "pipeline_denoiser",
     "save_pipeline",
     "with_own_network",
+    "write_pipeline",
 ]
 
 logger = logging.getLogger("quarterarc")
@@ -193,41 +195,66 @@ def save_pipeline(denoise: Denoiser, path: str | Path) -> Path:
     Raises:
         InputError: for another head, another network, a flow map, or an existing path.
     """
-    need("diffusers", "diffusers", "a diffusers pipeline")
     folder = Path(path)
     if not isinstance(denoise, Denoiser):
         raise InputError(f"only a Denoiser can be saved, got a {type(denoise).__name__}: save its inner denoiser")
     if folder.exists():
         raise InputError(f"{folder} already exists: give a path that does not")
-    pipeline, own = _pipeline(denoise)
+    _check_head(denoise)
     make_folder(folder.parent)
     with replace_folder(folder) as beside:
-        pipeline.save_pretrained(beside)
-        if own:
-            index = read_json(beside / INDEX)
-            write_json(beside / INDEX, {**index, "_class_name": [CODE, index["_class_name"]]})
-            shutil.copyfile(Path(__file__).with_name("diffusers_pipeline.py"), beside / f"{CODE}.py")
+        write_pipeline(denoise, beside)
     return folder
 
 
-def _pipeline(denoise: Denoiser) -> tuple[Any, bool]:
-    """A pipeline with the network and the schedule of a denoiser, and whether it is one of this library."""
-    import diffusers
+def write_pipeline(denoise: Denoiser, folder: Path) -> None:
+    """Write a denoiser as a pipeline into a folder that exists; errors as for `save_pipeline`."""
+    need("diffusers", "diffusers", "a diffusers pipeline")
+    pipeline = _pipeline(denoise)
+    pipeline.save_pretrained(folder)
+    if needs_own_pipeline(denoise):
+        index = read_json(folder / INDEX)
+        write_json(folder / INDEX, {**index, "_class_name": [CODE, index["_class_name"]]})
+        shutil.copyfile(Path(__file__).with_name("diffusers_pipeline.py"), folder / f"{CODE}.py")
 
-    learned = type(denoise.head) is LearnedVariance  # diffusers has no learned log variance
-    inner = denoise.head.inner if isinstance(denoise.head, LearnedVariance) else denoise.head
+
+def needs_own_pipeline(denoise: Denoiser) -> bool:
+    """Whether diffusers has no pipeline for a denoiser: for classes, and for heads other than its prediction types."""
+    logarithmic = isinstance(denoise.head, LearnedVariance) and type(denoise.head) is not LearnedVariance
+    return denoise.classes is not None or logarithmic or _prediction(denoise) is None
+
+
+def _prediction(denoise: Denoiser) -> str | None:
+    """The prediction type of a head without its variance; None if diffusers has none."""
+    kind = type(_inner(denoise))
+    return next((name for name, known in PREDICTIONS.items() if type(known) is kind), None)
+
+
+def _inner(denoise: Denoiser) -> Head:
+    return denoise.head.inner if isinstance(denoise.head, LearnedVariance) else denoise.head
+
+
+def _check_head(denoise: Denoiser) -> None:
+    """Raise an InputError for a head that a pipeline cannot have."""
+    inner = _inner(denoise)
     if type(inner) not in (*map(type, PREDICTIONS.values()), Both, Gated, Mean):
         raise InputError(
             f"the head '{denoise.head.name}' is not known to diffusers, nor to the pipeline of an exported folder: "
             "export it as safetensors, or its network as onnx"
         )
-    kind = next((name for name, known in PREDICTIONS.items() if type(known) is type(inner)), None)
-    own = kind is None or denoise.classes is not None or (isinstance(denoise.head, LearnedVariance) and not learned)
     if isinstance(inner, Mean) and denoise.time_scale is None and denoise.schedule.steps != 1000:
         raise InputError(
             f"diffusers numbers 1000 steps for this network, and the head '{denoise.head.name}' belongs to one of "
             f"{denoise.schedule.steps}: export it as safetensors"
         )
+
+
+def _pipeline(denoise: Denoiser) -> Any:
+    """A pipeline with the network and the schedule of a denoiser."""
+    import diffusers
+
+    _check_head(denoise)
+    own = needs_own_pipeline(denoise)
     unet, angles = _numbered(denoise)
     betas = Schedule("custom", angles).beta[1:]
     if angles[-1] == NOISE_END:
@@ -235,7 +262,7 @@ def _pipeline(denoise: Denoiser) -> tuple[Any, bool]:
     settings = {
         "num_train_timesteps": len(angles) - 1,
         "trained_betas": betas.tolist(),
-        "prediction_type": "v_prediction" if own else kind,
+        "prediction_type": "v_prediction" if own else _prediction(denoise),
         "timestep_spacing": "trailing",
         "clip_sample": False,
     }
@@ -249,11 +276,11 @@ def _pipeline(denoise: Denoiser) -> tuple[Any, bool]:
             denoise.head.name,
             _null_label(denoise),
             names or None,
-        ), True
-    if learned:
+        )
+    if isinstance(denoise.head, LearnedVariance):
         scheduler = diffusers.DDPMScheduler(**settings, variance_type="learned_range")
-        return diffusers.DDPMPipeline(unet, scheduler), False
-    return diffusers.DDIMPipeline(unet, diffusers.DDIMScheduler(**settings)), False
+        return diffusers.DDPMPipeline(unet, scheduler)
+    return diffusers.DDIMPipeline(unet, diffusers.DDIMScheduler(**settings))
 
 
 def _null_label(denoise: Denoiser) -> int | None:

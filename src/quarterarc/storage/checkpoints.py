@@ -28,7 +28,17 @@ from .files import replace_folder
 from .runs import CONFIG, WEIGHTS, read_newest
 from .weights import load_weights, save_tensors
 
-__all__ = ["FORMAT", "build_clock", "build_denoiser", "describe_denoiser", "hash_of", "identity", "load", "save"]
+__all__ = [
+    "FORMAT",
+    "build_clock",
+    "build_denoiser",
+    "describe_denoiser",
+    "hash_of",
+    "identity",
+    "load",
+    "save",
+    "write_checkpoint",
+]
 
 FORMAT = 1
 
@@ -92,13 +102,19 @@ def save(denoise: Denoiser, path: str | Path) -> Path:
         raise InputError(f"only a Denoiser can be saved, got a {type(denoise).__name__}: save the one that it wraps")
     if folder.exists():
         raise InputError(f"{folder} already exists: give the path of a new folder")
+    describe_denoiser(denoise)  # raises before a folder is made
+    with replace_folder(folder) as temporary:
+        write_checkpoint(denoise, temporary)
+    return folder
+
+
+def write_checkpoint(denoise: Denoiser, folder: Path) -> None:
+    """Write a denoiser as a checkpoint into a folder that exists; errors as for `save`."""
     description = describe_denoiser(denoise)
     assert isinstance(denoise.network, nn.Module)
-    with replace_folder(folder) as temporary:
-        save_tensors(denoise.network.state_dict(), temporary / WEIGHTS)
-        about = {"format": FORMAT, "quarterarc": __version__, "denoiser": description}
-        write_sealed(temporary / CONFIG, {**about, **checksums_of(temporary)})
-    return folder
+    save_tensors(denoise.network.state_dict(), folder / WEIGHTS)
+    about = {"format": FORMAT, "quarterarc": __version__, "denoiser": description}
+    write_sealed(folder / CONFIG, {**about, **checksums_of(folder)})
 
 
 def describe_denoiser(denoise: Denoiser) -> dict[str, Any]:

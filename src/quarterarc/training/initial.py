@@ -257,7 +257,7 @@ def _labels(old: Denoiser, new: Denoiser, given: Tensor) -> tuple[Tensor, Tensor
     for place, before in known.items():
         rows[place] = given[before]
     if new.classes is not None and len(known) < new.classes:
-        logger.info("%s of the data were not in training.init", counted(new.classes - len(known), "class"))
+        logger.info("%s of the data were not in training.init", counted(new.classes - len(known), "class", "classes"))
     return unlabelled, rows
 
 

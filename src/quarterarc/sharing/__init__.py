@@ -1,0 +1,1 @@
+"""Sharing trained models: exports for other programs, model cards, and the Hugging Face hub."""
