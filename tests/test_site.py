@@ -67,6 +67,7 @@ def test_links_of_the_repository_become_links_of_the_site() -> None:
         "[x](#here)": "[x](#here)",
         "[`x`](../README.md)": "[`x`](index.md)",
         "[x](../CHANGELOG.md)": "[x](CHANGELOG.md)",
+        "[x](notebooks/learn-the-arc.ipynb)": "[x](notebooks/learn-the-arc.md)",
         "[x](https://arxiv.org/abs/2010.02502)": "[x](https://arxiv.org/abs/2010.02502)",
         "[x](../tests/test_site.py)": "x",
         "`[x](nothing.md)`": "`[x](nothing.md)`",

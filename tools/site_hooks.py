@@ -52,8 +52,10 @@ def notebook_files(notebook: Path) -> dict[str, str | bytes]:
                 name = f"{notebook.stem}-{len(files) + 1}.png"
                 files[name] = base64.b64decode(data["image/png"])
                 parts.append(f"![Output of the code above]({name})")
-            elif "text/html" in data:
-                parts.append(f'<div class="output">\n{data["text/html"].strip()}\n</div>')
+            elif "text/markdown" in data:
+                parts.append(data["text/markdown"])
+            elif "image/svg+xml" in data:
+                parts.append(f'<div class="output">\n{data["image/svg+xml"].strip()}\n</div>')
             else:
                 parts.append(f'<pre class="output">{html.escape(data["text/plain"].rstrip())}</pre>')
     return {f"{notebook.stem}.md": "\n\n".join(parts) + "\n", **files}

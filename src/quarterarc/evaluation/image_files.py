@@ -177,7 +177,7 @@ def _shape_text(shape: Shape) -> str:
     return f"{shape[1]}x{shape[2]} {'gray' if shape[0] == 1 else 'colour'}"
 
 
-def open_set(source: str | Path, limit: int | None = None, split: str = "train") -> ImageSet:
+def open_set(source: str | Path, limit: int | None = None, split: str = "train", *, progress: bool = True) -> ImageSet:
     """The images of a folder, an npz, or another source of `quarterarc.data.open_data`, at their own size.
 
     Of a sample folder only the samples are used, not the contact sheet or other images, and `samples.json` gives
@@ -187,6 +187,7 @@ def open_set(source: str | Path, limit: int | None = None, split: str = "train")
         source: a path or a name.
         limit: number of images to use, the first ones; all if None.
         split: split of a data set that has several.
+        progress: whether to show the progress of reading a table.
 
     Raises:
         InputError: if there are no images, they cannot be read, or they differ in size.
@@ -199,7 +200,7 @@ def open_set(source: str | Path, limit: int | None = None, split: str = "train")
     if advice:
         raise InputError(f"{path} is not read: {advice}")
     spec = DataSpec(source=str(source), size=1, channels=1, split=split)
-    opened = open_source(spec)
+    opened = open_source(spec, progress=progress)
     if not (path / "samples.json").is_file():
         return _at_own_size(opened, spec, range(opened.count)[:limit])
     names = [PurePath(opened.name(number)) for number in range(opened.count)]
@@ -249,22 +250,23 @@ def _sampling_of(record: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in record.items() if key not in results}
 
 
-def training_images(run: Path, limit: int | None = None) -> ImageSet:
+def training_images(run: Path, limit: int | None = None, *, progress: bool = True) -> ImageSet:
     """The training images of a run, cropped and resized as in training, without flips and without held-out images.
 
     Args:
         run: the run folder.
         limit: number of images to use, the first ones; all if None.
+        progress: whether to show the progress of reading them.
 
     Raises:
         InputError: if recipe.yaml does not describe the data, or the images cannot be read.
     """
-    return _images_of(run, limit, held_out=False)
+    return _images_of(run, limit, False, progress)
 
 
-def held_out_images(run: Path) -> ImageSet | None:
+def held_out_images(run: Path, *, progress: bool = True) -> ImageSet | None:
     """The images that were held out of the training of a run (`data.holdout`), or None; errors as `training_images`."""
-    return _images_of(run, None, held_out=True) if _data_of(run).holdout else None
+    return _images_of(run, None, True, progress) if _data_of(run).holdout else None
 
 
 def _data_of(run: Path) -> DataSpec:
@@ -277,17 +279,17 @@ def _data_of(run: Path) -> DataSpec:
         raise InputError(f"{run / 'recipe.yaml'} does not describe the training data: {reason}") from None
 
 
-def _images_of(run: Path, limit: int | None, held_out: bool) -> ImageSet:
+def _images_of(run: Path, limit: int | None, held_out: bool, progress: bool) -> ImageSet:
     spec = _data_of(run)
     if not spec.holdout:  # the choice of held-out images depends on the number of all
         limits = [number for number in (limit, spec.limit) if number is not None]
         spec = spec.model_copy(update={"limit": min(limits, default=None)})
     try:
-        data = open_data(spec)
+        data = open_data(spec, progress=progress)
         for note in () if held_out else data.notes:
             logger.info("%s", note)
         log_bad(data)
-        identity = open_source(spec).identity
+        identity = open_source(spec, progress=progress).identity
         if not spec.holdout:
             return FileSet(data, spec, f"the training images of {run}", identity)
         part = divide(data, spec.holdout)[held_out]

@@ -160,7 +160,7 @@ def evaluate(
     folder = None if cache is None else Path(cache)
     if likelihoods:
         likelihood_settings = _of_kind(settings, LikelihoodSettings)
-        images = _likelihood_images(source, reference, count, likelihoods)
+        images = _likelihood_images(source, reference, count, likelihoods, progress)
         model = open_model(source, device, precision, request.projection)
         about = {key: value for key, value in model.about.items() if key not in ("model", "guidance")}
         with partial_results(None if cache else result_path, "partial") as partial:
@@ -181,7 +181,7 @@ def evaluate(
     picture = _picture_path(source, result_path) if "nearest" in chosen else None
     if picture is not None:
         check_writable(picture)
-    known = _reference_for(reference, chosen)
+    known = _reference_for(reference, chosen, progress)
     if statistics_path is not None:
         check_ending(statistics_path)
     if is_model(source):
@@ -202,7 +202,7 @@ def evaluate(
         result = _evaluate_images(
             images, known, chosen, network, image_settings, batch_size,
             folder or partial, statistics_path, save_features, progress,
-            _held_out_of(reference) if "nearest" in chosen else None, picture,
+            _held_out_of(reference, progress) if "nearest" in chosen else None, picture,
         )  # fmt: skip
         _write(result, result_path)
         processes().wait()
@@ -241,17 +241,19 @@ def _projected(model: Model, request: Sampling) -> Denoise:
     return project(model.denoise, request.projection)
 
 
-def _likelihood_images(source: object, reference: object, count: int | None, names: Sequence[str]) -> ImageSet:
+def _likelihood_images(
+    source: object, reference: object, count: int | None, names: Sequence[str], progress: bool
+) -> ImageSet:
     """The images of likelihood metrics: those of the reference, by default the training images of the run."""
     if reference is None and not isinstance(source, str | Path):
         raise InputError(f"{', '.join(names)}: a denoiser has no training images: give the images as the reference")
-    opened = open_reference(source if reference is None else reference, count)
+    opened = open_reference(source if reference is None else reference, count, progress=progress)
     if opened.images is None:
         raise InputError(f"{', '.join(names)} need images, but {opened.what} holds statistics: give the images")
     return opened.images
 
 
-def _reference_for(reference: object, metrics: Mapping[str, Metric]) -> Reference:
+def _reference_for(reference: object, metrics: Mapping[str, Metric], progress: bool) -> Reference:
     comparing = [name for name, metric in metrics.items() if metric.needs_reference]
     if not comparing:
         return Reference("no reference")
@@ -260,7 +262,7 @@ def _reference_for(reference: object, metrics: Mapping[str, Metric]) -> Referenc
             f"{', '.join(comparing)}: these metrics compare with real images: give a reference (a folder, a data set, "
             "or saved statistics)"
         )
-    return open_reference(reference)
+    return open_reference(reference, progress=progress)
 
 
 def _evaluate_images(
@@ -347,10 +349,10 @@ def _run_of(source: object) -> Path | None:
     return path if (path / "recipe.yaml").is_file() else None
 
 
-def _held_out_of(reference: object) -> ImageSet | None:
+def _held_out_of(reference: object, progress: bool) -> ImageSet | None:
     """The images held out of training, of a reference that is a run."""
     run = _run_of(reference)
-    return None if run is None else held_out_images(run)
+    return None if run is None else held_out_images(run, progress=progress)
 
 
 def _picture_path(source: object, out: Path | None) -> Path | None:

@@ -76,7 +76,9 @@ class Reference:
         }
 
 
-def open_reference(given: object, limit: int | None = None, split: str = "train") -> Reference:
+def open_reference(
+    given: object, limit: int | None = None, split: str = "train", *, progress: bool = True
+) -> Reference:
     """A reference from a path, a name, images in any form that `as_set` accepts, or a `Reference`.
 
     A path is a folder of images, a run folder (for its training images, cropped and resized as in training), a file of
@@ -86,6 +88,7 @@ def open_reference(given: object, limit: int | None = None, split: str = "train"
         given: the reference.
         limit: number of images to use, the first ones; all if None.
         split: split of a data set that has several.
+        progress: whether to show the progress of reading them.
 
     Raises:
         InputError: if it is missing, empty, or cannot be used.
@@ -104,8 +107,8 @@ def open_reference(given: object, limit: int | None = None, split: str = "train"
     if suffix in (".npz", ".safetensors"):
         return read_statistics(path)
     if (path / "recipe.yaml").is_file():
-        return _of(training_images(path, limit))
-    return _of(open_set(given, limit, split))
+        return _of(training_images(path, limit, progress=progress))
+    return _of(open_set(given, limit, split, progress=progress))
 
 
 def _of(images: ImageSet) -> Reference:
