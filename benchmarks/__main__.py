@@ -198,6 +198,12 @@ def _transfer(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _agreement(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("teacher", metavar="TEACHER", help="a run, or a folder of diffusers")
+    parser.add_argument("map", metavar="MAP", help="the run that was distilled from it")
+    parser.add_argument("--images", type=_positive, default=256, help="images (default: %(default)s)")
+
+
 _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "training": ("whole training steps, data included, against diffusers' example", _training),
     "sampling": ("images per second from seeds to files, against diffusers' DDIMPipeline", _sampling),
@@ -208,6 +214,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "evaluation": ("Frechet distance, precision and recall against the usual implementations", _evaluation),
     "samplers": ("all samplers against diffusers' schedulers, at equal NFE", _samplers),
     "multistep": ("what each choice inside the multistep sampler contributes, on exact denoisers", _multistep),
+    "agreement": ("how far a flow map is from its teacher's flow, and from itself", _agreement),
     "transfer": ("tuned grids on denoisers that they were not tuned to", _transfer),
 }
 

@@ -1,9 +1,12 @@
 """The benchmarks are run from a clone, beside the package and not in it."""
 
+import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +15,13 @@ from sklearn.datasets import load_sample_images
 
 import quarterarc
 from benchmarks import __main__ as benchmarks
-from benchmarks import evaluation, multistep, network, transfer, worlds
+from benchmarks import agreement, evaluation, multistep, network, transfer, worlds
 from benchmarks.__main__ import main
+from quarterarc.closed_form import MixtureData
 from quarterarc.common.errors import InputError
+from quarterarc.denoiser import traits
+from quarterarc.flow_map import SolvedMap
+from quarterarc.wrappers import Projected
 
 CLONE = Path(__file__).parents[1]
 
@@ -109,6 +116,39 @@ def test_tuned_grids_are_measured_on_every_denoiser(
     assert [split(line)[1] for line in lines] == names
     # on the denoiser that a grid was tuned to it is better than the default, or the default was kept
     assert float(split(lines[0])[2]) <= 1.0
+
+
+def test_an_exact_map_agrees_with_its_teacher_and_with_itself() -> None:
+    exact = worlds.mixture("digits")
+    teacher = Projected(MixtureData(exact.means[:40], 0.3))
+    distances = agreement.measure(teacher, SolvedMap(teacher, steps=24), 8)
+    assert max(distances["flow"]["map"].values()) < 2e-3 < min(distances["flow"]["teacher"].values())
+    assert max(distances["semigroup"].values()) < 2e-3
+    assert distances["another"] > 0.3
+    untrained = agreement.measure(teacher, _Still(teacher), 8)  # a jump by the estimate at its start
+    assert untrained["flow"]["map"]["1"] > 0.1
+    assert max(untrained["semigroup"].values()) > 0.1
+
+
+class _Still:
+    """A denoiser that calls itself a flow map."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner, self.traits = inner, replace(traits(inner), maps=True)
+
+    def __call__(self, x: Any, angle: Any, labels: Any = None, to: Any = None) -> Any:
+        return self.inner(x, angle)
+
+
+def test_agreement_of_a_run(capsys: pytest.CaptureFixture[str], tiny_run: Path, tmp_path: Path) -> None:
+    run = quarterarc.distill(
+        tiny_run, tmp_path / "map", fields={"training.steps": 1, "teacher.images": 8, "teacher.trajectories": 64},
+        progress=False,
+    )  # fmt: skip
+    assert main(["agreement", str(tiny_run), str(run), "--images", "4", "--out", str(tmp_path / "report.json")]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"\| evaluations \| 1 \| 2 \| 4 \| 8 \|", shown)
+    assert json.loads((tmp_path / "report.json").read_text())["flow"]["map"].keys() == {"1", "2", "4", "8"}
 
 
 def split(line: str) -> list[str]:

@@ -75,6 +75,8 @@ def test_a_denoiser_tells_the_network_the_span_of_the_jump() -> None:
     expected = net(x, torch.tensor(denoise.schedule.time(1.0)).float(), None, spans)
     torch.testing.assert_close(torch.cat([estimate.image, estimate.noise], 1), expected, rtol=0, atol=1e-6)
     assert torch.equal(denoise(x, 1.0).image, denoise(x, 1.0, to=1.0).image)
+    with pytest.raises(InputError, match=r"from angle 0.5 to 1 moves away"):  # of a batch, the worst one
+        denoise(x, torch.tensor([1.5, 0.5, 1.0]), to=torch.tensor([1.2, 1.0, 0.9]))
     with pytest.raises(InputError, match=r"from angle 0.5 to 1 moves away"):
         denoise(x, 0.5, to=1.0)
     with pytest.raises(InputError, match=r"`to`, is for flow maps"):

@@ -381,7 +381,9 @@ def _span(angle: Angle, to: Angle, device: torch.device) -> Tensor:
         return torch.full((), max(angle - to, 0.0) * scale, dtype=torch.float32, device=device)  # without a copy
     span = float64(angle) - float64(to)
     if span.device.type == "cpu":  # reading values of another device waits for it
-        _check_towards(float(span.min()), float(float64(angle).max()), float(float64(to).max()))
+        starts, ends = (float64(value).expand(span.shape).reshape(-1) for value in (angle, to))
+        worst = int(span.argmin())
+        _check_towards(float(span.min()), float(starts[worst]), float(ends[worst]))
     return send((span * scale).clamp(min=0.0), device, torch.float32)
 
 
