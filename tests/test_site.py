@@ -39,7 +39,7 @@ def test_every_page_of_the_documentation_is_on_the_site(site: Path) -> None:
 
 def test_the_python_page_has_every_public_name_with_its_docstring(site: Path) -> None:
     named = re.findall(r"^::: quarterarc\.(\w+)$", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), re.MULTILINE)
-    assert sorted(named) == sorted(qa.__all__)
+    assert sorted(named) == sorted(qa.__all__), "docs/api.md has a line `::: quarterarc.NAME` for each public name"
     page = (site / "api.html").read_text(encoding="utf-8")
     for name in named:
         assert f'id="quarterarc.{name}"' in page, name
