@@ -249,7 +249,8 @@ def test_labels_are_given_by_number_range_or_name(labelled: Path, tmp_path: Path
         assert reason in done.stderr
     denoise = load(labelled)
     images = generate(denoise, range(3), steps=2, labels=["bee", 1, "bee"], progress=False)
-    assert torch.equal(images, generate(denoise, range(3), steps=2, labels="bee", progress=False))
+    for one in ("bee", 1, np.int64(1), torch.tensor(1), np.array([1, 1, 1])):
+        assert torch.equal(images, generate(denoise, range(3), steps=2, labels=one, progress=False))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="'cat': the model's classes have no names; give numbers"):
         numbered_labels(replace(denoise, class_names=()), ["cat"])
     with pytest.raises(InputError, match=r"a label is the number or the name of a class, got 1\.5"):

@@ -18,7 +18,7 @@ from quarterarc.interop.pipelines import with_own_network
 from quarterarc.storage.checkpoints import load
 from quarterarc.storage.runs import checkpoints
 from quarterarc.training.distilling import distill, distillation_recipe
-from quarterarc.training.teachers import identity_of
+from quarterarc.training.teachers import identity_of, read_teacher
 
 FIELDS = {
     "training.steps": 4, "training.batch": 8, "training.checkpoint_every": 2, "training.sample_every": 100,
@@ -38,6 +38,14 @@ def made(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def weights(run: Path) -> bytes:
     return (checkpoints(run)[-1] / "model.safetensors").read_bytes()
+
+
+def test_the_home_folder_is_expanded(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shells do not expand it in `teacher.source=~/run`, nor does Python."""
+    monkeypatch.setenv("HOME", str(made))
+    assert read_teacher("~/teacher").shape == read_teacher(made / "teacher").shape
+    assert distillation_recipe("~/teacher") == distillation_recipe(made / "teacher")
+    assert qa.load("~/map").maps
 
 
 # --- a teacher that has moved ---------------------------------------------------------------------------------------

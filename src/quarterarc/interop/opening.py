@@ -58,7 +58,7 @@ def load(
             name in it is unknown or an import path cannot be imported, for an unknown projection, or a device that this
             machine lacks.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not is_pipeline(path):
         return checkpoints.load(path, device, precision, projection)
     place = pick_device(device) if isinstance(device, str) else device

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence, Sized
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -120,10 +121,10 @@ def generate(
     request = Sampling.of(sampler, steps, grid, options, guidance, projection)
     check_batch_size(batch_size)
     plan = compiled(request.plan(denoise, required_shape(denoise, shape)), compile, len(seeds), batch_size)
+    if isinstance(labels, Tensor | np.ndarray | np.generic):
+        labels = labels.tolist()
     if isinstance(labels, int | str):
         labels = [labels] * len(seeds)
-    elif isinstance(labels, Tensor):
-        labels = labels.tolist()
     results = batches(plan, seeds, batch_size=batch_size, labels=labels, shape=shape)
     images, done = torch.empty(0), 0
     with progress_bar(len(seeds), "image", "sample", progress) as bar:

@@ -59,6 +59,7 @@ def distill(
         InputError: for a denoiser that cannot be a teacher, and as for `train`.
     """
     given = teacher if isinstance(teacher, Denoiser) else None
+    teacher = teacher if isinstance(teacher, Denoiser) else Path(teacher).expanduser()
     begun = resumed_recipe(teacher, Path(out)) if resume else None
     recipe = distillation_recipe(teacher, fields) if begun is None else read_recipe(begun, fields=fields)
     return train(recipe, out, data=data, device=device, resume=resume, progress=progress, teacher=given)

@@ -56,7 +56,8 @@ def read_teacher(source: str | Path, device: torch.device | str = "cpu") -> Deno
     Raises:
         InputError: if there is nothing at this place, or it cannot be loaded.
     """
-    if not Path(source).exists():
+    source = Path(source).expanduser()
+    if not source.exists():
         raise InputError(
             f"there is no teacher at {source}: give the folder of a run, of a checkpoint or of a diffusers pipeline, "
             "and to resume a run whose teacher has moved `quarterarc distill PLACE --out RUN --resume`"
