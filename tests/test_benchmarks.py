@@ -154,3 +154,47 @@ def test_agreement_of_a_run(capsys: pytest.CaptureFixture[str], tiny_run: Path, 
 def split(line: str) -> list[str]:
     """The cells of a line of a Markdown table."""
     return [cell.strip() for cell in line.split("|")]
+
+
+def test_the_factors_of_the_documentation_are_those_of_the_measurement() -> None:
+    results = json.loads((CLONE / "docs" / "results" / "samplers.json").read_text(encoding="utf-8"))
+    page = (CLONE / "docs" / "results" / "samplers.md").read_text(encoding="utf-8")
+    readme = " ".join((CLONE / "README.md").read_text(encoding="utf-8").split())
+    searched = [subject for subject in results["subjects"] if subject.get("held_out") is False]
+    assert [subject["name"] for subject in searched] == [
+        name for name, world in worlds.WORLDS.items() if not world.held_out
+    ]
+
+    def factors(label: str) -> list[float]:
+        return [
+            1.0 / ratio
+            for subject in searched
+            for row in subject["ratios"]["error"]
+            for nfe, ratio in zip(subject["nfe"], row["values"], strict=True)
+            if row["row"] == f"{label} / best peer" and ratio is not None and 5 <= nfe <= 20
+        ]
+
+    default, tuned = factors("multistep, octave"), factors("multistep, tuned")
+    assert f"{min(default):.1f} to {max(default):.1f} times as close" in readme
+    assert f"{min(tuned):.1f} to {max(tuned):.0f} times as close" in readme
+    cells = results["held_out_check"]
+    assert all(worlds.WORLDS[cell["world"]].held_out for cell in cells)
+    ratios = [cell["error"] / cell["peer_error"] for cell in cells]
+    assert f"gave {1 / max(ratios):.1f} to {1 / min(ratios):.1f} times" in readme
+    assert f"It is met in {sum(ratio <= 0.35 for ratio in ratios)} of {len(cells)} cells" in " ".join(page.split())
+    for cell, ratio in zip(cells, ratios, strict=True):
+        numbers = f"{cell['error']:.3g} | {cell['peer_error']:.3g} | {cell['peer']}, {cell['settings']} | {ratio:.2f}"
+        assert f"| {cell['world']} | {cell['nfe']} | {numbers} |" in page
+
+
+def test_a_free_first_step_is_worth_what_the_page_states() -> None:
+    results = json.loads((CLONE / "docs" / "results" / "samplers.json").read_text(encoding="utf-8"))
+    page = " ".join((CLONE / "docs" / "samplers.md").read_text(encoding="utf-8").split())
+    for nfe, form in ((4, "is {} of that of the tuned grid of N steps at 4 evaluations"), (5, "and {} at 5")):
+        ratios = []
+        for subject in results["subjects"]:
+            if subject.get("held_out") is False:
+                row = next(row for row in subject["ours"] if row["grid"] == "tuned")
+                errors = {cell["nfe"]: cell["error"] for cell in row["cells"] if cell is not None}
+                ratios.append(errors[nfe + 1] / errors[nfe])
+        assert form.format(f"{min(ratios):.2f} to {max(ratios):.2f}") in page
