@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .sampling.tuning import tune
     from .schedules import Schedule, schedule
     from .sharing.exporting import export
+    from .sharing.hub import push
     from .storage.checkpoints import save
     from .training.api import train
     from .training.distilling import distill
@@ -69,6 +70,7 @@ _HOME = {
     "schedules": ("Schedule", "schedule"),
     "storage.checkpoints": ("save",),
     "sharing.exporting": ("export",),
+    "sharing.hub": ("push",),
     "training.api": ("train",),
     "training.distilling": ("distill",),
     "training.recipe": ("Recipe",),
@@ -107,6 +109,7 @@ __all__ = [
     "noise",
     "objective",
     "open_data",
+    "push",
     "rate_distortion",
     "rotate",
     "sample",

@@ -33,6 +33,7 @@ COMMANDS = {
     "tune": "fit a sampler's grid to one network, for sampling in few evaluations",
     "evaluate": "measure images against a reference: FID, precision, recall and more",
     "export": "write a trained model for diffusers, ONNX or as safetensors, with a model card",
+    "push": "upload a trained model, with a model card, to the Hugging Face hub",
     "import": "write a published checkpoint (DDIM, ADM, EDM) as a checkpoint folder, without running code in it",
     "experiment": "run a table or figure of the papers, from training to report",
 }
