@@ -18,9 +18,11 @@ from quarterarc.common.errors import InputError
 from quarterarc.data import DataSpec, open_data, to_uint8
 from quarterarc.estimate import Estimate
 from quarterarc.evaluation import EXTRACTORS, FeatureNetwork, Settings, evaluate, extractor
+from quarterarc.evaluation.references import open_reference
 from quarterarc.likelihood import LikelihoodSettings
 from quarterarc.sampling import Sampling, noise, sample
 from quarterarc.storage.checkpoints import load
+from quarterarc.storage.runs import checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +44,12 @@ def test_a_run_is_sampled_as_by_the_command_line(tiny_run: Path, tmp_path: Path)
     assert json.loads((tmp_path / "command.json").read_text()) == result
     assert json.loads((tmp_path / "python.json").read_text()) == result
     assert sorted(path.name for path in tmp_path.iterdir()) == ["command.json", "python.json"]
+
+
+def test_a_checkpoint_as_the_reference_stands_for_the_training_images_of_its_run(tiny_run: Path) -> None:
+    """`train` returns a checkpoint."""
+    run, checkpoint = (open_reference(place) for place in (tiny_run, checkpoints(tiny_run)[-1]))
+    assert checkpoint.fingerprint == run.fingerprint
 
 
 def test_a_denoiser_gives_the_numbers_of_its_run(tiny_run: Path) -> None:

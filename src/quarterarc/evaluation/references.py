@@ -24,6 +24,7 @@ from ..common.text import shortened
 from ..data.image_set import ImageSet, Shape
 from ..storage.files import parse_json, replace_file
 from ..storage.npz import Npz
+from ..storage.runs import is_checkpoint
 from ..storage.weights import save_tensors
 from .features import ImageFeatures
 from .image_files import NpzSet, open_set, training_images
@@ -106,6 +107,8 @@ def open_reference(
         )
     if suffix in (".npz", ".safetensors"):
         return read_statistics(path)
+    if is_checkpoint(path) and (path.parents[1] / "recipe.yaml").is_file():  # what `train` returns
+        path = path.parents[1]
     if (path / "recipe.yaml").is_file():
         return _of(training_images(path, limit, progress=progress))
     return _of(open_set(given, limit, split, progress=progress))
