@@ -274,6 +274,14 @@ def test_networks_of_other_kinds_start_from_the_same_network_only(tmp_path: Path
             start.begin(other, data, 0)
 
 
+def test_the_home_folder_is_expanded(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No shell does it within a field."""
+    monkeypatch.setenv("HOME", str(tiny_run.parent))
+    start = read_start(read_recipe("digits", [f"training.init=~/{tiny_run.name}"]))
+    assert start is not None
+    assert start.record["source"] == str(checkpoints(tiny_run)[-1])
+
+
 def test_fine_tuning_changes_no_key_of_an_experiment() -> None:
     recipe = read_recipe("digits")
     assert "init" not in decisive(recipe)["training"]

@@ -176,7 +176,7 @@ def read_start(recipe: Recipe) -> Start | None:
     source = recipe.training.init
     if source is None:
         return None
-    if not source.strip() or not is_model(Path(source)):
+    if not source.strip() or not is_model(Path(source).expanduser()):
         raise InputError(
             f"there is no trained model at training.init={source}: give the folder of a run, of a checkpoint or of a "
             "diffusers pipeline"
