@@ -36,10 +36,10 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            kept.created.append(asked)
+            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            kept.created.append(request)
             kept.tokens.append(self.headers["Authorization"])
-            name = f"{asked.get('organization', 'me')}/{asked['name']}"
+            name = f"{request.get('organization', 'me')}/{request['name']}"
             answer = json.dumps({"url": f"https://huggingface.co/{name}", "error": "no"}).encode()
             self.send_response(kept.status)
             self.send_header("Content-Type", "application/json")

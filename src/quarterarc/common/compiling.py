@@ -79,8 +79,8 @@ def compile_network(network: nn.Module, *, graphs: bool) -> None:
             support gradients that accumulate over several passes.
     """
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    # Inductor leaves the layout to chance where a convolution has half as many outputs as inputs, as on the way up of a
-    # U-Net: CUDA's convolutions then copy what is channels first, in a seventh of a training step (docs/benchmarks.md).
+    # By itself, inductor does not lay out a network channels-last if one of its convolutions has half as many outputs as
+    # inputs, as a U-Net's have: CUDA's convolutions then copied, in a seventh of a training step (docs/benchmarks.md).
     network.compile(dynamic=False, options={"force_layout_optimization": True, "triton.cudagraphs": graphs})
 
 
