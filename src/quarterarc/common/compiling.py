@@ -79,7 +79,7 @@ def compile_network(network: nn.Module, *, graphs: bool) -> None:
             support gradients that accumulate over several passes.
     """
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    # By itself, inductor does not lay out a network channels-last if one of its convolutions has half as many outputs as
+    # By itself, inductor lays out no network channels-last in which a convolution has half as many outputs as
     # inputs, as a U-Net's have: CUDA's convolutions then copied, in a seventh of a training step (docs/benchmarks.md).
     network.compile(dynamic=False, options={"force_layout_optimization": True, "triton.cudagraphs": graphs})
 
