@@ -30,7 +30,7 @@ FLOORS = (
     {"report", "data", "interop"},
     {"sampling"},
     {"likelihood", "training"},
-    {"evaluation", "sharing"},
+    {"edit", "evaluation", "sharing"},
     {"experiments"},
     {"cli"},
     {"__main__"},

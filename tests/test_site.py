@@ -41,7 +41,7 @@ def test_the_python_page_has_every_public_name_with_its_docstring(site: Path) ->
     named = re.findall(r"^::: quarterarc\.(\w+)$", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert sorted(named) == sorted(qa.__all__), "docs/api.md has a line `::: quarterarc.NAME` for each public name"
     page = (site / "api.html").read_text(encoding="utf-8")
-    for name in named:
+    for name in [*named, *(f"edit.{function}" for function in qa.edit.__all__)]:
         assert f'id="quarterarc.{name}"' in page, name
 
 

@@ -125,7 +125,7 @@ __all__ = [
 ]
 
 
-_ROOMS = {*(module.partition(".")[0] for module in _HOME), "interop", "networks"}
+_ROOMS = {*(module.partition(".")[0] for module in _HOME), "edit", "interop", "networks"}
 """The modules and packages that are attributes without an import of their own: `quarterarc.samplers.SAMPLERS`."""
 
 

@@ -1,7 +1,7 @@
 """Wrappers: denoisers that change or observe the estimates of another denoiser.
 
-`Clipped`, `Projected` and `Guided` change the flow, and their traits declare it. `Evaluator` and `Replayed` leave the
-estimates unchanged: they fill in labels, count evaluations, and cache them.
+`Clipped`, `Projected`, `Guided` and `Known` change the flow, and their traits declare it. `Evaluator` and `Replayed`
+leave the estimates unchanged: they fill in labels, count evaluations, and cache them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .common.errors import InputError, unknown_name
 from .denoiser import DEFAULT_PROJECTION, Denoise, Denoiser, Traits, call, traits
 from .estimate import PROJECTIONS, Estimate
 
-__all__ = ["Clipped", "Evaluator", "Guided", "Projected", "Replayed", "project"]
+__all__ = ["Clipped", "Evaluator", "Guided", "Known", "Projected", "Replayed", "project"]
 
 
 @dataclass(frozen=True)
@@ -124,6 +124,50 @@ class Guided:
     def _combine(self, both: Tensor) -> Tensor:
         conditional, unconditional = both.chunk(2)
         return unconditional + self.scale * (conditional - unconditional)
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """A denoiser of images some of whose pixels are known: there, the estimate is the known image.
+
+    The noise estimate of a known pixel is the one that agrees with x, (x - cos image)/sin. The probability flow of a
+    known pixel is therefore the arc through its value and the noise from which it starts, whatever the network.
+
+    Attributes:
+        inner: the denoiser.
+        image: the known pixels, shape (B, C, H, W), or (1, C, H, W) for all images of a batch.
+        unknown: true where a pixel is not known, bool, shape (B, 1, H, W) or (1, 1, H, W).
+    """
+
+    inner: Denoise
+    image: Tensor
+    unknown: Tensor
+
+    @property
+    def traits(self) -> Traits:
+        """The traits of the inner denoiser, with an altered flow."""
+        return _altered(traits(self.inner), "with known pixels")
+
+    def __call__(self, x: Tensor, angle: Angle, labels: Tensor | None = None, to: Angle | None = None) -> Estimate:
+        estimate = call(self.inner, x, angle, labels, to)
+        c, s = cos_sin(angle, x)
+        # at angle 0, where x does not determine the noise, the inner estimate is kept
+        at_image = s == 0.0
+        noise = (x - c * self.image) / (s + at_image)
+        inside = self.unknown | (send(at_image, x.device) if isinstance(at_image, Tensor) else at_image)
+        return replace(
+            estimate,
+            image=torch.where(self.unknown, estimate.image, self.image),
+            noise=torch.where(inside, estimate.noise, noise),
+        )
+
+    def of_rows(self, rows: Tensor) -> Denoise:
+        """The denoiser of a part of the batch, given by row numbers."""
+        inner = self.inner.of_rows(rows) if isinstance(self.inner, Evaluator) else self.inner
+        image, unknown = (
+            kept if len(kept) == 1 else kept[send(rows, kept.device)] for kept in (self.image, self.unknown)
+        )
+        return replace(self, inner=inner, image=image, unknown=unknown)
 
 
 def _twice(angle: Angle) -> Angle:

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..common.errors import InputError
 from ..denoiser import Denoise, call
 from ..estimate import Estimate
-from ..wrappers import Evaluator
+from ..wrappers import Evaluator, Known
 
 __all__ = ["Denoise", "Draw", "LinearSampler", "Sampler", "State", "Weights", "of_rows"]
 
@@ -89,7 +89,7 @@ class Sampler(ABC):
 
 def of_rows(denoise: Denoise, rows: Tensor) -> Denoise:
     """The denoiser restricted to rows of the batch, int64, shape (B',), with the labels of these images."""
-    return denoise.of_rows(rows) if isinstance(denoise, Evaluator) else denoise
+    return denoise.of_rows(rows) if isinstance(denoise, Evaluator | Known) else denoise
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence, Sized
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +19,7 @@ from ..denoiser import Denoise, required_shape, traits
 from ..samplers import Sampler
 from .arrivals import arriving, check_finite
 from .compiled import compiled
-from .plans import GridLike, Plan, Sampling
+from .plans import GridLike, Plan, Sampling, labels_of_images
 from .trajectories import Result, run
 
 __all__ = ["batches", "count_evaluations", "first_noise", "generate", "mean_evaluations", "noise"]
@@ -75,7 +74,10 @@ def batches(
                 "lower the batch size (--batch-size, batch_size=)"
             )
         ):
-            result = run(plan, first_noise(plan.denoise, part, shape), labels=classes, seeds=part)
+            x = first_noise(plan.denoise, part, shape)
+            if plan.start is not None:
+                x = plan.start(x, part)
+            result = run(plan, x, labels=classes, seeds=part)
         yield part, result
 
 
@@ -121,11 +123,8 @@ def generate(
     request = Sampling.of(sampler, steps, grid, options, guidance, projection)
     check_batch_size(batch_size)
     plan = compiled(request.plan(denoise, required_shape(denoise, shape)), compile, len(seeds), batch_size)
-    if isinstance(labels, Tensor | np.ndarray | np.generic):
-        labels = labels.tolist()
-    if isinstance(labels, int | str):
-        labels = [labels] * len(seeds)
-    results = batches(plan, seeds, batch_size=batch_size, labels=labels, shape=shape)
+    given = labels_of_images(labels, len(seeds))
+    results = batches(plan, seeds, batch_size=batch_size, labels=given, shape=shape)
     images, done = torch.empty(0), 0
     with progress_bar(len(seeds), "image", "sample", progress) as bar:
         for batch in arriving(results, lambda images: images):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import index
 from typing import Any, TypeAlias
@@ -35,6 +35,7 @@ __all__ = [
     "Plan",
     "Sampling",
     "labels_in_turn",
+    "labels_of_images",
     "numbered_labels",
     "resolve_grid",
 ]
@@ -97,16 +98,17 @@ class Sampling:
             denoise = project(denoise, self.projection)
         return denoise if self.guidance is None else Guided(denoise, self.guidance)
 
-    def plan(self, denoise: Denoise, shape: Sequence[int] | None = None) -> Plan:
+    def plan(self, denoise: Denoise, shape: Sequence[int] | None = None, start: float | None = None) -> Plan:
         """Resolve the request for a denoiser.
 
         Args:
             denoise: a denoiser.
             shape: (C, H, W) of the images, for the grid `octave`; the denoiser's own if None.
+            start: the first angle of the grid; the denoiser's largest angle if None.
 
         Raises:
             InputError: for an unknown name or option, steps below 1 or in contradiction to the grid, or a grid outside
-                the denoiser's angles.
+                the denoiser's angles, or that does not begin at `start`.
         """
         denoise = self.denoiser(denoise)
         name, sampler, options, exact = self._sampler("jump" if traits(denoise).maps else DEFAULT_SAMPLER)
@@ -116,6 +118,8 @@ class Sampling:
             grid = sampler.default_grid
             steps = sampler.default_steps if steps is None else steps
         if isinstance(grid, str) and grid == "tuned":
+            if start is not None:
+                raise InputError("a tuned grid begins at the noise: leave out the grid to begin elsewhere")
             if isinstance(self.sampler, Sampler):
                 raise InputError(
                     f"a tuned grid needs a sampler's name: give 'multistep' instead of {type(sampler).__name__}"
@@ -124,7 +128,7 @@ class Sampling:
             sampler, angles = tuned.apply(sampler), np.array(tuned.angles)
             settings["tuned_weights"] = tuned.fingerprint
         else:
-            angles = resolve_grid(denoise, grid, steps, shape)
+            angles = resolve_grid(denoise, grid, steps, shape, start)
         sampler.check(angles)
         settings = {key: value for key, value in settings.items() if value is not None}
         grid_name = grid if isinstance(grid, str) else "explicit"
@@ -161,6 +165,8 @@ class Plan:
         angles: float64, from the first angle to the last, usually 0.
         further: guidance, projection and the hash of tuned weights, where there are any.
         exact: whether name and options determine the sampler.
+        start: returns the points at the first angle, given the first noise of some seeds, shape (B, C, H, W), and the
+            seeds; None for the noise itself.
     """
 
     denoise: Denoise
@@ -171,6 +177,7 @@ class Plan:
     angles: np.ndarray
     further: Mapping[str, Any] = field(default_factory=dict)
     exact: bool = True
+    start: Callable[[Tensor, Sequence[int]], Tensor] | None = None
 
     @property
     def steps(self) -> int:
@@ -238,24 +245,36 @@ def _draw(seeds: Sequence[int] | None, format: int) -> Draw:
 
 
 def resolve_grid(
-    denoise: Denoise, grid: GridLike, steps: int | None = None, shape: Sequence[int] | None = None
+    denoise: Denoise,
+    grid: GridLike,
+    steps: int | None = None,
+    shape: Sequence[int] | None = None,
+    start: float | None = None,
 ) -> np.ndarray:
     """The angles of a grid, checked against the range of the denoiser; arguments as for `Sampling.plan`.
 
     Raises:
-        InputError: for an unknown grid, steps that contradict explicit angles, or angles outside the denoiser's range.
+        InputError: for an unknown grid, steps that contradict explicit angles, angles outside the denoiser's range, or
+            a grid that does not begin at `start`.
     """
     declared = traits(denoise)
     smallest, largest = declared.smallest_angle, declared.largest_angle
     if isinstance(grid, str):
-        if largest < NOISE_END:
+        if start is not None and grid in grids.PUBLISHED:
+            raise InputError(f"the grid '{grid}' begins at the noise: take another one to begin elsewhere")
+        if start is None and largest < NOISE_END:
             logger.info("the denoiser is defined up to angle %.6g: the grid starts there instead of at pi/2", largest)
         shape = declared.shape if shape is None else shape
         dimensions = grids.DIMENSIONS if shape is None else math.prod(shape)
         steps = DEFAULT_STEPS if steps is None else steps
-        angles = grids.grid(grid, steps, largest, declared.schedule, smallest, dimensions)
+        first = largest if start is None else start
+        angles = grids.grid(grid, steps, first, declared.schedule, smallest, dimensions)
     else:
         angles = grids.explicit(grid)
+    if start is not None and abs(angles[0] - start) > ROUNDING:
+        raise InputError(
+            f"the grid starts at angle {angles[0]:.6g} instead of {start:.6g}: start there, or give a name"
+        )
     own_steps = isinstance(grid, str) and grid in grids.PUBLISHED
     if steps is not None and steps != len(angles) - 1 and not own_steps:
         raise InputError(f"the grid's {len(angles)} angles make {len(angles) - 1} steps, but steps={steps} was given")
@@ -306,6 +325,15 @@ def _number_of(label: int | str, names: Sequence[str]) -> int:
     if label not in names:
         raise unknown_name("class", label, names)
     return names.index(label)
+
+
+def labels_of_images(
+    labels: Tensor | np.ndarray | Sequence[int | str] | int | str | None, count: int
+) -> Sequence[int | str] | None:
+    """Labels as a list, of which a single one is that of all `count` images; None without labels."""
+    if isinstance(labels, Tensor | np.ndarray | np.generic):
+        labels = labels.tolist()
+    return [labels] * count if isinstance(labels, int | str) else labels
 
 
 def labels_in_turn(labels: Sequence[int] | None, count: int) -> list[int] | None:
