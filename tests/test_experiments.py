@@ -417,7 +417,8 @@ def test_arms_and_cells_of_the_shipped_results_keep_their_names(path: Path) -> N
     [
         ("ablation", 0, "0dbe53da06f3bfe1"),
         ("solvers", 16, "21d3615bb6c73ce1"),  # an option of the sampler
-        ("likelihood", 0, "60d1a9ce9d2b9984"),
+        ("likelihood", 0, "a7c07d987d073b13"),
+        ("likelihood", 10, "894cd1fb3d978e73"),
         ("progress", 0, "12ab50472d254abe"),
         ("interpolation", 0, "df6f009c0103cdc4"),
     ],

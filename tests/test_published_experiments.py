@@ -40,6 +40,17 @@ def test_ddpm_is_sampled_as_published(name: str) -> None:
     assert sampler("ddpm", **dict(published)) == sampler("ddpm", variance="large", clip=True)
 
 
+@pytest.mark.parametrize("name", ["likelihood", "rate-distortion", "ddpm-ablation"])
+def test_the_bound_clips_estimates_from_the_noise_as_published(name: str) -> None:
+    """In Ho et al.'s code also the bound clips the image estimate that follows from the noise, and not that of μ̃."""
+    at = scale("digits")
+    for cell in experiment(name).cells(at, (0,)):
+        if cell.measure == "bits":
+            head = cell.arm.recipe(at, 0).head
+            clipped = head.startswith("noise") and cell["bits"] == "bits-per-dim"
+            assert (cell.get("through") == "clipped") == clipped, cell
+
+
 def test_table_2_of_ddpm_learns_log_variances_and_keeps_the_later_method_apart() -> None:
     heads = {row.label: row.arm.recipe(scale("digits"), 0).head for row in (*ddpm_ablation.ROWS, *ddpm_ablation.LATER)}
     learned = {label: name for label, name in heads.items() if "variance" in name}

@@ -13,7 +13,7 @@ from ..claims import Claim, Comparison, spread
 from ..findings import Findings, Section, Table
 from ..scales import Scale
 
-__all__ = ["DDPM_ABLATION", "SIMPLE", "Row", "bits"]
+__all__ = ["CLIPPED", "DDPM_ABLATION", "SIMPLE", "Row", "bits"]
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Row:
         label: the label in the paper.
         arm: the network.
         variance: the variance of the reverse steps, in sampling and in the bound.
-        clip: whether sampling clips the image estimate, as Ho et al.'s code does where the network estimates the noise.
-            The code uses the estimate of μ̃ as it is.
+        clip: whether sampling and the bound clip the image estimate, as Ho et al.'s code does where the network
+            estimates the noise (`p_sample`, `calc_bpd_loop`). The code uses the estimate of μ̃ as it is.
     """
 
     label: str
@@ -33,7 +33,13 @@ class Row:
     variance: str = "large"
     clip: bool = True
 
+    def bits(self, scale: Scale, seed: int, split: str) -> Cell:
+        """Bits per dimension of training or test images."""
+        return bits(scale, self.arm, seed, split, self.variance, through=CLIPPED if self.clip else None)
 
+
+CLIPPED = "clipped"
+"""The wrapper of image estimates in the bound of Ho et al.'s code."""
 SIMPLE = Row("ε prediction, ‖ε − ε̂‖² (L simple)", arm("noise", "linear"))
 _LEARNED, _INTERPOLATED = "learned diagonal Σ", "Σ between β and β̃ (Nichol & Dhariwal)"
 ROWS = (
@@ -91,7 +97,7 @@ def _cells(scale: Scale, seeds: Sequence[int]) -> list[Cell]:
         for seed in seeds
         for cell in (
             _sampled(scale, row, seed),
-            *(bits(scale, row.arm, seed, split, row.variance) for split in ("test", "train")),
+            *(row.bits(scale, seed, split) for split in ("test", "train")),
         )
     ]
 
@@ -99,7 +105,7 @@ def _cells(scale: Scale, seeds: Sequence[int]) -> list[Cell]:
 def _values(measured: Measurements, row: Row, name: str) -> list[float]:
     if name.startswith("bits"):
         split = name.partition(" ")[2]
-        return measured.by_seed(lambda seed: bits(measured.scale, row.arm, seed, split, row.variance), "bits_per_dim")
+        return measured.by_seed(lambda seed: row.bits(measured.scale, seed, split), "bits_per_dim")
     return measured.by_seed(lambda seed: _sampled(measured.scale, row, seed), name)
 
 
@@ -134,13 +140,13 @@ def _report(measured: Measurements) -> Findings:
         f"'{measured.scale.features}' features. bits/dim: the variational bound, lower is better. " + " ".join(notes),
     )
     text = (
-        f"The schedule is linear. The sampler is DDPM's with {measured.scale.all_steps} steps and the row's variance, "
-        "and clips the image estimate where the network estimates ε, as in the code of Ho et al.; an estimate of μ̃ is "
-        "used as it is. A learned diagonal Σ is the network's output, used as log variance; the last two rows, which "
-        "are not in the paper, interpolate between the two fixed variances. Losses are squared norms. An arm is "
-        "unstable if its loss or its images become NaN or infinite; rows that are unstable in the paper can be stable "
-        "at this scale, and vice versa. An arm has failed to train if its bound on the training images is above "
-        f"{UNCOMPRESSED:g} bits/dim, the size of the uncompressed images: claims about such rows have no verdict."
+        f"The schedule is linear. The sampler is DDPM's with {measured.scale.all_steps} steps and the row's variance. "
+        "Sampler and bound clip the image estimate where the network estimates ε, as the code of Ho et al. does; an "
+        "estimate of μ̃ is used as it is. A learned diagonal Σ is the network's output, used as log variance; the last "
+        "two rows, which are not in the paper, interpolate between the two fixed variances. Losses are squared norms. "
+        "An arm is unstable if its loss or its images become NaN or infinite; rows that are unstable in the paper can "
+        "be stable at this scale, and vice versa. An arm has failed to train if its bound on the training images is "
+        f"above {UNCOMPRESSED:g} bits/dim, the size of the uncompressed images: claims about such rows have no verdict."
     )
     return Findings([Section("Prediction target and objective", text, [table])], _claims(measured))
 
