@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from quarterarc.cli import main
-from tools import make_reference
+from quarterarc.storage.pictures import is_whole_png
+from tools import draw_few_evaluations, make_reference
 
 DOCS = Path(__file__).parent.parent / "docs"
 BLOCKS: list[tuple[str, str]] = re.findall(
@@ -105,6 +106,9 @@ def test_every_command_of_the_page_on_flow_maps_runs(
             assert main(command_of("quarterarc train digits --out runs/digits", tiny)) == 0
         for words in commands[first : first + 3]:
             assert main([*words, *more.get(words[0], [])]) == 0, words
+        if not part:
+            draw_few_evaluations.draw("runs/digits", "runs/map", Path("few-evaluations.png"))
+            assert is_whole_png(Path("few-evaluations.png"), (1, 402, 695))
 
 
 def test_every_command_on_fine_tuning_and_sharing_runs(

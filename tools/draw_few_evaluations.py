@@ -1,6 +1,6 @@
 """Draw the images of a flow map and of its teacher at few evaluations, one row per rule, from the same noise.
 
-    python tools/draw_few_evaluations.py TEACHER MAP docs/images/few-evaluations.png
+python tools/draw_few_evaluations.py TEACHER MAP docs/images/few-evaluations.png
 """
 
 from __future__ import annotations
