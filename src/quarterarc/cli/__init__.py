@@ -30,6 +30,7 @@ COMMANDS = {
     "train": "train a model by a recipe, on your own images or a known data set",
     "distill": "make a flow map of a trained model, which makes images in one to four evaluations",
     "sample": "make images from seeds with a trained model",
+    "edit": "edit images: new content in a part, other versions, images between two",
     "tune": "fit a sampler's grid to one network, for sampling in few evaluations",
     "evaluate": "measure images against a reference: FID, precision, recall and more",
     "export": "write a trained model for diffusers, ONNX or as safetensors, with a model card",
@@ -172,7 +173,7 @@ def _again(command: str | None) -> str:
     """How to go on after a command that was stopped."""
     if command == "train":
         return "continue with --resume"
-    return f"run the same command again{' to continue' if command in ('demo', 'sample', 'experiment') else ''}"
+    return f"run the same command again{' to continue' if command in ('demo', 'sample', 'edit', 'experiment') else ''}"
 
 
 def _print_stopped(command: str | None, number: signal.Signals) -> int:

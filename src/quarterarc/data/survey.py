@@ -14,7 +14,7 @@ from .images import in_order
 from .sources import Source
 from .spec import DataSpec
 
-__all__ = ["survey"]
+__all__ = ["changes", "survey"]
 
 _LOOKED_AT, _DECODED = 500, 32  # images, evenly spread
 _DARK = 2**14  # two of 16 bits are unused
@@ -110,25 +110,25 @@ def _shape(height: int, width: int) -> str:
 
 def _changes(looks: Iterable[Look], spec: DataSpec) -> Iterator[str]:
     """What is converted, with the number of images: "converted: 12 colour read as gray"."""
-    opaque = spec.channels in (1, 3)
-    numbers = Counter(
-        what
-        for seen in looks
-        for gray in (seen.mode in GRAY_MODES,)
-        for what, applies in (
-            ("colour read as gray", spec.channels < 3 and not gray),
-            ("gray read as RGB", spec.channels > 2 and gray),
-            ("CMYK read as RGB", spec.channels > 2 and seen.mode == "CMYK"),
-            ("transparent over white", opaque and seen.alpha),
-            ("to sRGB by their ICC profile", seen.profile),
-            ("turned upright (EXIF)", seen.turned),
-            ("to 8 bits from more", seen.deep),
-            ("enlarged, which blurs them", seen.height < spec.height or seen.width < spec.width),
-        )
-        if applies
-    )
+    numbers = Counter(what for seen in looks for what in changes(seen, spec))
     if numbers:
         yield "converted: " + ", ".join(f"{number:,} {what}" for what, number in numbers.most_common())
+
+
+def changes(seen: Look, spec: DataSpec) -> list[str]:
+    """What is converted of one image: "colour read as gray"."""
+    opaque, gray = spec.channels in (1, 3), seen.mode in GRAY_MODES
+    table = (
+        ("colour read as gray", spec.channels < 3 and not gray),
+        ("gray read as RGB", spec.channels > 2 and gray),
+        ("CMYK read as RGB", spec.channels > 2 and seen.mode == "CMYK"),
+        ("transparent over white", opaque and seen.alpha),
+        ("to sRGB by their ICC profile", seen.profile),
+        ("turned upright (EXIF)", seen.turned),
+        ("to 8 bits from more", seen.deep),
+        ("enlarged, which blurs them", seen.height < spec.height or seen.width < spec.width),
+    )
+    return [what for what, applies in table if applies]
 
 
 def _moving(source: Source, spec: DataSpec, looks: Mapping[int, Look]) -> Iterator[str]:

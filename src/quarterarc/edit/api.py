@@ -21,7 +21,7 @@ from ..sampling.generation import batches, mean_evaluations
 from ..sampling.plans import GridLike, Plan, Sampling, labels_of_images, numbered_labels
 from ..sampling.trajectories import Result
 from .inputs import as_images, as_unknown
-from .plans import around, between, inpainting, request_for, start_of, towards
+from .plans import JUMP, METHODS, RESAMPLINGS, around, between, inpainting, request_for, start_of, towards
 
 __all__ = ["encoded", "image_to_image", "inpaint", "interpolate", "variations"]
 
@@ -34,15 +34,15 @@ def inpaint(
     mask: Tensor,
     *,
     seeds: Sequence[int],
-    method: str = "project",
+    method: str = METHODS[0],
     sampler: str | Sampler | Sampling | None = None,
     steps: int | None = None,
     grid: GridLike | None = None,
     labels: Labels = None,
     guidance: float | None = None,
     projection: str | None = None,
-    resamplings: int = 10,
-    jump: int = 1,
+    resamplings: int = RESAMPLINGS,
+    jump: int = JUMP,
     batch_size: int = 64,
     **options: Any,
 ) -> Result:

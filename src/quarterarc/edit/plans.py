@@ -16,10 +16,23 @@ from ..samplers import LinearSampler
 from ..sampling.plans import Plan, Sampling
 from .keeping import Kept, Resampled
 
-__all__ = ["METHODS", "around", "between", "inpainting", "request_for", "slerp", "start_of", "towards"]
+__all__ = [
+    "JUMP",
+    "METHODS",
+    "RESAMPLINGS",
+    "around",
+    "between",
+    "inpainting",
+    "request_for",
+    "slerp",
+    "start_of",
+    "towards",
+]
 
 METHODS = ("project", "resample")
-"""The methods of inpainting."""
+"""The methods of inpainting; the first is the default."""
+RESAMPLINGS, JUMP = 10, 1
+"""The defaults of the method `resample`."""
 
 
 def request_for(method: str, request: Sampling) -> Sampling:

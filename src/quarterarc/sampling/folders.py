@@ -10,13 +10,14 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..common.compiling import Compile
 from ..common.devices import Processes, processes
@@ -28,18 +29,18 @@ from ..data.pixels import levels
 from ..denoiser import Denoise, required_shape, traits
 from ..storage.files import flush, make_folder, read_json, write_json
 from ..storage.locks import LOCK, locked
-from ..storage.pictures import contact_sheet, is_whole_png, read_png, write_png
+from ..storage.pictures import columns_of, contact_sheet, is_whole_png, read_png, write_png
 from ..storage.temporary import is_temporary, sweep
 from .archives import write_archive
 from .arrivals import arriving, check_finite, wait_for
 from .compiled import compiled
 from .generation import batches, count_evaluations, mean_evaluations
-from .plans import Sampling, labels_in_turn, numbered_labels
+from .plans import Plan, Sampling, labels_in_turn, numbered_labels
 from .records import ABOUT, LABELS, Job, changed_settings, names_of
 from .sheets import rows_of
 from .trajectories import IN_SHEET
 
-__all__ = ["SHEETS", "is_sample", "write_samples"]
+__all__ = ["SHEETS", "is_sample", "write_plan", "write_samples"]
 
 logger = logging.getLogger("quarterarc")
 
@@ -86,13 +87,37 @@ def write_samples(
             or one that another process is filling.
         OSError: if an image cannot be written, for example to a full disk.
     """
+    plan = (sampling or Sampling()).plan(denoise)
+    return write_plan(
+        plan, out, seeds, batch_size=batch_size, labels=labels, about=about, progress=progress, compile=compile
+    )
+
+
+def write_plan(
+    plan: Plan,
+    out: Path,
+    seeds: Sequence[int],
+    *,
+    batch_size: int = 64,
+    labels: Sequence[int | str] | None = None,
+    about: Mapping[str, Any] | None = None,
+    beside: Mapping[str, Tensor] | None = None,
+    progress: bool = True,
+    compile: Compile = "auto",
+) -> dict[str, Any] | None:
+    """Sample by a plan as `write_samples` does.
+
+    Args:
+        plan: how the images are sampled.
+        out, seeds, batch_size, labels, about, progress, compile: as for `write_samples`.
+        beside: as for `Job`; for a folder.
+    """
     check_batch_size(batch_size)
-    numbers = numbered_labels(denoise, labels)
+    numbers = numbered_labels(plan.denoise, labels)
     if not len(seeds):
         raise InputError("no seeds were given: give one per image")
-    plan = (sampling or Sampling()).plan(denoise)
     settings = {**(about or {}), **plan.describe(), "labels": numbers}
-    job = Job(plan, seeds, labels_in_turn(numbers, len(seeds)), settings, batch_size, progress, compile)
+    job = Job(plan, seeds, labels_in_turn(numbers, len(seeds)), settings, batch_size, progress, compile, beside or {})
     if out.suffix.lower() == ".npz" and not out.is_dir():
         return write_archive(out, job)
     process = processes()
@@ -116,7 +141,7 @@ def _write(out: Path, job: Job, process: Processes, existed: bool) -> dict[str, 
     label_of = dict(zip(seeds, job.labels or (), strict=job.labels is not None))
     _check_same_labels(out, classes, label_of)
     classes |= label_of
-    whole = process.from_first(set() if process.rank else _whole(out, seeds, required_shape(plan.denoise)))
+    whole = process.from_first(set() if process.rank else _whole(out, seeds, required_shape(plan.denoise), job.beside))
     process.wait()  # no process writes before every process has checked
     if process.rank == 0:
         _describe(out, settings, whole, complete=False, classes=classes, **({} if nfe is None else {"nfe": nfe}))
@@ -156,7 +181,10 @@ def _write(out: Path, job: Job, process: Processes, existed: bool) -> dict[str, 
     elif nfe is None:  # the process that sampled them was killed before it recorded this
         nfe = count_evaluations(plan, seeds[0], label_of.get(seeds[0]))
     declared = traits(plan.denoise)
-    _write_sheet(out, seeds, job.labels, declared.class_names)
+    for name, pixels in job.beside.items():
+        write_png(out / name, pixels)
+        flush(out / name)
+    _write_sheet(out, seeds, job.labels, declared.class_names, [*job.beside.values()])
     flush(out)  # the names of the images
     speed = {"images_per_second": round(len(mine) * process.count / seconds, 2)} if mine else {}
     device, named = str(declared.device or "cpu"), names_of(classes.values(), declared.class_names)
@@ -165,17 +193,27 @@ def _write(out: Path, job: Job, process: Processes, existed: bool) -> dict[str, 
     )
 
 
-def _write_sheet(out: Path, seeds: Sequence[int], labels: Sequence[int] | None, names: Sequence[str]) -> None:
-    """Write the contact sheet of the first images; with labels the first ones of each class, one row per class."""
+def _write_sheet(
+    out: Path, seeds: Sequence[int], labels: Sequence[int] | None, names: Sequence[str], beside: Sequence[Tensor]
+) -> None:
+    """Write the contact sheet of the first images; with labels the first ones of each class, one row per class.
+
+    Pictures beside the images are the first row of a sheet without classes.
+    """
     rows: list[list[int]] | None = None
     shown: list[str] = []
-    if labels is not None:
+    if beside:
+        count, first = min(len(seeds), IN_SHEET), len(beside)
+        columns = columns_of(count)
+        rows = [list(range(first))]
+        rows += [list(range(first + at, first + min(at + columns, count))) for at in range(0, count, columns)]
+    elif labels is not None:
         rows, shown = rows_of(labels, IN_SHEET, names)
         places = [place for row in rows for place in row]
         seeds = [seeds[place] for place in places]
         numbers = iter(range(len(places)))
         rows = [[next(numbers) for _ in row] for row in rows]
-    pixels = torch.stack([read_png(out / _name(seed)) for seed in seeds[:IN_SHEET]])
+    pixels = torch.stack([*beside, *(read_png(out / _name(seed)) for seed in seeds[:IN_SHEET])])
     write_png(out / SHEET, contact_sheet(pixels, rows=rows, names=shown))
     flush(out / SHEET)
 
@@ -256,7 +294,7 @@ def is_sample(name: str) -> bool:
     return stem.isdecimal() and stem.isascii() and name == _name(int(stem))
 
 
-def _whole(out: Path, seeds: Sequence[int], shape: Sequence[int]) -> set[int]:
+def _whole(out: Path, seeds: Sequence[int], shape: Sequence[int], beside: Iterable[str]) -> set[int]:
     """The seeds of the images in a folder that are complete; the log names the other ones, and other files."""
     present = _seeds_in(out)
     with ThreadPoolExecutor(4) as readers:
@@ -269,7 +307,7 @@ def _whole(out: Path, seeds: Sequence[int], shape: Sequence[int]) -> set[int]:
         if bad:
             number = counted(len(bad), "image")
             logger.warning("%s: %s damaged or of another size (seeds %s), %s", out, number, ranges(bad), then)
-    own = {ABOUT, LOCK, *SHEETS}
+    own = {ABOUT, LOCK, *SHEETS, *beside}
     other = sorted(p.name for p in out.iterdir() if not (p.name in own or is_sample(p.name) or is_temporary(p)))
     if other:
         names = ", ".join(other[:3]) + (", ..." if len(other) > 3 else "")

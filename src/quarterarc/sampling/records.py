@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+from torch import Tensor
 
 from ..common.compiling import Compile
 from ..common.errors import InputError
@@ -38,6 +40,8 @@ class Job:
         batch_size: images per batch.
         progress: whether to show progress: a bar, or lines in a log file.
         compile: whether to compile the network, see `compiled`.
+        beside: pictures that are written beside the images and before them on the contact sheet: uint8 (C, H, W) by the
+            names of their files.
     """
 
     plan: Plan
@@ -47,6 +51,7 @@ class Job:
     batch_size: int
     progress: bool
     compile: Compile
+    beside: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def changed_settings(recorded: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:

@@ -18,7 +18,7 @@ from ..common.errors import InputError
 from ..common.text import printable
 from .files import read_regular, replace_file
 
-__all__ = ["contact_sheet", "is_whole_png", "read_png", "to_picture", "write_png"]
+__all__ = ["columns_of", "contact_sheet", "is_whole_png", "read_png", "to_picture", "write_png"]
 
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
@@ -82,6 +82,11 @@ def is_whole_png(path: Path, shape: Sequence[int]) -> bool:
     return False
 
 
+def columns_of(count: int) -> int:
+    """The images per row of a contact sheet of so many images, about twice the number of rows."""
+    return max(1, math.ceil(math.sqrt(2 * count)))
+
+
 def contact_sheet(
     pixels: Tensor,
     columns: int | None = None,
@@ -107,7 +112,7 @@ def contact_sheet(
     """
     count, channels, height, width = pixels.shape
     if rows is None:
-        columns = columns or max(1, math.ceil(math.sqrt(2 * count)))
+        columns = columns or columns_of(count)
         rows = [range(count)[first : first + columns] for first in range(0, count, columns)]
     columns = max(map(len, rows), default=1)
     factor = max(1, size // max(height, width))
