@@ -31,7 +31,7 @@ FLOORS = (
     {"sampling"},
     {"likelihood", "training"},
     {"edit", "evaluation", "sharing"},
-    {"experiments"},
+    {"app", "experiments"},
     {"cli"},
     {"__main__"},
 )

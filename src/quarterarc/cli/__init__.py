@@ -31,6 +31,7 @@ COMMANDS = {
     "distill": "make a flow map of a trained model, which makes images in one to four evaluations",
     "sample": "make images from seeds with a trained model",
     "edit": "edit images: new content in a part, other versions, images between two",
+    "play": "a page in the browser: seed, steps, sampler, class, guidance, filling a painted part",
     "tune": "fit a sampler's grid to one network, for sampling in few evaluations",
     "evaluate": "measure images against a reference: FID, precision, recall and more",
     "export": "write a trained model for diffusers, ONNX or as safetensors, with a model card",

@@ -15,9 +15,10 @@ from ..storage.files import replace_file
 __all__ = ["data_url", "write_page"]
 
 
-def data_url(picture: Path) -> str:
-    """A PNG file as a data URL, which embeds it in a page."""
-    return "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode("ascii")
+def data_url(picture: Path | bytes) -> str:
+    """A PNG file, given by its path or its bytes, as a data URL, which embeds it in a page."""
+    content = picture if isinstance(picture, bytes) else picture.read_bytes()
+    return "data:image/png;base64," + base64.b64encode(content).decode("ascii")
 
 
 def write_page(path: Path, template: str, *, durable: bool = True, **values: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import struct
 import zlib
@@ -18,7 +19,7 @@ from ..common.errors import InputError
 from ..common.text import printable
 from .files import read_regular, replace_file
 
-__all__ = ["columns_of", "contact_sheet", "is_whole_png", "read_png", "to_picture", "write_png"]
+__all__ = ["columns_of", "contact_sheet", "encode_png", "is_whole_png", "read_png", "to_picture", "write_png"]
 
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
@@ -35,6 +36,13 @@ def to_picture(pixels: Tensor) -> Image.Image:
         )
     array = pixels.cpu().permute(1, 2, 0).contiguous().numpy()
     return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array, _MODES[pixels.shape[0]])
+
+
+def encode_png(pixels: Tensor) -> bytes:
+    """A PNG file of uint8 pixels, shape (C, H, W); errors as for `to_picture`."""
+    png = io.BytesIO()
+    to_picture(pixels).save(png, format="PNG")
+    return png.getvalue()
 
 
 def write_png(path: Path, pixels: Tensor) -> None:
