@@ -16,7 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["WORD", "box_muller", "philox", "philox_cpu", "unit"]
+from .devices import has_float64
+
+__all__ = ["WORD", "bits_53", "box_muller", "normal_numbers", "philox", "philox_cpu", "unit"]
 
 WORD = 1 << 32
 """The number of values of a word."""
@@ -92,3 +94,25 @@ def box_muller(radius: Tensor, turn: Tensor) -> tuple[Tensor, Tensor]:
     length = radius.log().mul_(-2.0).sqrt_()
     angle = turn * (2.0 * math.pi)
     return angle.cos().mul_(length), angle.sin_().mul_(length)
+
+
+def normal_numbers(words: Tensor, dtype: torch.dtype) -> Tensor:
+    """Standard normal numbers (streams, n) from words (4, streams, blocks): four per block, or two for float64."""
+    a, b, c, d = words
+    if dtype == torch.float64:
+        pairs = [(bits_53(high, low) + 1.0) / (1 << 53) for high, low in ((a, b), (c, d))]  # in (0, 1]
+        return torch.stack(box_muller(*pairs), -1).flatten(1)
+    real = torch.float64 if has_float64(a.device) else torch.float32
+    (radius, turn), (other_radius, other_turn) = unit(words, real).view(2, 2, *a.shape)
+    numbers = (*box_muller(radius, turn), *box_muller(other_radius, other_turn))
+    if torch.compiler.is_compiling():
+        return torch.stack(numbers, -1).to(dtype).flatten(1)  # which compiles to one kernel
+    out = torch.empty(*a.shape, len(numbers), dtype=dtype, device=a.device)
+    for place, values in enumerate(numbers):
+        out[..., place] = values
+    return out.flatten(1)
+
+
+def bits_53(high: Tensor, low: Tensor) -> Tensor:
+    """Whole numbers of 53 bits, as many as float64 holds, from two words each: float64."""
+    return ((high.long() >> 5) * (1 << 26) + (low.long() >> 6)).double()

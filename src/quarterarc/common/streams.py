@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .devices import has_float64
 from .errors import InputError
-from .philox import WORD, box_muller, philox, philox_cpu, unit
+from .fused_noise import FusedNoise
+from .philox import WORD, bits_53, normal_numbers, philox, philox_cpu
 
 __all__ = ["FORMAT", "Purpose", "Streams", "normal", "stream", "streams"]
 
@@ -114,6 +114,7 @@ def streams(
     places: Sequence[int] | None = None,
     *,
     format: int = FORMAT,
+    fused: FusedNoise | None = None,
 ) -> Streams:
     """The streams of images or training examples, one per seed or, of one seed, one per place.
 
@@ -123,6 +124,7 @@ def streams(
         step, places: further keys of training examples, below 2^32: the optimiser step, and the place of each example
             in the global batch.
         format: 1 or 2, see the module.
+        fused: draws the noise of format 2 on a device by one kernel; None for tensor operations.
 
     Raises:
         InputError: for a key that is negative, not whole or too large, or an unknown format.
@@ -135,7 +137,7 @@ def streams(
         path = [] if step is None else [step]
         ends: Sequence[list[int]] = [[]] * count if places is None else [[place] for place in places]
         return _Generators([stream(seed, purpose, *path, *end) for seed, end in zip(each, ends, strict=True)])
-    return _Counters(purpose, each, step or 0, [0] * count if places is None else places)
+    return _Counters(purpose, each, step or 0, [0] * count if places is None else places, fused)
 
 
 class _Generators(Streams):
@@ -163,7 +165,15 @@ class _Counters(Streams):
     up to rare differences in the last bit.
     """
 
-    def __init__(self, purpose: Purpose, seeds: Sequence[int], step: int, places: Sequence[int]) -> None:
+    def __init__(
+        self,
+        purpose: Purpose,
+        seeds: Sequence[int],
+        step: int,
+        places: Sequence[int],
+        fused: FusedNoise | None = None,
+    ) -> None:
+        self.fused = fused
         self.purpose, self.step = int(purpose), _word(step, WORD)
         self.seeds = np.array([_word(seed, WORD**2) for seed in seeds], np.uint64)
         self.places = np.array([_word(place, WORD) for place in places], np.uint64)
@@ -173,7 +183,7 @@ class _Counters(Streams):
         blocks = -(-count // 2)
         a, b, c, d = self._words(range(blocks), slice(None), torch.device("cpu"))
         self.drawn += blocks
-        return torch.stack([_53_bits(a, b) / (1 << 53), _53_bits(c, d) / (1 << 53)], -1).flatten(1)[:, :count]
+        return torch.stack([bits_53(a, b) / (1 << 53), bits_53(c, d) / (1 << 53)], -1).flatten(1)[:, :count]
 
     def integers(self, low: int, high: int) -> Tensor:
         return low + (self.uniform(1)[:, 0] * (high - low)).long()
@@ -189,9 +199,18 @@ class _Counters(Streams):
             drawn = range(first, min(first + most, blocks))
             part = slice(row, row + rows)
             target = out[part, drawn.start * per_block : drawn.stop * per_block]
-            target.copy_(_noise(self._words(drawn, part, device), dtype)[:, : target.shape[1]])
+            target.copy_(self._noise(drawn, part, dtype, device)[:, : target.shape[1]])
         self.drawn += blocks
         return out.view(len(out), *shape)
+
+    def _noise(self, blocks: range, part: slice, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Of a part of the streams, the noise of blocks counted from the next one: shape (streams, numbers)."""
+        if self.fused is None:
+            return normal_numbers(self._words(blocks, part, device), dtype)
+        seeds, places = self.seeds[part], self.places[part]
+        same = [np.full_like(places, value) for value in (self.drawn + blocks.start, self.step, self.purpose)]
+        words = np.stack([seeds % WORD, seeds // WORD, places, *same]).view(np.int64)
+        return self.fused(torch.from_numpy(words).to(device, non_blocking=True), len(blocks), dtype)
 
     def _words(self, blocks: range, part: slice, device: torch.device) -> Tensor:
         """Of a part of the streams, the words of blocks counted from the next one: shape (4, streams, blocks)."""
@@ -203,26 +222,6 @@ class _Counters(Streams):
         low, high, place_there = torch.from_numpy(keys).to(device, non_blocking=True)[:, :, None].unbind(1)
         counted = torch.arange(int(numbers[0]), int(numbers[-1]) + 1, device=device)
         return philox((counted, self.step, low, high), (self.purpose, place_there))
-
-
-def _noise(words: Tensor, dtype: torch.dtype) -> Tensor:
-    """Standard normal numbers (streams, n) from words (4, streams, blocks): four per block, or two for float64."""
-    a, b, c, d = words
-    if dtype == torch.float64:
-        pairs = [(_53_bits(high, low) + 1.0) / (1 << 53) for high, low in ((a, b), (c, d))]  # in (0, 1]
-        return torch.stack(box_muller(*pairs), -1).flatten(1)
-    real = torch.float64 if has_float64(a.device) else torch.float32
-    (radius, turn), (other_radius, other_turn) = unit(words, real).view(2, 2, *a.shape)
-    numbers = (*box_muller(radius, turn), *box_muller(other_radius, other_turn))
-    out = torch.empty(*a.shape, len(numbers), dtype=dtype, device=a.device)
-    for place, values in enumerate(numbers):
-        out[..., place] = values
-    return out.flatten(1)
-
-
-def _53_bits(high: Tensor, low: Tensor) -> Tensor:
-    """Whole numbers of 53 bits, as many as float64 holds, from two words each: float64."""
-    return ((high.long() >> 5) * (1 << 26) + (low.long() >> 6)).double()
 
 
 def _word(number: int, limit: int) -> int:

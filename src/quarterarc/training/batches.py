@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..common.devices import send
 from ..common.errors import InputError
+from ..common.fused_noise import FusedNoise
 from ..common.streams import FORMAT, Purpose, streams
 from ..data import ImageData, apply_flips, to_float
 from ..data.order import balanced_indices, indices
@@ -90,6 +91,7 @@ class Batches:
         last_time: the largest time that is drawn.
         format: the format of the random streams of this run.
         augment: the probability of each movement of an augmentation; 0 for no augmentation.
+        compiled: whether the network is compiled, and on a GPU therefore the drawing of noise too.
     """
 
     def __init__(
@@ -100,8 +102,10 @@ class Batches:
         last_time: int,
         format: int = FORMAT,
         augment: float = 0.0,
+        compiled: bool = False,
     ) -> None:
         self.augment = augment
+        self.fused = FusedNoise() if compiled and accelerator.device.type == "cuda" else None
         self.data, self.recipe, self.last_time, self.format = data, recipe, last_time, format
         self.device, self.rank, self.count = accelerator.device, accelerator.process_index, accelerator.num_processes
         self.by_class = _by_class(data) if recipe.data.balanced else None
@@ -143,7 +147,7 @@ class Batches:
         raw = self.data.batch(self._places(numbers))
         first = step * settings.batch
         places = [number - first for number in numbers]
-        drawn = streams(Purpose.EXAMPLE, settings.seed, step, places, format=self.format)
+        drawn = streams(Purpose.EXAMPLE, settings.seed, step, places, format=self.format, fused=self.fused)
         # the order of an example's draws is fixed, so that its time and noise do not depend on whether flips are used
         flips, dropped = drawn.uniform(2).unbind(1)
         times = drawn.integers(1, self.last_time + 1).double()

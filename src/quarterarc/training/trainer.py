@@ -154,7 +154,7 @@ class Trainer:
         self.same_data.start()
         # the largest time at which both estimates are defined: T, or T - 1 for a noise head on a schedule up to pi/2
         last_time = math.floor(self.denoise.schedule.time(self.denoise.largest_angle) + 1e-6)
-        self.batches = Batches(self.data, recipe, accelerator, last_time, self.denoise.streams, self.augment)
+        self.batches = Batches(self.data, recipe, accelerator, last_time, self.denoise.streams, self.augment, compiled)
         self.held_out: HeldOut | None = None
         if held is not None and accelerator.is_main_process:
             self.held_out = HeldOut(
