@@ -24,9 +24,9 @@ _Rule: TypeAlias = Callable[[Tensor], Tensor]
 class FusedNoise:
     """Draws the noise of many streams, each number of blocks by its own compiled function.
 
-    The first numbers of each function are compared with those of the tensor operations that it was compiled from: the
-    two agree up to rare differences in the last bit. Where they do not, or nothing can be compiled, the operations draw,
-    and a line in the log gives the reason.
+    The first numbers of each function are compared with those of the tensor operations that it was compiled from; the
+    two agree up to rare differences in the last bit. Where they do not, or nothing can be compiled, the operations
+    draw, and a line in the log gives the reason.
     """
 
     def __init__(self) -> None:
