@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from quarterarc.common import fused_noise
 from quarterarc.common.fused_noise import FusedNoise
 from quarterarc.common.streams import Purpose, Streams, streams
 
@@ -45,7 +44,7 @@ def test_without_a_sound_kernel_the_operations_draw(
 
         return fused
 
-    monkeypatch.setattr(fused_noise.torch, "compile", compile)
+    monkeypatch.setattr(torch, "compile", compile)
     with caplog.at_level(logging.WARNING, "quarterarc"):
         made = example(1, FusedNoise()).normal((3, 5, 5))
     assert torch.equal(made, example(1, None).normal((3, 5, 5)))
@@ -55,5 +54,5 @@ def test_without_a_sound_kernel_the_operations_draw(
 def test_large_noise_is_drawn_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each part by its own rule, which continues where the part before ended."""
     monkeypatch.setattr("quarterarc.common.streams._AT_ONCE", 8)
-    monkeypatch.setattr(fused_noise.torch, "compile", lambda rule, **settings: rule)
+    monkeypatch.setattr(torch, "compile", lambda rule, **settings: rule)
     assert torch.equal(example(1, FusedNoise()).normal((3, 5, 5)), example(1, None).normal((3, 5, 5)))
