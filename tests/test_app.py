@@ -33,6 +33,7 @@ from browser import CHROMIUM, Browser
 from conftest import TINY, Cli
 from quarterarc.app import html, server
 from quarterarc.app.guard import LARGEST_BODY, Guard
+from quarterarc.app.page import QUEUE
 from quarterarc.app.pictures import decode_mask, decode_picture
 from quarterarc.app.player import MOST_IMAGES, MOST_POINTS, MOST_STEPS, Player, Settings
 from quarterarc.cli import main
@@ -329,12 +330,16 @@ class Served:
         answer = connection.getresponse()
         return answer.status, answer.read()
 
-    def event(self, name: str, values: list[Any], session: str, sent: Any = None) -> list[Any]:
-        """What an event of the page returns in the end: the values of its outputs, or an error."""
+    def join(self, name: str, values: list[Any], session: str, sent: Any = None) -> tuple[int, bytes]:
+        """Ask for an event of the page."""
         config = json.loads(self.request("GET", "/config")[1])
         number = next(one["id"] for one in config["dependencies"] if name in [target[1] for target in one["targets"]])
         body = {"data": values, "fn_index": number, "session_hash": session, "event_data": sent, "trigger_id": None}
-        code, content = self.request("POST", "/gradio_api/queue/join", json.dumps(body))
+        return self.request("POST", "/gradio_api/queue/join", json.dumps(body))
+
+    def event(self, name: str, values: list[Any], session: str, sent: Any = None) -> list[Any]:
+        """Whether an event of the page succeeds, and what it returns in the end: its outputs, or an error."""
+        code, content = self.join(name, values, session, sent)
         assert code == 200, content
         stream = self.request("GET", f"/gradio_api/queue/data?session_hash={session}")[1].decode()
         messages = [json.loads(line[6:]) for line in stream.splitlines() if line.startswith("data: ")]
@@ -345,7 +350,7 @@ class Served:
 
 @pytest.fixture(scope="module")
 def served(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """The page of a run; at the end Ctrl-C stops it in order, and no file is left."""
+    """The page of a run; at the end more visitors come than may wait, Ctrl-C stops it in order, and no file is left."""
     temporary = tmp_path_factory.mktemp("temporary")
     command = [sys.executable, "-m", "quarterarc", "play", str(run), "--port", "0", "--device", "cpu"]
     environment = {**os.environ, "TMPDIR": str(temporary)}
@@ -358,7 +363,10 @@ def served(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serv
     if match is None:
         process.kill()
         raise AssertionError(line + process.communicate()[1])
-    yield Served(int(match[1]), temporary)
+    page = Served(int(match[1]), temporary)
+    yield page
+    asked = [page.join("input", [0, 16, 100, "rk4", -1, 1], f"waiting{number}")[0] for number in range(QUEUE + 4)]
+    assert (asked[0], asked[-1]) == (200, 503)
     started = time.monotonic()
     process.send_signal(signal.SIGINT)
     out, errors = process.communicate(timeout=60)
