@@ -74,9 +74,7 @@ def test_known_pixels_move_along_the_arc_of_their_own_noise(name: str, mixture: 
 @pytest.mark.parametrize("method", ["project", "resample"])
 def test_a_mask_of_the_whole_image_is_sampling(method: str, gaussian: qa.GaussianData, images: Tensor) -> None:
     everything = torch.ones(2, 3)
-    made = edit.inpaint(
-        gaussian, images[0].float(), everything, seeds=range(3), steps=6, method=method, sampler="ddpm", resamplings=1
-    )
+    made = edit.inpaint(gaussian, images[0].float(), everything, seeds=range(3), steps=6, method=method, resamplings=1)
     if method == "project":  # `resample` also draws the noise of known pixels
         expected = qa.generate(gaussian, range(3), "ddpm", 6, progress=False)
         assert torch.allclose(made.images, expected, atol=1e-5)  # float32
@@ -123,6 +121,28 @@ def conditional(data: qa.GaussianData, image: Tensor) -> tuple[Tensor, Tensor]:
         mean[unknown] + gain @ (value[~unknown] - mean[~unknown]),
         covariance[unknown][:, unknown] - gain @ covariance[~unknown][:, unknown],
     )
+
+
+def test_resampling_comes_nearer_to_the_conditional_law_than_projection(
+    gaussian: qa.GaussianData, images: Tensor
+) -> None:
+    """At equal evaluations. Neither is exact: projection adapts too little, and resampling loses variance (measured:
+    errors of the mean of 0.83 and 0.62 of that of ignoring the known pixels, variances of 1.0 and 0.65)."""
+    count, unknown = 2000, UNKNOWN.flatten()
+    mean, covariance = conditional(gaussian, images[0])
+    ignored = (gaussian.mean.flatten()[unknown] - mean).norm()
+    errors, variances = [], []
+    for settings in ({"steps": 82}, {"steps": 10, "method": "resample", "resamplings": 10}):
+        made = edit.inpaint(gaussian, images[0], UNKNOWN, seeds=range(count), batch_size=count, **settings)
+        assert made.nfe == 82
+        pixels = made.images.flatten(1)[:, unknown]
+        errors.append(float((pixels.mean(0) - mean).norm() / ignored))
+        variances.append(float(pixels.var(0).sum() / covariance.trace()))
+    # of 2,000 results the mean deviates by about 0.02 of `ignored`, and the variance by 0.03 of itself
+    assert errors[1] + 0.1 < errors[0] < 0.95
+    assert errors[1] < 0.75
+    assert 0.85 < variances[0] < 1.2
+    assert 0.5 < variances[1] < 0.85
 
 
 def test_the_strength_is_the_share_of_the_angle_at_which_sampling_starts(
@@ -213,3 +233,41 @@ def test_wrong_arguments_of_the_other_edits(gaussian: qa.GaussianData, images: T
         edit.interpolate(gaussian, image, image, 1)
     with pytest.raises(qa.InputError, match="the second image has shape"):
         edit.interpolate(gaussian, image, image[:, :1], 3)
+
+
+def smooth(count: int, shape: tuple[int, ...] = (3, 16, 16)) -> Tensor:
+    """Images with a correlation of neighbours of about 0.95, as photographs have."""
+    rows = torch.linspace(-1, 1, shape[-1])
+    slopes = torch.randn(count, shape[0], 2, generator=generator(7))
+    return (slopes[..., :1, None] * rows[:, None] + slopes[..., 1:, None] * rows).clamp(-1, 1)
+
+
+@pytest.mark.parametrize("call", [qa.sample, lambda *given: next(qa.trajectory(*given))])
+def test_images_with_noise_added_are_no_noise_to_sample_from(call: Any) -> None:
+    images = smooth(2)
+    denoise = qa.MixtureData(images, 0.1)
+    noise = torch.randn(images.shape, generator=generator())
+    for angle in (0.0, 0.5, 0.8):
+        with pytest.raises(
+            qa.InputError, match=r"call quarterarc.edit.image_to_image\(denoise, image, strength, seeds"
+        ):
+            call(denoise, mix(images, noise, angle), "ddim", 2)
+    for x in (noise, 0.7 * noise, noise[:1], qa.noise(range(3), images.shape[1:]), 0 * noise):
+        call(denoise, x, "ddim", 2)
+
+
+def test_a_point_of_the_arc_is_sampled_on_the_grid_from_its_angle() -> None:
+    images = smooth(2)
+    x = mix(images, torch.randn(images.shape, generator=generator()), 0.5)
+    assert qa.sample(qa.MixtureData(images, 0.1), x, "ddim", grid=[0.5, 0.2, 0.0]).nfe == 2
+
+
+def test_encoded_noise_is_noise_to_sample_from() -> None:
+    """Of draws of the data, whose own correlation is 0.9."""
+    d = 8 * 8
+    places = torch.cartesian_prod(torch.arange(8.0), torch.arange(8.0))
+    data = qa.GaussianData(
+        torch.zeros(1, 8, 8), torch.exp(-torch.cdist(places, places).double() / 10) + 1e-4 * torch.eye(d)
+    )
+    noise = qa.encode(data, data.draw(16, generator()).float(), tolerance=1e-3, progress=False)
+    qa.sample(data, noise, "ddim", 2)

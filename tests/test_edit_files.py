@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ import quarterarc as qa
 from conftest import Cli
 from quarterarc.edit.pictures import read_image, read_mask
 from quarterarc.storage.pictures import read_png, write_png
+from tools import draw_editing, measure_editing
 
 SHAPE = (1, 8, 8)
 
@@ -166,3 +170,36 @@ def test_a_mask_is_cropped_and_resized_with_its_image(files: Path) -> None:
     unknown = read_mask(files / "large.jpg", files / "photo.png", (3, 8, 8))
     assert unknown.tolist() == [[False] * 4 + [True] * 4] * 8
     assert torch.equal(read_mask(files / "mask.png", files / "photo.png", (3, 8, 8)), unknown)
+
+
+def test_the_commands_and_the_picture_of_the_page_are_made(
+    tmp_path: Path, tiny_run: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they are written in docs/editing.md, with a small network and few steps."""
+    page = (Path(__file__).parent.parent / "docs" / "editing.md").read_text(encoding="utf-8")
+    shutil.copytree(tiny_run, "runs/digits")
+    picture = ["draw_editing.py", "runs/digits", "editing.png", "--inputs", "."]
+    assert f"python tools/{' '.join(picture[:2])} docs/images/editing.png" in page
+    monkeypatch.setattr("sys.argv", picture)
+    draw_editing.main()
+    assert read_png(tmp_path / "editing.png").shape == (1, 4 + 4 * 68, 4 + 9 * 68)
+    train, *lines = re.findall(r"^quarterarc (.+)$", page, re.MULTILINE)
+    assert train == "train digits --out runs/digits"
+    assert [line.split()[0] for line in lines] == ["edit"] * 4
+    for line in lines:
+        done = cli(*line.split(), "--steps", "3", *([] if "--between" in line else ["--seeds", "0-1"]))
+        assert done.returncode == 0, (line, done.stderr)
+    (block,) = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    names: dict[str, Any] = {"qa": qa, "image": read_png(Path("three.png")), "other": read_png(Path("eight.png")),
+             "mask": read_png(Path("right.png"))[0]}  # fmt: skip
+    exec(compile(block, "docs/editing.md", "exec"), names)
+    assert len(names["way"].images) == 8
+
+
+def test_the_table_of_the_page_is_measured(monkeypatch: pytest.MonkeyPatch, tiny_run: Path, capsys: Any) -> None:
+    monkeypatch.setattr(measure_editing, "SETTINGS", (("resample, 3 steps, 2 times", {"steps": 3, "resamplings": 2}),))
+    monkeypatch.setattr("sys.argv", ["measure_editing.py", str(tiny_run), "--count", "20"])
+    measure_editing.main()
+    head, _, row = capsys.readouterr().out.splitlines()
+    assert head in (Path(__file__).parent.parent / "docs" / "editing.md").read_text(encoding="utf-8")
+    assert row.startswith("| resample, 3 steps, 2 times | 4 | ")

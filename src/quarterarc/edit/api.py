@@ -56,8 +56,9 @@ def inpaint(
         seeds: whole numbers from 0, one per result.
         method: `project`: the estimate of a known pixel is replaced by its value (`quarterarc.wrappers.Known`), for any
             sampler at its usual cost. `resample`: RePaint (Lugmayr et al. 2022), whose repetitions make the new pixels
-            adapt to the known ones, for `ddpm` (the default), `ddim` and `rotation`.
-        sampler, steps, grid, guidance, projection, options: as for `quarterarc.Sampling`.
+            adapt to the known ones, for `ddpm`, `ddim` and `rotation`. docs/editing.md compares them.
+        sampler, steps, grid, guidance, projection, options: as for `quarterarc.Sampling`; `ddpm` is the default, and
+            for a flow map with `project` the usual one, `jump`.
         labels: classes by number or name, one per seed, or one for all, for a denoiser with classes.
         resamplings: of `resample`: how often each part of the grid is sampled.
         jump: of `resample`: steps of such a part.
@@ -67,7 +68,7 @@ def inpaint(
         InputError: for images or masks of another shape or type, a mask that marks no pixel, an unknown method, a
             sampler that the method cannot use, and as for `quarterarc.generate`.
     """
-    request = request_for(method, Sampling.of(sampler, steps, grid, options, guidance, projection))
+    request = request_for(method, Sampling.of(sampler, steps, grid, options, guidance, projection), denoise)
     images = as_images(denoise, image, _count(seeds))
     unknown = as_unknown(mask, images, len(seeds))
     plan = request.plan(denoise, images.shape[1:])

@@ -54,7 +54,7 @@ def inpainted(
         InputError: for files that cannot be used, and as for `edit.inpaint`.
     """
     shape = required_shape(denoise)
-    plan = request_for(method, request).plan(denoise)
+    plan = request_for(method, request, denoise).plan(denoise)
     pixels, unknown = read_image(image, shape), read_mask(mask, image, shape)
     known = as_images(denoise, pixels, 1)
     plan = inpainting(plan, known, as_unknown(unknown, known, 1), method, resamplings, jump)

@@ -35,15 +35,19 @@ RESAMPLINGS, JUMP = 10, 1
 """The defaults of the method `resample`."""
 
 
-def request_for(method: str, request: Sampling) -> Sampling:
+def request_for(method: str, request: Sampling, denoise: Denoise) -> Sampling:
     """The request of a method of inpainting, with its default sampler.
+
+    It is `ddpm`, whose fresh noise lets the new pixels adapt to the known ones (docs/editing.md); for a flow map and
+    `project` it is that of `Sampling`.
 
     Raises:
         InputError: for an unknown method.
     """
     if method not in METHODS:
         raise unknown_name("method", method, METHODS)
-    return replace(request, sampler="ddpm") if method == "resample" and request.sampler is None else request
+    own = request.sampler is not None or (method == "project" and traits(denoise).maps)
+    return request if own else replace(request, sampler="ddpm")
 
 
 def inpainting(plan: Plan, image: Tensor, unknown: Tensor, method: str, resamplings: int, jump: int) -> Plan:

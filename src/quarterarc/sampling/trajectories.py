@@ -14,6 +14,7 @@ from ..common.text import counted
 from ..data.pixels import to_uint8
 from ..denoiser import Denoise
 from ..samplers import Sampler, State
+from .first_points import check_noise
 from .plans import GridLike, Plan, Sampling
 
 if TYPE_CHECKING:
@@ -97,10 +98,12 @@ def sample(
 
     Raises:
         InputError: for an unknown name or option, steps below 1 or in contradiction to the grid, seeds or labels that
-            are not one per image, or a grid outside the denoiser's angles.
+            are not one per image, a grid outside the denoiser's angles, or images with noise added in place of noise
+            (`quarterarc.edit.image_to_image`).
     """
-    request = Sampling.of(sampler, steps, grid, options, guidance, projection)
-    return run(request.plan(denoise, noise.shape[1:]), noise, labels=labels, seeds=seeds)
+    plan = Sampling.of(sampler, steps, grid, options, guidance, projection).plan(denoise, noise.shape[1:])
+    check_noise(noise, plan.angles[0])
+    return run(plan, noise, labels=labels, seeds=seeds)
 
 
 def run(
@@ -131,6 +134,7 @@ def trajectory(
 
     Invalid arguments raise when this function is called, before the first state.
     """
-    request = Sampling.of(sampler, steps, grid, options, guidance, projection)
-    _, states = request.plan(denoise, noise.shape[1:]).states(noise, labels, seeds)
+    plan = Sampling.of(sampler, steps, grid, options, guidance, projection).plan(denoise, noise.shape[1:])
+    check_noise(noise, plan.angles[0])
+    _, states = plan.states(noise, labels, seeds)
     return states
