@@ -18,16 +18,19 @@ from quarterarc import load, noise, sample
 from quarterarc.arc import Angle
 from quarterarc.closed_form import GaussianData, MixtureData
 from quarterarc.common.errors import InputError
+from quarterarc.denoiser import Traits
 from quarterarc.estimate import Estimate
 from quarterarc.samplers import Multistep
+from quarterarc.samplers.mean_image import MeanImage
 from quarterarc.samplers.step_weights import StepWeights
 from quarterarc.sampling import fitting, tuning
 from quarterarc.sampling.fitting import Family, Target, equations, misses
 from quarterarc.sampling.plans import Sampling
+from quarterarc.sampling.trajectories import run as run_plan
 from quarterarc.sampling.tuned_grids import TunedGrid, read_tuned, write_tuned
 from quarterarc.sampling.tuning import tune, tune_run
 from quarterarc.storage.runs import newest_checkpoint
-from quarterarc.wrappers import Clipped, Evaluator, Replayed
+from quarterarc.wrappers import Clipped, Evaluator, Guided, Replayed
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +49,7 @@ def test_a_tuned_grid_has_a_smaller_error_on_other_noise(world: MixtureData) -> 
     assert set(tuned.errors) == {"untuned", "weights"}
     assert tuned.errors[tuned.kept] == min(tuned.errors.values()) < 0.25 * tuned.errors["untuned"]
     assert tuned.steps == tuned.nfe == 6
+    assert len(tuned.angles) == 8  # a free first step, and 6 with an evaluation
     # and on noise that was used neither for the fit nor for the comparison
     x = noise(range(64), (1, 6, 6), dtype=torch.float64)
     fine = sample(world, x, "adaptive", tolerance=1e-6).images
@@ -53,8 +57,101 @@ def test_a_tuned_grid_has_a_smaller_error_on_other_noise(world: MixtureData) -> 
     def error(images: torch.Tensor) -> float:
         return float((images - fine).flatten(1).norm(dim=1).median())
 
-    images = sample(world, x, tuned.apply(Multistep()), grid=tuned.angles).images
-    assert error(images) < 0.3 * error(sample(world, x, "multistep", 6).images)
+    result = sample(world, x, tuned.apply(Multistep()), grid=tuned.angles)
+    assert result.nfe == 6
+    assert error(result.images) < 0.3 * error(sample(world, x, "multistep", 6).images)
+
+
+def test_a_free_first_step_has_a_smaller_error_at_the_same_number_of_evaluations(
+    world: MixtureData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = tune(world, 8, shape=(1, 6, 6), images=32, progress=False)
+    monkeypatch.setattr(tuning, "_with_free_step", lambda *arguments: [])
+    without = tune(world, 8, shape=(1, 6, 6), images=32, progress=False)
+    assert free.nfe == without.nfe == free.steps == without.steps == 8
+    assert free.errors["untuned"] == without.errors["untuned"]
+    assert free.errors["weights"] < 0.7 * without.errors["weights"]
+
+
+def test_the_mean_of_the_data_is_the_estimate_of_gaussian_data_at_pi_2() -> None:
+    mean = torch.linspace(-1, 1, 16, dtype=torch.float64).reshape(1, 4, 4)
+    world, x = GaussianData(mean, 0.25), noise(range(3), (1, 4, 4))
+    evaluator = Evaluator(world)
+    known, expected = MeanImage.of(mean[None]).estimate(evaluator, x, math.pi / 2), world(x, math.pi / 2)
+    torch.testing.assert_close(known.image, expected.image, rtol=0, atol=1e-6)  # float32
+    torch.testing.assert_close(known.noise, expected.noise, rtol=0, atol=1e-6)
+    angles = Sampling(steps=4).plan(world).angles
+    free = sample(world, x, Multistep(first=MeanImage.of(mean[None])), grid=angles)
+    evaluated = sample(world, x, Multistep(), grid=angles)
+    assert (free.nfe, evaluated.nfe) == (3, 4)
+    torch.testing.assert_close(free.images, evaluated.images, rtol=0, atol=1e-5)
+    # below pi/2 the noise is the one that agrees with the mean on x
+    assert float(MeanImage.of(mean[None]).estimate(evaluator, x, 1.5).residual(x, 1.5).abs().max()) < 1e-6
+
+
+def test_a_class_has_its_own_mean_image() -> None:
+    means = torch.linspace(-1, 1, 3).reshape(3, 1, 1, 1).expand(3, 1, 4, 4)
+
+    class Classes:
+        """Two classes, and label 2 for images without one."""
+
+        traits = Traits(shape=(1, 4, 4), classes=2)
+
+        def __call__(self, x: torch.Tensor, angle: Angle, labels: torch.Tensor | None = None) -> Estimate:
+            labels = torch.full((len(x),), 2) if labels is None else labels
+            worlds = [GaussianData(mean, 0.25)(x, angle) for mean in means]
+            image, noise = (torch.stack([getattr(world, key) for world in worlds]) for key in ("image", "noise"))
+            return Estimate(image[labels, range(len(x))], noise[labels, range(len(x))])
+
+    x = noise(range(8), (1, 4, 4))
+    for guidance, expected in ((None, means), (2.0, torch.stack([2 * means[0] - means[2], means[1] * 2 - means[2]]))):
+        denoise = Classes() if guidance is None else Guided(Classes(), guidance)
+        mean = tuning._mean_image(denoise, x, math.pi / 2)
+        assert mean is not None
+        torch.testing.assert_close(mean.images[: len(expected)], expected, rtol=0, atol=1e-6)
+        for labels in (torch.tensor([1, 0, 0, 1, 1, 0, 1, 0]), *([None] if guidance is None else [])):
+            estimate = mean.estimate(Evaluator(denoise, labels), x, math.pi / 2)
+            torch.testing.assert_close(estimate.image, Evaluator(denoise, labels)(x, math.pi / 2).image)
+    single = Sampling("multistep", 4, guidance=2.0).plan(Classes())
+    plan = replace(single, sampler=Multistep(first=mean))
+    assert run_plan(plan, x, labels=[1] * 8).nfe == 6  # three steps with two evaluations each
+    assert plan.steps == 3
+
+
+def test_a_mean_image_of_too_many_numbers_is_not_used(world: MixtureData, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "LARGEST_MEAN", 35)
+    tuned = tune(world, 2, shape=(1, 6, 6), images=8, progress=False)
+    assert tuned.first is None
+    assert len(tuned.angles) == 3
+
+
+def test_a_free_first_step_is_stored_with_its_grid(run: Path) -> None:
+    mean = MeanImage.of(noise([0], (1, 8, 8)))
+    plain = TunedGrid("multistep", {}, (1.5, 1.0, 0.6, 0.0), (), {"untuned": 1.0}, "untuned", 3)
+    free = TunedGrid("multistep", {}, (1.5, 1.2, 0.8, 0.4, 0.2, 0.0), (), {}, "angles", 4, first=mean)
+    checkpoint = newest_checkpoint(run)
+    path = write_tuned(checkpoint, [plain, free])
+    assert read_tuned(checkpoint) == [plain, free]
+    assert "first" not in plain.describe()
+    plan = Sampling(steps=4, grid="tuned").plan(load(run))
+    assert plan.sampler == Multistep(first=mean)
+    x = noise(range(2), (1, 8, 8))
+    assert run_plan(plan, x).nfe == 4
+    # files of the format before have no free steps, and are read as they were
+    stored = json.loads(path.read_text())
+    stored |= {"format": 3, "grids": stored["grids"][:1]}
+    del stored["checksum"]
+    path.write_text(json.dumps(stored))
+    assert read_tuned(checkpoint) == [plain]
+    for changed in ({"shape": [1, 1, 8, 7]}, {"float32": "AAAA"}, {"float32": "?"}):
+        with pytest.raises(ValueError, match=r"mean image|base64|padding"):
+            TunedGrid.of({**free.describe(), "first": {**mean.describe(), **changed}})
+    with pytest.raises(ValueError, match="not finite"):
+        MeanImage.of(torch.full((1, 1, 2, 2), math.nan))
+    with pytest.raises(InputError, match="has neither fresh noise nor tuned weights"):
+        Multistep(first=mean, start="runge-kutta")
+    with pytest.raises(InputError, match="without fresh noise"):
+        Multistep(first=mean, eta=0.5)
 
 
 def test_tuned_angles_alone_have_a_smaller_error(world: MixtureData) -> None:
@@ -179,7 +276,10 @@ def test_offsets_are_applied_with_the_width_of_their_fit(run: Path) -> None:
     assert read_tuned(checkpoint) == [tuned]
 
 
-def test_the_better_of_estimated_widths_and_width_0_is_fitted(world: MixtureData) -> None:
+def test_the_better_of_estimated_widths_and_width_0_is_fitted(
+    world: MixtureData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "_with_free_step", lambda *arguments: [])  # which changes the better width
     with_widths, without = (tune(world, steps, shape=(1, 6, 6), images=16, progress=False) for steps in (7, 6))
     assert with_widths.width is None
     assert without.width == 0.0
@@ -194,14 +294,16 @@ def test_tune_and_sample_on_the_command_line(
     monkeypatch.setitem(fitting.FINE, "tolerance", 1e-2)  # other tests measure how good a tuned grid is
     done = cli("tune", run, "--nfe", "2,3", "--images", "8", "--device", "cpu")
     assert done.returncode == 0, done.stderr
-    assert "2 evaluations (2 steps): untuned" in done.stdout
+    assert "2 evaluations (2 steps after a free first one): untuned" in done.stdout
     grids = read_tuned(newest_checkpoint(run))
     assert [grid.steps for grid in grids] == [2, 3]
     out = tmp_path / "made"
     done = cli("sample", run, "--grid", "tuned", "--steps", "3", "--seeds", "0-3", "--out", out)
     assert done.returncode == 0, done.stderr
     about = json.loads((out / "samples.json").read_text())
-    assert (about["grid"], about["nfe"], about["sampler"]) == ("tuned", 3, "multistep")
+    assert (about["grid"], about["steps"], about["nfe"], about["sampler"]) == ("tuned", 3, 3, "multistep")
+    assert grids[1].first is not None
+    assert about["tuned_weights"] == grids[1].fingerprint != replace(grids[1], first=None).fingerprint
     np.testing.assert_allclose(about["angles"], grids[1].angles)
     # the plan has the tuned offsets too
     assert Sampling(steps=3, grid="tuned").plan(load(run)).sampler == grids[1].apply(Multistep())
@@ -278,7 +380,7 @@ def test_invalid_arguments_and_grids_of_another_network_raise(
             read_tuned(checkpoint)
         (checkpoint / name).write_bytes(content)
     (checkpoint / "tuned.json").write_text('{"format": 7}')
-    with pytest.raises(InputError, match="does not hold tuned grids of format 3"):
+    with pytest.raises(InputError, match="does not hold tuned grids of format 4"):
         read_tuned(checkpoint)
     with pytest.raises(InputError, match="give 'multistep' instead of Multistep"):
         sample(denoise, x, Multistep(), 4, "tuned")

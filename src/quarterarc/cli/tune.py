@@ -49,7 +49,9 @@ def run(args: argparse.Namespace) -> int:
         errors = ", ".join(f"{grid} {error:.5f}" for grid, error in tuned.errors.items())
         kept = "untuned grid kept: tuning did not improve it" if tuned.kept == "untuned" else f"kept: {tuned.kept}"
         requested = "" if tuned.nfe == nfe else f", {nfe} requested"
-        print(f"  {counted(tuned.nfe, 'evaluation')} ({counted(tuned.steps, 'step')}{requested}): {errors}; {kept}")
+        free = "" if tuned.first is None else " after a free first one"
+        steps = f"{counted(tuned.steps, 'step')}{free}{requested}"
+        print(f"  {counted(tuned.nfe, 'evaluation')} ({steps}): {errors}; {kept}")
     same = "" if args.sampler is None else f"--sampler {args.sampler} "
     same += "".join(f"--option {option} " for option in args.option)
     same += "" if args.guidance is None else f"--guidance {args.guidance} --labels LIST "

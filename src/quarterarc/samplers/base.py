@@ -71,6 +71,11 @@ class Sampler(ABC):
         """Network evaluations per step and image (the NFE of one step)."""
         return 1
 
+    @property
+    def free(self) -> int:
+        """Number of steps without an evaluation, because their estimate is known."""
+        return 0
+
     def check(self, angles: Sequence[float] | np.ndarray) -> None:
         """Raise an InputError for a grid that does not fit the options; by default every grid fits."""
         return

@@ -46,6 +46,7 @@ from ..estimate import Estimate
 from .base import Denoise, Draw, Sampler, State
 from .forms import FORMS, VELOCITY
 from .gradient import EULER, HEUN, RK4, Tableau, runge_kutta
+from .mean_image import MeanImage
 from .step_weights import CLOCKS, NoiseWeights, Step, StepWeights, fresh_noise, gaussian_weights, step_weights
 from .widths import width_at_the_end, widths
 
@@ -89,11 +90,13 @@ class Multistep(Sampler):
         eta: amount of fresh noise, 0 (none) to 1 (as much as DDPM). The reverse process with other noise has the same
             marginals; its image estimate is integrated exactly.
         offsets: weights added to those of each step, one per step, fitted to a network by `quarterarc.tune`.
+        first: the image estimate at the first angle, in place of an evaluation, measured by `quarterarc.tune`; None to
+            evaluate there too.
 
     Raises:
         InputError: for a value not listed, an order above the number of steps, offsets for another number of steps, eta
-            with offsets, the corrector or another form than `image`, a Runge-Kutta start with eta or offsets, or a grid
-            from pi/2 in the noise form.
+            with offsets, `first`, the corrector or another form than `image`, a Runge-Kutta start with eta, offsets or
+            `first`, or a grid from pi/2 in the noise form.
     """
 
     order: int | None = None
@@ -106,10 +109,11 @@ class Multistep(Sampler):
     finish: str | None = None
     eta: float = 0.0
     offsets: tuple[StepWeights, ...] = ()
+    first: MeanImage | None = None
 
     default_grid: ClassVar[str] = "octave"
     renamed: ClassVar[Mapping[str, str]] = {"churn": "eta"}
-    internal: ClassVar[tuple[str, ...]] = ("offsets",)
+    internal: ClassVar[tuple[str, ...]] = ("offsets", "first")
 
     def __post_init__(self) -> None:
         self._check_values()
@@ -136,10 +140,10 @@ class Multistep(Sampler):
             raise InputError(f"eta is 0 (no fresh noise) to 1 (as much as DDPM), got {self.eta!r}")
 
     def _check_combinations(self) -> None:
-        fresh = self.eta > 0.0
-        if fresh and self.offsets:
+        fresh, tuned = self.eta > 0.0, bool(self.offsets) or self.first is not None
+        if fresh and tuned:
             raise InputError("tuned weights are for steps without fresh noise: use eta=0, or another grid")
-        if self.start == "runge-kutta" and (fresh or self.offsets):
+        if self.start == "runge-kutta" and (fresh or tuned):
             raise InputError("a Runge-Kutta start has neither fresh noise nor tuned weights: use start='rising'")
         if fresh and self.form not in (None, "image"):
             raise InputError(f"eta above 0 needs form='image', got '{self.form}': leave out form, or use eta=0")
@@ -147,6 +151,10 @@ class Multistep(Sampler):
             raise InputError("finish='gaussian' needs form='both' and eta=0: use 'image', 'falling' or 'level'")
         if fresh and self.corrector:
             raise InputError("the corrector cannot repeat a step after fresh noise: use eta=0 or corrector=False")
+
+    @property
+    def free(self) -> int:
+        return int(self.first is not None)
 
     def check(self, angles: Sequence[float] | np.ndarray) -> None:
         """Raise an InputError for a grid that does not fit the options."""
@@ -167,7 +175,7 @@ class Multistep(Sampler):
         smallest, _ = angle_range(denoise)
         history = _History(x, run.kept)
         for k, (b, a) in enumerate(pairwise(angles)):
-            estimate = denoise(history.x, b)
+            estimate = denoise(history.x, b) if k or self.first is None else self.first.estimate(denoise, x, b)
             yield State(history.x, b, estimate)
             history.widths = run.next_widths(history, k, estimate)
             history.add(estimate)

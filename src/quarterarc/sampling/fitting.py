@@ -21,6 +21,7 @@ from ..common.errors import InputError
 from ..common.progress import Bar
 from ..denoiser import Denoise, angle_range
 from ..samplers import Multistep, Sampler
+from ..samplers.mean_image import MeanImage
 from ..samplers.step_weights import StepWeights
 from ..wrappers import Evaluator, Replayed
 from .plans import Plan
@@ -80,9 +81,11 @@ class Family:
         chosen: the plan with the untuned sampler and grid.
         shape: (C, H, W) of the images.
         weights: whether to fit offsets; only those of `multistep` without a Runge-Kutta start are.
+        first: the estimate of the first step in place of an evaluation, for `multistep` too; None for an evaluation.
     """
 
-    def __init__(self, chosen: Plan, shape: Sequence[int], weights: bool) -> None:
+    def __init__(self, chosen: Plan, shape: Sequence[int], weights: bool, first: MeanImage | None = None) -> None:
+        self.mean = first
         self.chosen, self.coarsest = chosen, math.sqrt(math.prod(shape))
         self.weights = weights and isinstance(chosen.sampler, Multistep) and chosen.sampler.start == "rising"
         self.first, self.last = chosen.angles[0], chosen.angles[-1]
@@ -109,9 +112,11 @@ class Family:
         return tuple(offsets)
 
     def sampler(self, vector: np.ndarray) -> Sampler:
-        """The sampler with the offsets."""
-        offsets, rule = self.offsets(vector), self.chosen.sampler
-        return replace(rule, offsets=offsets) if offsets and isinstance(rule, Multistep) else rule
+        """The sampler with the offsets and the first estimate."""
+        rule = self.chosen.sampler
+        if not isinstance(rule, Multistep) or not (self.weights or self.mean):
+            return rule
+        return replace(rule, offsets=self.offsets(vector), first=self.mean)
 
     def reach(self, vector: np.ndarray) -> np.ndarray:
         """The scale of each parameter: the shorter step beside an angle, in octaves; 1 for an offset."""

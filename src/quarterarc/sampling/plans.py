@@ -181,8 +181,8 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        """Number of steps."""
-        return len(self.angles) - 1
+        """Number of steps that evaluate the denoiser: all but the free first step of a tuned grid."""
+        return len(self.angles) - 1 - self.sampler.free
 
     def describe(self) -> dict[str, Any]:
         """The settings as JSON types, sufficient to repeat the sampling if `exact`."""

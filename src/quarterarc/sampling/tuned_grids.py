@@ -1,4 +1,4 @@
-"""Tuned grids: angles, and weights of the steps, fitted to one network by `tuning`.
+"""Tuned grids: angles, weights of the steps and a free first step, fitted to one network by `tuning`.
 
 They are stored beside the network's weights (`storage.runs`), and are valid for this network only.
 """
@@ -20,12 +20,14 @@ from ..denoiser import Denoise, traits
 from ..grids import explicit
 from ..interop.opening import identity
 from ..samplers import Multistep, Sampler, current_options
+from ..samplers.mean_image import MeanImage
 from ..samplers.step_weights import StepWeights
 from ..storage.checksums import DamagedFile, read_sealed, write_sealed
 
 __all__ = ["TunedGrid", "find", "read_tuned", "tuned_grid", "write_tuned"]
 
-FORMAT = 3
+FORMAT = 4
+READABLE = (3, FORMAT)  # before 4 no grid had a free first step
 FILE = "tuned.json"
 
 
@@ -43,6 +45,7 @@ class TunedGrid:
         nfe: network evaluations per image.
         width: the `width` of `multistep` with which the weights were fitted; None for the one in the options.
         flow: how the flow to which it was fitted differs from the network's own, `Traits.altered`: "guided by 2.0".
+        first: the image estimate of a free first step, which is not evaluated; None if all steps are.
     """
 
     sampler: str
@@ -54,11 +57,12 @@ class TunedGrid:
     nfe: int
     width: float | None = None
     flow: str | None = None
+    first: MeanImage | None = None
 
     @property
     def steps(self) -> int:
-        """Number of steps."""
-        return len(self.angles) - 1
+        """Number of steps that evaluate the denoiser; a free first step is not among them."""
+        return len(self.angles) - 1 - (self.first is not None)
 
     @property
     def key(self) -> str:
@@ -67,16 +71,18 @@ class TunedGrid:
 
     @property
     def fingerprint(self) -> str | None:
-        """Identifies the tuned weights; None for tuned angles alone."""
+        """Identifies the tuned weights and the free first step; None for tuned angles alone."""
+        if self.first is not None:
+            return digest(self.offsets, self.width, self.first.shape, self.first.pixels)
         return digest(self.offsets, self.width) if self.offsets else None
 
     def apply(self, sampler: Sampler) -> Sampler:
-        """The sampler with the tuned weights."""
-        if not self.offsets:
+        """The sampler with the tuned weights and the free first step."""
+        if not self.offsets and self.first is None:
             return sampler
         assert isinstance(sampler, Multistep)
         width = sampler.width if self.width is None else self.width
-        return replace(sampler, offsets=self.offsets, width=width)
+        return replace(sampler, offsets=self.offsets, width=width, first=self.first)
 
     def describe(self) -> dict[str, Any]:
         """As JSON types."""
@@ -92,6 +98,7 @@ class TunedGrid:
             "angles": list(self.angles),
             "offsets": weights,
             **({} if self.flow is None else {"flow": self.flow}),
+            **({} if self.first is None else {"first": self.first.describe()}),
         }
 
     @classmethod
@@ -128,6 +135,7 @@ class TunedGrid:
             value["nfe"],
             None if value["width"] is None else float(value["width"]),
             None if value.get("flow") is None else str(value["flow"]),
+            None if value.get("first") is None else MeanImage.read(value["first"]),
         )
 
 
@@ -197,7 +205,7 @@ def read_tuned(checkpoint: Path) -> list[TunedGrid]:
     except DamagedFile:
         raise InputError(f"{path} is damaged: run `quarterarc tune` on {checkpoint} again") from None
     try:
-        if value["format"] != FORMAT:
+        if value["format"] not in READABLE:
             raise ValueError(f"format {value['format']}")
         network, grids = value["network"], [TunedGrid.of(entry) for entry in value["grids"]]
     except (KeyError, TypeError, ValueError) as error:

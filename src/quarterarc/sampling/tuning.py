@@ -2,8 +2,8 @@
 
 The targets are the ends of the probability flow from given noise, solved finely. Angles and weights are fitted together
 by the finished images (`fitting`), because later steps change the error of an earlier one. `multistep` is fitted for a
-few rounds with one width per image and with width 0, and then to the end from the better of the two. The result is
-compared on other noise with the untuned grid, which is kept if it is better there.
+few rounds with one width per image and with width 0, each without and with a free first step, and then the best of
+these to the end. The result is compared on other noise with the untuned grid, which is kept if it is better there.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ import torch
 from ..common.devices import pick_device
 from ..common.errors import InputError
 from ..common.progress import progress_bar
-from ..denoiser import Denoise, required_shape, traits
+from ..denoiser import Denoise, call, required_shape, traits
 from ..interop.opening import load, read_model
-from ..samplers import Adaptive, Sampler, current_options
+from ..samplers import Adaptive, Multistep, Sampler, current_options
 from ..samplers import sampler as named_sampler
+from ..samplers.mean_image import MeanImage
 from ..wrappers import Guided
 from .fitting import Family, Target, fit, median_error, misses
 from .generation import first_noise
@@ -38,6 +39,9 @@ FIRST_SEED = 1_000_000_000
 
 TRIED, ROUNDS = 3, 22  # largest number of rounds: per candidate family, and then for the better one
 FEWEST_IMAGES, MOST_IMAGES = 8, 100_000
+PER_CLASS = 16  # points that the mean image of a class is measured at: it depends little on the point
+LARGEST_MEAN = 2**22
+"""Largest size of the mean images of all classes, in numbers: they are stored with each grid."""
 
 
 @overload
@@ -90,7 +94,8 @@ def tune(
 
     Args:
         source: a denoiser, or the path of a run folder or checkpoint.
-        steps: number of steps; give either `steps` or `nfe`.
+        steps: number of steps that evaluate the denoiser, not counting a free first step of `multistep`; give either
+            `steps` or `nfe`.
         sampler, options: a deterministic sampler by name, or a `Sampling` of sampler, steps and options; weights are
             fitted for `multistep` only. A denoiser with classes is evaluated with each class in turn.
         nfe: network evaluations per image, of which guidance takes two per call of the network; a list, such as
@@ -249,6 +254,8 @@ def _tuned(
     labels = torch.arange(images, device=device) % classes if classes else None
     untuned = families[0].chosen
     _check_deterministic(Family(untuned, shape, weights=False), first_noise(denoise, [FIRST_SEED], shape), labels)
+    points = first_noise(denoise, range(FIRST_SEED, FIRST_SEED + images), shape)
+    families += _with_free_step(families, denoise, shape, points)
     total = 2 + len(families) * TRIED + ROUNDS
     with progress_bar(total, "round", f"tune {steps} steps", progress) as bar:
         targets = []
@@ -268,11 +275,43 @@ def _tuned(
             for name, made in results.items()
         }
     kept = min(errors, key=lambda name: errors[name])
-    offsets = family.offsets(vector) if kept == kind else ()
-    width = None if family is families[0] or not offsets else 0.0
-    nfe = int(results[kept].nfe)
-    flow = traits(denoise).altered
-    return TunedGrid(sampler, options, tuple(map(float, angles[kept])), offsets, errors, kept, nfe, width, flow)
+    offsets, first = (family.offsets(vector), family.mean) if kept == kind else ((), None)
+    width = None if kept != kind or family.chosen.sampler == untuned.sampler else 0.0
+    nfe, flow = int(results[kept].nfe), traits(denoise).altered
+    return TunedGrid(sampler, options, tuple(map(float, angles[kept])), offsets, errors, kept, nfe, width, flow, first)
+
+
+def _with_free_step(
+    families: Sequence[Family], denoise: Denoise, shape: Sequence[int], noise: torch.Tensor
+) -> list[Family]:
+    """The families with one more step, the first, which is not evaluated; none for a sampler without such a step."""
+    chosen = families[0].chosen
+    if not isinstance(chosen.sampler, Multistep) or chosen.sampler.start != "rising":
+        return []
+    mean = _mean_image(denoise, noise, float(chosen.angles[0]))
+    if mean is None:
+        return []
+    requests = [Sampling(chosen.name, chosen.steps + 1, options=family.chosen.options) for family in families]
+    return [
+        Family(request.plan(denoise, shape), shape, family.weights, mean)
+        for request, family in zip(requests, families, strict=True)
+    ]
+
+
+@torch.no_grad()
+def _mean_image(denoise: Denoise, noise: torch.Tensor, angle: float) -> MeanImage | None:
+    """The mean of the image estimates at the first angle, by class; None if it is too large or not finite."""
+    declared = traits(denoise)
+    labels = [None] if declared.classes is None else [*range(declared.classes + declared.unlabelled)]
+    if len(labels) * noise[0].numel() > LARGEST_MEAN:
+        return None
+    points = noise if declared.classes is None else noise[:PER_CLASS]
+    means = []
+    for label in labels:
+        classes = None if label is None else torch.full((len(points),), label, device=noise.device)
+        means.append(call(denoise, points, angle, classes).image.float().mean(0))
+    images = torch.stack(means)
+    return MeanImage.of(images) if bool(images.isfinite().all()) else None
 
 
 def _families(
