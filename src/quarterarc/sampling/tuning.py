@@ -275,10 +275,10 @@ def _tuned(
             for name, made in results.items()
         }
     kept = min(errors, key=lambda name: errors[name])
-    offsets, first = (family.offsets(vector), family.mean) if kept == kind else ((), None)
+    offsets, mean = (family.offsets(vector), family.mean) if kept == kind else ((), None)
     width = None if kept != kind or family.chosen.sampler == untuned.sampler else 0.0
     nfe, flow = int(results[kept].nfe), traits(denoise).altered
-    return TunedGrid(sampler, options, tuple(map(float, angles[kept])), offsets, errors, kept, nfe, width, flow, first)
+    return TunedGrid(sampler, options, tuple(map(float, angles[kept])), offsets, errors, kept, nfe, width, flow, mean)
 
 
 def _with_free_step(
