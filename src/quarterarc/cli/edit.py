@@ -38,7 +38,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--out", required=True, type=a_path, metavar="PATH", help="the folder of the results")
     image = "a picture file, cropped and resized to the size of the model's images"
     parser.add_argument("--image", type=a_path, metavar="FILE", help=image)
-    mask = "new content where this picture is white; the rest of --image stays"
+    mask = "new content where this picture is white; the rest of --image stays (default sampler: ddpm)"
     parser.add_argument("--mask", type=a_path, metavar="FILE", help=mask)
     method = "with --mask: project, for any sampler, or resample, RePaint (default: project)"
     parser.add_argument("--method", metavar="NAME", help=method)
