@@ -39,13 +39,17 @@ def world() -> MixtureData:
     return MixtureData(torch.rand(48, 1, 6, 6, generator=generator, dtype=torch.float64).round() * 2 - 1, 0.15)
 
 
+@pytest.fixture(scope="module")
+def tuned(world: MixtureData) -> TunedGrid:
+    return tune(world, 6, shape=(1, 6, 6), images=32, progress=False)
+
+
 @pytest.fixture
 def run(tiny_run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_run, tmp_path / "run"))
 
 
-def test_a_tuned_grid_has_a_smaller_error_on_other_noise(world: MixtureData) -> None:
-    tuned = tune(world, 6, shape=(1, 6, 6), images=32, progress=False)
+def test_a_tuned_grid_has_a_smaller_error_on_other_noise(world: MixtureData, tuned: TunedGrid) -> None:
     assert set(tuned.errors) == {"untuned", "weights"}
     assert tuned.errors[tuned.kept] == min(tuned.errors.values()) < 0.25 * tuned.errors["untuned"]
     assert tuned.steps == tuned.nfe == 6
@@ -63,14 +67,13 @@ def test_a_tuned_grid_has_a_smaller_error_on_other_noise(world: MixtureData) -> 
 
 
 def test_a_free_first_step_has_a_smaller_error_at_the_same_number_of_evaluations(
-    world: MixtureData, monkeypatch: pytest.MonkeyPatch
+    world: MixtureData, tuned: TunedGrid, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    free = tune(world, 8, shape=(1, 6, 6), images=32, progress=False)
     monkeypatch.setattr(tuning, "_with_free_step", lambda *arguments: [])
-    without = tune(world, 8, shape=(1, 6, 6), images=32, progress=False)
-    assert free.nfe == without.nfe == free.steps == without.steps == 8
-    assert free.errors["untuned"] == without.errors["untuned"]
-    assert free.errors["weights"] < 0.7 * without.errors["weights"]
+    without = tune(world, 6, shape=(1, 6, 6), images=32, progress=False)
+    assert tuned.nfe == without.nfe == tuned.steps == without.steps == 6
+    assert tuned.errors["untuned"] == without.errors["untuned"]
+    assert tuned.errors["weights"] < 0.7 * without.errors["weights"]
 
 
 def test_the_mean_of_the_data_is_the_estimate_of_gaussian_data_at_pi_2() -> None:
