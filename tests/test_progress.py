@@ -144,7 +144,7 @@ def test_the_commands_show_what_they_do_in_a_log_file(
     monkeypatch.setitem(fitting.FINE, "tolerance", 0.1)
     tuned = cli("tune", "run", "--nfe", "3", "--images", "8")
     assert "tune 3 steps: 1 of 7 rounds" in tuned.stderr
-    assert "tune 3 steps: 5 of 5 rounds, ended" in tuned.stderr
+    assert "tune 3 steps: 7 of 7 rounds, ended" in tuned.stderr
     distilled = cli("distill", "run", "--out", "map", *tiny, "training.steps=2", "teacher.images=8")
     assert "sample: 8 of 8 images" in distilled.stderr
     assert "distillation: 1 of 2 steps" in distilled.stderr
