@@ -52,6 +52,19 @@ def test_outputs_agree_in_both_directions(options: dict[str, Any]) -> None:
                 assert (output - expected).abs().max() < 1e-5 * scale
 
 
+def test_the_weights_of_augmentation_stay_behind() -> None:
+    """As for images that were not augmented, a condition of training that UNet2DModel does not have."""
+    torch.manual_seed(0)
+    ours = UNet(3, 3, 8, (1, 2), 1, (1,), augmentations=8).eval()
+    with torch.no_grad():
+        for weight in ours.parameters():
+            weight.add_(0.03 * torch.randn_like(weight))
+        x, time = torch.randn(2, 3, 8, 8), torch.tensor([3.0, 700.0])
+        expected = ours(x, time)
+        assert (ours(x, time, augmentation=torch.ones(2, 8)) - expected).abs().max() > 1e-3
+        assert (to_diffusers(ours).eval()(x, time).sample - expected).abs().max() < 1e-5
+
+
 def test_a_configuration_that_unet_cannot_represent_raises() -> None:
     with pytest.raises(InputError):
         from_diffusers(unet2d(resnet_time_scale_shift="scale_shift"))

@@ -282,7 +282,8 @@ def _same(unet: UNet) -> Iterator[tuple[str, str]]:
     """The names in `UNet` and `UNet2DModel` of the weights that are the same in both."""
     names = unet.state_dict().keys()
     changed = {"project.weight", "project.bias"}
-    for name in names - changed:
+    unused = {"augmentation.weight"}  # of training: without an augmentation it adds nothing
+    for name in names - changed - unused:
         if ".qkv." not in name:
             yield name, _their_name(name)
 
