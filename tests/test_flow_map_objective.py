@@ -173,6 +173,13 @@ def test_a_flow_map_is_trained_resumed_and_sampled(tmp_path: Path, tiny: Sequenc
     assert not torch.equal(made, guided)
 
 
+def test_jumps_stay_where_a_head_is_defined(tmp_path: Path, tiny: Sequence[str]) -> None:
+    """A head that estimates the image alone has no velocity at 0; these options draw nearly all angles below 0.001."""
+    fields = [*tiny, "objective.name=flow-map", "objective.options.start_mean=-8", "objective.options.end_mean=-8"]
+    run = train(read_recipe("digits", [*fields, "head=image"]), tmp_path / "run", progress=False)
+    assert qa.generate(load(run), range(2), steps=2, progress=False).isfinite().all()
+
+
 def test_dropout_is_the_same_in_both_evaluations(tmp_path: Path, tiny: Sequence[str]) -> None:
     """With an exact data point and share 1 the target of a jump to the same end is the jump itself, if masks agree."""
     from accelerate import Accelerator

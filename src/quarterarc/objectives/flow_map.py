@@ -42,13 +42,14 @@ class MapObjective(Objective, Protocol):
     As an ordinary `Objective` it is the loss on the diagonal, for jumps of length 0.
     """
 
-    def angles(self, uniform: Tensor, largest: float, progress: float) -> tuple[Tensor, Tensor]:
+    def angles(self, uniform: Tensor, largest: float, progress: float, smallest: float = 0.0) -> tuple[Tensor, Tensor]:
         """Start and end of the jump of each example: float64, shape (B,), on the CPU, end <= start <= largest.
 
         Args:
             uniform: independent numbers in [0, 1), float64, shape (B, 3), on the CPU.
             largest: the largest angle of the denoiser.
             progress: the share of the run that is done, in [0, 1).
+            smallest: the smallest angle at which the denoiser is evaluated.
         """
         ...
 
@@ -115,12 +116,12 @@ class FlowMap:
             if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
                 raise InputError(f"{name} of the objective 'flow-map' lies in {low:g}..{high:g}, got {value!r}")
 
-    def angles(self, uniform: Tensor, largest: float, progress: float) -> tuple[Tensor, Tensor]:
+    def angles(self, uniform: Tensor, largest: float, progress: float, smallest: float = 0.0) -> tuple[Tensor, Tensor]:
         """Start and end of each jump; see `MapObjective`."""
         first, second, third = uniform.unbind(1)
         most = min(largest, math.atan(80.0))
-        start = _log_normal(first, self.start_mean, self.start_width).clamp(SHORTEST, most)
-        end = torch.minimum(_log_normal(second, self.end_mean, self.end_width), start - SHORTEST)
+        start = _log_normal(first, self.start_mean, self.start_width).clamp(max(SHORTEST, smallest), most)
+        end = torch.minimum(_log_normal(second, self.end_mean, self.end_width), start - SHORTEST).clamp(min=smallest)
         return start, torch.where(third < self.diagonal, start, end)
 
     def share(self, progress: float) -> float:

@@ -63,10 +63,10 @@ class Distillation(FlowMap):
         """Whether the first stage is under way."""
         return progress < self.stage
 
-    def angles(self, uniform: Tensor, largest: float, progress: float) -> tuple[Tensor, Tensor]:
+    def angles(self, uniform: Tensor, largest: float, progress: float, smallest: float = 0.0) -> tuple[Tensor, Tensor]:
         """Start and end of each jump; in the first stage angles of the trajectory, half of them ending at its end."""
         if not self.regresses(progress):
-            return super().angles(uniform, min(largest, traits(self.teacher).largest_angle), progress)
+            return super().angles(uniform, min(largest, traits(self.teacher).largest_angle), progress, smallest)
         first, second, third = uniform.unbind(1)
         grid = self.trajectories.angles
         last = len(grid) - 1

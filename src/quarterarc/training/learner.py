@@ -166,7 +166,8 @@ class Learner:
         if not isinstance(self.objective, MapObjective):
             return denoise.loss(self.objective, batch.image, batch.noise, batch.times, batch.labels, batch.augmentation)
         progress = step / self.recipe.training.steps
-        start, end = self.objective.angles(batch.uniform, self._denoise.largest_angle, progress)
+        denoiser = self._denoise
+        start, end = self.objective.angles(batch.uniform, denoiser.largest_angle, progress, denoiser.smallest_angle)
         return self.objective.losses(
             self._same_dropout(denoise), batch.image, batch.noise, start, end, batch.labels, progress
         )
