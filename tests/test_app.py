@@ -365,8 +365,8 @@ def served(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serv
         raise AssertionError(line + process.communicate()[1])
     page = Served(int(match[1]), temporary)
     yield page
-    asked = [page.join("input", [0, 16, 100, "rk4", -1, 1], f"waiting{number}")[0] for number in range(QUEUE + 4)]
-    assert (asked[0], asked[-1]) == (200, 503)
+    statuses = [page.join("input", [0, 16, 100, "rk4", -1, 1], f"waiting{number}")[0] for number in range(QUEUE + 4)]
+    assert (statuses[0], statuses[-1]) == (200, 503)
     started = time.monotonic()
     process.send_signal(signal.SIGINT)
     out, errors = process.communicate(timeout=60)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -235,9 +235,11 @@ class Player:
         Raises:
             InputError: as for `frames`, and if the mask marks no pixel.
         """
+        request = settings.sampling
+        if settings.sampler == self.default_sampler:  # no choice of the visitor: inpainting has its own default
+            request = replace(request, sampler=None)
         with self._memory(settings):
-            result = inpaint(self.denoise, picture, mask, seeds=settings.seeds, sampler=settings.sampling,
-                             labels=settings.labels)  # fmt: skip
+            result = inpaint(self.denoise, picture, mask, seeds=settings.seeds, sampler=request, labels=settings.labels)
         return to_uint8(result.images).cpu()
 
     def _memory(self, settings: Settings) -> AbstractContextManager[None]:

@@ -13,6 +13,8 @@ import yaml
 from ..common.errors import InputError
 from ..common.limits import MOST_IMAGES
 from ..common.plain_yaml import load_yaml
+from .listing import grid_listing, sampler_listing
+from .parser import Parser
 
 if TYPE_CHECKING:
     from ..sampling.plans import Sampling
@@ -21,6 +23,7 @@ __all__ = [
     "A_MODEL",
     "a_path",
     "a_text",
+    "add_batch_arguments",
     "add_device_argument",
     "add_sampler_arguments",
     "add_sampling_arguments",
@@ -88,6 +91,14 @@ def add_sampling_arguments(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--bf16", action="store_true", help="run the network in bfloat16")
     compile = "compile the network: true, false, or auto, on a GPU for many images (default: auto)"
     parser.add_argument("--compile", type=a_compile, default="auto", metavar="auto|true|false", help=compile)
+
+
+def add_batch_arguments(parser: Parser, what: str) -> None:
+    """`--batch-size` and `--device`, after which the help lists samplers and grids; `what` is made in batches."""
+    batch_size = f"{what} per batch (default: %(default)s)"
+    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help=batch_size)
+    add_device_argument(parser)
+    parser.listing = lambda: f"{sampler_listing()}\n\n{grid_listing()}"
 
 
 def sampling_request(args: argparse.Namespace) -> Sampling:

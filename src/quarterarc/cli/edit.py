@@ -11,13 +11,12 @@ from .arguments import (
     A_MODEL,
     a_path,
     a_text,
-    add_device_argument,
+    add_batch_arguments,
     add_sampling_arguments,
     parse_labels,
     parse_seeds,
     sampling_request,
 )
-from .listing import grid_listing, sampler_listing
 from .parser import Parser
 
 if TYPE_CHECKING:
@@ -56,11 +55,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--variations", type=float, metavar="V", help=variations)
     parser.add_argument("--seeds", metavar="LIST", help=f"one per result: 0-63 or 1,5,10-19 (default: {SEEDS})")
     add_sampling_arguments(parser)
-    parser.add_argument(
-        "--batch-size", type=int, default=64, metavar="N", help="results per batch (default: %(default)s)"
-    )
-    add_device_argument(parser)
-    parser.listing = lambda: f"{sampler_listing()}\n\n{grid_listing()}"
+    add_batch_arguments(parser, "results")
 
 
 def run(args: argparse.Namespace) -> int:

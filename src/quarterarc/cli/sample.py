@@ -9,13 +9,12 @@ from .arguments import (
     A_MODEL,
     a_path,
     a_text,
-    add_device_argument,
+    add_batch_arguments,
     add_sampling_arguments,
     parse_labels,
     parse_seeds,
     sampling_request,
 )
-from .listing import grid_listing, sampler_listing
 from .parser import Parser
 
 
@@ -27,11 +26,7 @@ def add_arguments(parser: Parser) -> None:
     seeds = "one per image: 0-63 or 1,5,10-19 (default: %(default)s)"
     parser.add_argument("--seeds", default="0-63", metavar="LIST", help=seeds)
     add_sampling_arguments(parser)
-    parser.add_argument(
-        "--batch-size", type=int, default=64, metavar="N", help="images per batch (default: %(default)s)"
-    )
-    add_device_argument(parser)
-    parser.listing = lambda: f"{sampler_listing()}\n\n{grid_listing()}"
+    add_batch_arguments(parser, "images")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -13,17 +13,15 @@ from torch import Tensor
 from ..arc import mix
 from ..denoiser import Denoise
 from ..posterior import step_variance
-from ..samplers import Draw, LinearSampler, Sampler, State
+from ..samplers import Draw, Sampler, State
 from ..wrappers import Known
 
 __all__ = ["Kept", "Resampled", "back", "moves"]
 
 
 @dataclass(frozen=True, eq=False)
-class Kept(Sampler):
-    """Any sampler, of a denoiser whose estimate has the known pixels in their place (`Known`): the method `project`.
-
-    Each known pixel moves along the arc from its own noise to its value, and the network sees it there.
+class Inpainting(Sampler):
+    """A sampler that makes the unknown pixels of images by another one.
 
     Attributes:
         inner: the sampler.
@@ -42,6 +40,14 @@ class Kept(Sampler):
     def check(self, angles: Sequence[float] | np.ndarray) -> None:
         self.inner.check(angles)
 
+
+@dataclass(frozen=True, eq=False)
+class Kept(Inpainting):
+    """Any sampler, of a denoiser whose estimate has the known pixels in their place (`Known`): the method `project`.
+
+    Each known pixel moves along the arc from its own noise to its value, and the network sees it there.
+    """
+
     def __call__(self, denoise: Denoise, x: Tensor, angles: Sequence[float], draw: Draw) -> Iterator[State]:
         """Yield the state at every angle of the grid."""
         image = self.image.to(x)
@@ -51,7 +57,7 @@ class Kept(Sampler):
 
 
 @dataclass(frozen=True, eq=False)
-class Resampled(Sampler):
+class Resampled(Inpainting):
     """RePaint (Lugmayr et al. 2022, algorithm 1) on the arc: the method `resample`.
 
     After a step from b to a, the known pixels are drawn anew at a, cos a image + sin a z. Some angles are returned to
@@ -59,24 +65,13 @@ class Resampled(Sampler):
     adapt to the known ones.
 
     Attributes:
-        inner: the rule of a step.
-        image, unknown: as for `Kept`.
+        inner: the rule of a step, linear.
         resamplings: number of times that a part of the grid is sampled.
         jump: steps of such a part.
     """
 
-    inner: LinearSampler
-    image: Tensor
-    unknown: Tensor
     resamplings: int
     jump: int
-
-    @property
-    def evaluations(self) -> int:
-        return self.inner.evaluations
-
-    def check(self, angles: Sequence[float] | np.ndarray) -> None:
-        self.inner.check(angles)
 
     def __call__(self, denoise: Denoise, x: Tensor, angles: Sequence[float], draw: Draw) -> Iterator[State]:
         """Yield the state at every angle of the grid, when it is left for the last time."""
