@@ -9,6 +9,7 @@ import re
 import runpy
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from quarterarc.denoiser import Denoiser
 from quarterarc.evaluation import evaluate
 from quarterarc.experiments import EXPERIMENTS, arms, experiment, measures
 from quarterarc.experiments.arms import Arm, arm, distilled
-from quarterarc.experiments.cells import hashed_settings, quality
+from quarterarc.experiments.cells import Cell, hashed_settings, quality
 from quarterarc.experiments.claims import Claim, Comparison, judge, spread
 from quarterarc.experiments.flow_maps import few_evaluations
 from quarterarc.experiments.lab import Lab, exclusive
@@ -30,7 +31,7 @@ from quarterarc.experiments.measures import image_seeds
 from quarterarc.experiments.measuring import cell_folder, is_measured, measure
 from quarterarc.experiments.plan import jobs_of
 from quarterarc.experiments.scales import SCALES, Scale, scale
-from quarterarc.experiments.zhang2023.ablation import BOTH, BY_SOLVER, OURS, PAPER_ROWS, ROWS, solver_steps
+from quarterarc.experiments.zhang2023.ablation import BOTH, BY_SOLVER, NORMS, OURS, PAPER_ROWS, ROWS, solver_steps
 from quarterarc.grids import PUBLISHED, grid
 from quarterarc.likelihood.evaluation import LIKELIHOOD_METRICS
 from quarterarc.samplers import sampler as named_sampler
@@ -500,6 +501,30 @@ def test_a_plan_counts_only_missing_work(recipe: Path, tmp_path: Path, capsys: p
     assert run(recipe, cache, tmp_path / "out", "reconstruction") == 0
     assert run(recipe, cache, tmp_path / "out", "reconstruction", "--dry-run") == 0
     assert "; 0 images to train on" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["ablation", "steps", "seeds", "robustness", "training-speed", "reconstruction"])
+def test_the_two_norms_are_groups_of_rows_that_can_be_measured_alone(name: str) -> None:
+    def cells_in(*norms: str) -> set[Cell]:
+        return set(experiment(name).cells(replace(scale("digits"), norms=norms), (0,)))
+
+    for norm in NORMS:
+        assert {cell.arm.recipe(scale("digits"), 0).objective.norm for cell in cells_in(norm)} == {norm}
+    both, (one, other) = set(experiment(name).cells(scale("digits"), (0,))), map(cells_in, NORMS)
+    assert both == one | other
+
+
+def test_one_norm_is_chosen_on_the_command_line_and_stated(
+    recipe: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(recipe, cache, tmp_path / "out", "reconstruction", "--norm", "l2") == 0
+    results = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
+    assert len(results["arms"]) == 4
+    assert all(arm["name"].endswith(", l2 norm") for arm in results["arms"])
+    assert "--norm l2" in results["command"]
+    written = (tmp_path / "out" / "results.md").read_text(encoding="utf-8")
+    assert "All arms are trained with unsquared norms (l2), as Zhang et al. print them" in written
+    assert "squared norms (mse)" not in written
 
 
 # --- bad input -----------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import json
 import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,10 @@ def render(folder: Path, cache: Path) -> None:
     """Write results.json, results.md and the charts of one experiment again."""
     results = read_json(folder / "results.json")
     options = _options(results["command"])
-    lab = Lab(scale(options["scale"], None, options["images"], options["features"]), cache, progress=False)
+    chosen_scale = scale(options["scale"], None, options["images"], options["features"])
+    if options["norm"]:
+        chosen_scale = replace(chosen_scale, norms=(options["norm"],))
+    lab = Lab(chosen_scale, cache, progress=False)
     chosen = experiment(results["experiment"])
     findings = _keep_pictures(chosen.report(StoredMeasurements(lab, folder)), folder)
     about = {name: value for name, value in results.items() if name not in ("tables", "rule", "claims")}
@@ -79,6 +83,7 @@ def _options(command: str) -> dict[str, Any]:
     parser.add_argument("--scale", default="digits")
     parser.add_argument("--images", type=int)
     parser.add_argument("--features")
+    parser.add_argument("--norm")
     return vars(parser.parse_known_args(shlex.split(command))[0])
 
 

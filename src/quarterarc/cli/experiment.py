@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 from ..common.errors import InputError
@@ -38,6 +39,8 @@ def add_arguments(parser: Parser) -> None:
         "inception, efficientnet, digits, pixels, package.module:name, or classifier, trained on the labels of the data"
     )
     parser.add_argument("--features", type=a_text, metavar="NAME", help=features)
+    norm = "train the rows of Zhang et al. in one norm, mse or l2 (default: in both, each a group of rows)"
+    parser.add_argument("--norm", choices=("mse", "l2"), help=norm)
     pretrained = (
         "a network that is not trained but given, for a row of the paper (DDIM, ours, ...) or an arm: a run, a "
         "checkpoint, or a folder of diffusers; repeat it for several"
@@ -68,6 +71,8 @@ def run(args: argparse.Namespace) -> int:
     names = list(EXPERIMENTS) if args.name == "all" else [args.name]
     experiments = [experiment(name) for name in names]
     chosen = scale(args.scale, args.data, args.images, args.features)
+    if args.norm:
+        chosen = replace(chosen, norms=(args.norm,))
     if args.pretrained:
         chosen = with_pretrained(chosen, args.pretrained)
     lab = Lab(chosen, args.cache, pick_device(args.device))
@@ -92,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
 def _command(args: argparse.Namespace, name: str) -> str:
     """The command that reproduces these results."""
     words = ["quarterarc", "experiment", name, "--scale", args.scale, "--seeds", args.seeds]
-    for option in ("data", "images", "features"):
+    for option in ("data", "images", "features", "norm"):
         value = getattr(args, option)
         if value is not None:
             words += [f"--{option}", str(value)]

@@ -58,6 +58,7 @@ class Scale:
         noise_steps: the training steps of arms that estimate the noise alone, where they were published with more than
             the others; None for the recipe's.
         pretrained: the networks that are given and not trained.
+        norms: the norms in which the arms of Zhang et al.'s tables are trained, each a group of rows; at least one.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Scale:
     data_hint: str = "give --data PATH: a folder of images, a parquet file, or another source of `quarterarc train`"
     noise_steps: int | None = None
     pretrained: tuple[Pretrained, ...] = ()
+    norms: tuple[str, ...] = ("mse", "l2")
 
     def training_steps(self, head: str) -> int:
         """The training steps of an arm with a head."""

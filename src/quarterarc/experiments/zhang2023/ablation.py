@@ -19,7 +19,6 @@ from ..tables import CellAt, compare, grid_table, order_table, quality_chart, va
 
 __all__ = [
     "ABLATION",
-    "ABOUT_NORMS",
     "BOTH",
     "DDIM",
     "DDPM",
@@ -30,16 +29,25 @@ __all__ = [
     "PAPER_ROWS",
     "PUBLISHED_DDPM",
     "Row",
+    "about_norms",
     "solver_steps",
 ]
 
 NORMS = {"mse": "squared norms", "l2": "unsquared norms"}
 """The norms of the errors in training: Zhang et al. print unsquared ones, and the code that they build on squares
 them."""
-ABOUT_NORMS = (
-    "Arms are trained in two groups: with squared norms (mse), as DDPM's and DDIM's code, and with unsquared norms "
-    "(l2), as Zhang et al. print them in Eq. 5, 7 and 12."
-)
+_ABOUT_NORMS = {
+    "mse": "squared norms (mse), as DDPM's and DDIM's code",
+    "l2": "unsquared norms (l2), as Zhang et al. print them in Eq. 5, 7 and 12",
+}
+
+
+def about_norms(scale: Scale) -> str:
+    """A sentence about the norms in which the arms of a scale are trained."""
+    groups = [f"with {_ABOUT_NORMS[norm]}" for norm in scale.norms]
+    if len(groups) == 1:
+        return f"All arms are trained {groups[0]}."
+    return f"Arms are trained in two groups: {groups[0]}, and {groups[1]}."
 
 
 @dataclass(frozen=True)
@@ -141,7 +149,7 @@ GRIDS = {"time": "grid from T", "uniform": "grid of DDIM's code"}
 def _cells(scale: Scale, seeds: Sequence[int]) -> list[Cell]:
     cells = [
         row.in_norm(norm).cell(scale, steps, seed, grid)
-        for norm in NORMS
+        for norm in scale.norms
         for row in (*ROWS, QUAD)
         for seed in seeds
         for grid in GRIDS
@@ -150,7 +158,7 @@ def _cells(scale: Scale, seeds: Sequence[int]) -> list[Cell]:
     ]
     cold = [
         _cold(scale, norm)(steps, seed)
-        for norm in NORMS
+        for norm in scale.norms
         for seed in seeds
         for steps in (*scale.table_steps, scale.all_steps)
     ]
@@ -167,10 +175,11 @@ def _cold(scale: Scale, norm: str) -> CellAt:
 
 
 def _report(measured: Measurements) -> Findings:
-    sections = [Section("Norms", ABOUT_NORMS), Section("The cost of the second head", "", [_heads(measured.scale)])]
-    for norm in NORMS:
+    scale = measured.scale
+    sections = [Section("Norms", about_norms(scale)), Section("The cost of the second head", "", [_heads(scale)])]
+    for norm in scale.norms:
         sections += _sections(measured, norm)
-    return Findings(sections, [claim for norm in NORMS for claim in _claims(measured, norm)])
+    return Findings(sections, [claim for norm in scale.norms for claim in _claims(measured, norm)])
 
 
 def _heads(scale: Scale) -> Table:

@@ -13,7 +13,7 @@ from ..cells import Cell
 from ..claims import Claim, Comparison, spread
 from ..findings import Chart, Findings, Section, Table
 from ..scales import Scale
-from .ablation import ABOUT_NORMS, NORMS, OURS
+from .ablation import NORMS, OURS, about_norms
 
 __all__ = ["RECONSTRUCTION"]
 
@@ -32,7 +32,7 @@ def _cell(scale: Scale, label: str, norm: str, seed: int) -> Cell:
 
 
 def _cells(scale: Scale, seeds: Sequence[int]) -> list[Cell]:
-    return [_cell(scale, label, norm, seed) for norm in NORMS for label in ARMS for seed in seeds]
+    return [_cell(scale, label, norm, seed) for norm in scale.norms for label in ARMS for seed in seeds]
 
 
 def _curve(
@@ -68,12 +68,12 @@ def _report(measured: Measurements) -> Findings:
         "x is a training image mixed with noise at time t, equal for all arms, so that the true image and noise are "
         "known. The paper does not state which x it uses. A network that estimates only the image or only the noise "
         f"gets the other estimate from x by a division by cos or sin, which amplifies its error where they are small. "
-        f"{ABOUT_NORMS} The errors of the charts and tables are squared for both."
+        f"{about_norms(measured.scale)} The errors of the charts and tables are squared for both."
     )
     sections = [Section("Method", text)]
-    for norm in NORMS:
+    for norm in measured.scale.norms:
         sections += _sections(measured, norm)
-    return Findings(sections, [claim for norm in NORMS for claim in _claims(measured, norm)])
+    return Findings(sections, [claim for norm in measured.scale.norms for claim in _claims(measured, norm)])
 
 
 def _sections(measured: Measurements, norm: str) -> list[Section]:

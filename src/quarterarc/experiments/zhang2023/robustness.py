@@ -12,7 +12,7 @@ from ..claims import Claim
 from ..findings import Findings, Part, Section
 from ..scales import Scale
 from ..tables import CellAt, compare, grid_table, quality_chart
-from .ablation import ABOUT_NORMS, GRIDS, NORMS, Row
+from .ablation import GRIDS, NORMS, Row, about_norms
 
 __all__ = ["ROBUSTNESS"]
 
@@ -52,7 +52,7 @@ def _steps(scale: Scale) -> tuple[int, ...]:
 def _cells(scale: Scale, seeds: Sequence[int]) -> list[Cell]:
     return [
         row.cell(scale, steps, seed, grid)
-        for norm in NORMS
+        for norm in scale.norms
         for schedule in ON
         for row in _rows(schedule, norm)
         for seed in seeds
@@ -67,8 +67,9 @@ def _at(scale: Scale, schedule: str, norm: str, grid: str) -> dict[str, CellAt]:
 
 def _report(measured: Measurements) -> Findings:
     scale = measured.scale
-    sections, claims = [Section("Method", f"{ABOUT_NORMS} {' '.join(ABOUT.values())}")], list[Claim]()
-    for norm, words in NORMS.items():
+    sections, claims = [Section("Method", f"{about_norms(measured.scale)} {' '.join(ABOUT.values())}")], list[Claim]()
+    for norm in scale.norms:
+        words = NORMS[norm]
         for schedule in ON:
             parts = list[Part]()
             for grid in ABOUT:

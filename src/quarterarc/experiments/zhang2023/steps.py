@@ -13,7 +13,7 @@ from ..claims import Claim, Comparison, spread
 from ..findings import Findings, Section, Table
 from ..scales import Scale
 from ..tables import TITLES, CellAt, compare, grid_table, order_table, quality_chart, title
-from .ablation import ABOUT_NORMS, DDIM, DDPM, DDPM_SMALL, NORMS, OURS, Row
+from .ablation import DDIM, DDPM, DDPM_SMALL, NORMS, OURS, Row, about_norms
 
 __all__ = ["SEEDS", "STEPS"]
 
@@ -38,7 +38,7 @@ def _few(scale: Scale) -> tuple[int, ...]:
 def _cells(scale: Scale, seeds: Sequence[int]) -> list[Cell]:
     return [
         cell
-        for norm in NORMS
+        for norm in scale.norms
         for rows, counts in ((METHODS, _counts(scale)), (ORDERS, _few(scale)))
         for row in rows
         for seed in seeds
@@ -52,13 +52,13 @@ def _at(scale: Scale, rows: Sequence[Row], norm: str) -> dict[str, CellAt]:
 
 def _report(measured: Measurements) -> Findings:
     text = (
-        f"{ABOUT_NORMS} All methods use the grid of DDIM's published code. DDPM has its published sampler, with the "
-        "large variance and image estimates clipped to [-1, 1], and the other variance without clipping in a row of "
-        "its own."
+        f"{about_norms(measured.scale)} All methods use the grid of DDIM's published code. DDPM has its published "
+        "sampler, with the large variance and image estimates clipped to [-1, 1], and the other variance without "
+        "clipping in a row of its own."
     )
     sections = [Section("Method", text)]
     claims = list[Claim]()
-    for norm in NORMS:
+    for norm in measured.scale.norms:
         sections += _sections(measured, norm)
         claims += _claims(measured, norm)
     return Findings(sections, claims)
@@ -156,7 +156,7 @@ def _drawn(scale: Scale, norm: str, steps: int, seed: int, draw: int) -> Cell:
 def _seed_cells(scale: Scale, seeds: Sequence[int]) -> list[Cell]:
     return [
         _drawn(scale, norm, steps, seed, draw)
-        for norm in NORMS
+        for norm in scale.norms
         for seed in seeds
         for steps in _seed_counts(scale)
         for draw in range(DRAWS)
@@ -169,9 +169,11 @@ def _column(scale: Scale, steps: int) -> str:
 
 
 def _seed_report(measured: Measurements) -> Findings:
-    parts = [_spread_of(measured, norm) for norm in NORMS]
+    parts = [_spread_of(measured, norm) for norm in measured.scale.norms]
     tables = [section for section, _ in parts]
-    return Findings([Section("Norms", ABOUT_NORMS), *tables], [claim for _, claims in parts for claim in claims])
+    return Findings(
+        [Section("Norms", about_norms(measured.scale)), *tables], [claim for _, claims in parts for claim in claims]
+    )
 
 
 def _spread_of(measured: Measurements, norm: str) -> tuple[Section, list[Claim]]:

@@ -13,7 +13,7 @@ from ..cells import Cell, quality
 from ..claims import Claim, Comparison, spread
 from ..findings import Chart, Findings, Part, Section, Table
 from ..scales import Scale
-from .ablation import ABOUT_NORMS, GRIDS, NORMS
+from .ablation import GRIDS, NORMS, about_norms
 from .robustness import ABOUT
 
 __all__ = ["TRAINING_SPEED"]
@@ -35,7 +35,7 @@ def _steps(scale: Scale) -> tuple[int, ...]:
 def _cells(scale: Scale, seeds: Sequence[int]) -> list[Cell]:
     return [
         _cell(scale, method, norm, grid, share, steps, seed)
-        for norm in NORMS
+        for norm in scale.norms
         for method in METHODS
         for share in SHARES
         for seed in seeds
@@ -64,10 +64,10 @@ def _images(measured: Measurements, method: str) -> list[int]:
 def _report(measured: Measurements) -> Findings:
     text = (
         "Each point is a network trained from scratch on that number of images, not a checkpoint of a longer run. "
-        f"{ABOUT_NORMS} {' '.join(ABOUT.values())}"
+        f"{about_norms(measured.scale)} {' '.join(ABOUT.values())}"
     )
     sections, claims = [Section("Method", text)], list[Claim]()
-    for norm in NORMS:
+    for norm in measured.scale.norms:
         for steps in _steps(measured.scale):
             parts = [part for grid in ABOUT for part in _parts(measured, norm, grid, steps)]
             sections.append(Section(f"Sampled in {steps} steps, {NORMS[norm]}", "", parts))
