@@ -7,10 +7,13 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from torch import Tensor
 
 from quarterarc.cli import main
+from quarterarc.evaluation import EXTRACTORS, FeatureNetwork
 from quarterarc.storage.pictures import is_whole_png
 from tools import draw_few_evaluations, make_reference
 
@@ -109,6 +112,48 @@ def test_every_command_of_the_page_on_flow_maps_runs(
         if not part:
             draw_few_evaluations.draw("runs/digits", "runs/map", Path("few-evaluations.png"))
             assert is_whole_png(Path("few-evaluations.png"), (1, 402, 695))
+
+
+class Halves(FeatureNetwork):
+    """The means of the halves of an image, as features of every kind."""
+
+    kinds = ("pool", "spatial", "logits")
+    resize = "none"
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        means = images.double().flatten(1).unflatten(1, (2, -1)).mean(2)
+        return dict.fromkeys(self.kinds, means)
+
+
+def test_every_command_and_block_of_the_page_on_evaluation_runs(
+    tmp_path: Path, tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the digits as CIFAR-10 and as photographs, fewer images and terms, and features of every kind."""
+    page = (DOCS / "evaluation.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^quarterarc (.+)$", page, re.MULTILINE)
+    assert len(lines) == 4
+    monkeypatch.setattr(EXTRACTORS, "_entries", dict(EXTRACTORS._entries))
+    EXTRACTORS.register("halves")(Halves)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_run, "runs/mine")
+    assert main(["sample", "runs/mine", "--out", "made", "--seeds", "0-15", "--steps", "1"]) == 0
+    shutil.copytree("made", "PHOTOS")
+    shutil.copytree("made", "photos")
+    small = {"cifar10": "digits", "100": "2", "1000": "4"}
+    for line in lines:
+        command, *words = [small.get(word, word) for word in shlex.split(line)]
+        words += [] if "--terms" in words else ["--features", "halves"]
+        words += ["--count", "8"] if words[0] == "runs/mine" and "--count" not in words else []
+        assert main([command, *words]) == 0, line
+    assert {path.name for path in Path().iterdir()} >= {"fid.json", "made.json", "photos.safetensors", "bits.json"}
+    first, second = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    for written, replacement in {"count=5_000": 'count=8, features="brightness"', "steps=10": "steps=1"}.items():
+        assert written in first
+        first = first.replace(written, replacement)
+    names: dict[str, Any] = {}
+    for block in (second, first):
+        exec(compile(block, "docs/evaluation.md", "exec"), names)
+    assert set(names["result"]["metrics"]) == {"fid", "precision"}
 
 
 def test_every_command_on_fine_tuning_and_sharing_runs(

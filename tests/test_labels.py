@@ -230,6 +230,7 @@ def test_rows_of_a_sheet_are_classes() -> None:
 def test_labels_are_given_by_number_range_or_name(labelled: Path, tmp_path: Path, cli: Any) -> None:
     assert parse_labels("cat,dog,3,5-7, big-cat ") == ["cat", "dog", 3, 5, 6, 7, "big-cat"]
     assert parse_labels(None) is None
+    assert parse_labels('"a, b" ,c,"10","say ""x""", "",d"e') == ["a, b", "c", "10", 'say "x"', "", 'd"e']
     done = cli("sample", labelled, "--out", "named", "--seeds", "0-4", "--labels", "cow,ant", "--steps", 2)
     assert done.returncode == 0, done.stderr
     about = json.loads((tmp_path / "named/samples.json").read_text())
@@ -248,6 +249,12 @@ def test_labels_are_given_by_number_range_or_name(labelled: Path, tmp_path: Path
         assert done.returncode == 2
         assert reason in done.stderr
     denoise = load(labelled)
+    commas = replace(denoise, class_names=("a, b", "2", "cow"))
+    assert numbered_labels(commas, parse_labels('"a, b",cow,"2",2')) == [0, 2, 1, 2]
+    with pytest.raises(
+        InputError, match=r"unknown class 'a'.*number from 0 to 2; a name with a comma in double quotes"
+    ):
+        numbered_labels(commas, parse_labels("a, b"))
     images = generate(denoise, range(3), steps=2, labels=["bee", 1, "bee"], progress=False)
     for one in ("bee", 1, np.int64(1), torch.tensor(1), np.array([1, 1, 1])):
         assert torch.equal(images, generate(denoise, range(3), steps=2, labels=one, progress=False))  # type: ignore[arg-type]

@@ -80,6 +80,22 @@ def test_a_tracker_receives_recipe_lines_and_contact_sheets(tmp_path: Path, tiny
     assert Recorder.received[5] == ("images", 6, {"samples": (134, 200, 3)})  # 2 rows of 3 images, in colour
 
 
+def test_trackers_are_ended_if_training_does_not_begin(
+    tmp_path: Path, tiny: Sequence[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = read_recipe("digits", [*tiny, PATH, "training.steps=1"])
+    train(recipe, tmp_path / "run", progress=False)
+    Recorder.received.clear()
+    with pytest.raises(InputError, match=r"complete at step 1, and optimizer\.clip would have no effect"):
+        train(recipe, tmp_path / "run", fields={"optimizer.clip": 2}, resume=True, progress=False)
+    assert [kind for kind, *_ in Recorder.received] == ["start", "configuration", "finish"]
+    Recorder.received.clear()
+    monkeypatch.setattr("quarterarc.training.trainer.write_training_sheet", lambda *given: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(recipe, tmp_path / "other", progress=False)
+    assert [kind for kind, *_ in Recorder.received] == ["start", "configuration", "finish"]
+
+
 def test_a_tracker_that_fails_is_left_and_training_goes_on(
     tmp_path: Path, tiny: Sequence[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

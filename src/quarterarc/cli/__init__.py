@@ -178,7 +178,8 @@ def _again(command: str | None) -> str:
 
 
 def _print_stopped(command: str | None, number: signal.Signals) -> int:
-    print_line(f"quarterarc: stopped by {number.name}: {_again(command)}")
+    again = "" if command == "play" else f": {_again(command)}"  # a server has nothing to continue
+    print_line(f"quarterarc: stopped by {number.name}{again}")
     return 128 + number
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -81,7 +82,8 @@ def add_sampling_arguments(parser: argparse._ActionsContainer) -> None:
     grid = "a grid, tuned, package.module:name, or the angles 1.57,1.2,0.6,0 (default: the sampler's own grid)"
     parser.add_argument("--grid", metavar="NAME", help=grid)
     labels = (
-        "classes by number or name, such as 3, 0-9 or cat,dog, used in turn over the images, in the order of the seeds"
+        "classes by number or name, such as 3, 0-9 or cat,dog, used in turn over the images, in the order of the "
+        "seeds; a name that has a comma, or is a number, in double quotes: '\"a, b\",c'"
     )
     parser.add_argument("--labels", metavar="LIST", help=labels)
     guidance = "scale of classifier-free guidance, with --labels (default: no guidance)"
@@ -152,15 +154,30 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
+_LABEL = re.compile(r'\s*(?:"(?P<quoted>(?:[^"]|"")*)"|(?P<plain>[^,]*))\s*(?:,|(?P<end>\Z))')
+"""A label and the comma behind it; quoted as in CSV files."""
+
+
 def parse_labels(text: str | None) -> list[int | str] | None:
-    """Labels from text such as "3", "0,1,2", "0-9" or "cat,dog": numbers and ranges of numbers, or names of classes."""
+    """Labels from text such as "3", "0,1,2", "0-9" or "cat,dog": numbers and ranges of numbers, or names of classes.
+
+    In double quotes a name may contain commas, or be a number: '"cat, asleep",dog,"10"'.
+    """
     if text is None:
         return None
     labels: list[int | str] = []
-    for part in text.split(","):
-        first, _, last = part.strip().partition("-")
+    place, more = 0, True
+    while more:
+        match = _LABEL.match(text, place)
+        assert match is not None  # an unquoted label matches any text
+        place, more = match.end(), match["end"] is None
+        quoted, part = match["quoted"], (match["plain"] or "").strip()
+        first, _, last = part.partition("-")
         numbers = all(word.strip().isdecimal() for word in (first, last or first))
-        labels += parse_numbers(part, "--labels") if numbers or not part.strip() else [part.strip()]
+        if quoted is not None:
+            labels.append(quoted.replace('""', '"'))
+        else:
+            labels += parse_numbers(part, "--labels") if numbers or not part else [part]
         if len(labels) > MOST_IMAGES:
             raise InputError(f"--labels {part}: at most {MOST_IMAGES:,} numbers per command")
     return labels

@@ -323,7 +323,8 @@ def _number_of(label: int | str, names: Sequence[str]) -> int:
     if not names:
         raise InputError(f"the label '{label}': the model's classes have no names; give numbers")
     if label not in names:
-        raise unknown_name("class", label, names)
+        quoted = "; a name with a comma in double quotes on the command line" * any("," in name for name in names)
+        raise unknown_name("class", label, names, f"or a number from 0 to {len(names) - 1}{quoted}")
     return names.index(label)
 
 

@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -91,7 +91,7 @@ def train(
         existed = Path(out).exists()
         run = make_folder(Path(out))
         main = accelerator.is_main_process
-        with locked(run) if main else nullcontext():
+        with locked(run) if main else nullcontext(), ExitStack() as opened:
             # another process may have made the folder and trained in it before the lock was acquired
             new = not (existed or (run / "checkpoints").exists() or (run / "recipe.yaml").exists())
             try:
@@ -107,7 +107,9 @@ def train(
                 # before anything slow, such as reading the images
                 written = _recipe_written(chosen, run) if main and not checkpoints(run) else nullcontext()
                 with written, memory_checked(lambda: _building(chosen)):
-                    trainer = Trainer(chosen, run, accelerator, progress, images, teacher, start)
+                    trainer = opened.enter_context(
+                        closing(Trainer(chosen, run, accelerator, progress, images, teacher, start))
+                    )
                 if changes.keys() - {"teacher.source"} and trainer.step >= chosen.training.steps:
                     raise InputError(
                         f"{run} is complete at step {trainer.step}, and {', '.join(changes)} would have no effect: "

@@ -63,7 +63,7 @@ class Log:
     Args:
         run: the run folder.
         step: the step that the run starts from.
-        trackers: the trackers, which are closed with the log.
+        trackers: the trackers, which whoever started them closes.
     """
 
     def __init__(self, run: Path, step: int, trackers: Trackers) -> None:
@@ -100,9 +100,8 @@ class Log:
         os.fsync(self.file.fileno())
 
     def close(self) -> None:
-        """Close the file and the trackers."""
+        """Close the file."""
         self.file.close()
-        self.trackers.close()
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:

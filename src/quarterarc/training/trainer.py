@@ -190,6 +190,11 @@ class Trainer:
         with memory_checked(self._size):
             return self._run_to_end()
 
+    def close(self) -> None:
+        """End the trackers, which may have started although training did not begin."""
+        if self.trackers:
+            self.trackers.close()
+
     def _run_to_end(self) -> Path:
         settings = self.recipe.training
         if self.accelerator.is_main_process:
