@@ -104,7 +104,7 @@ def test_a_bad_file_is_named(tmp_path: Path, memory: str) -> None:
     spec = DataSpec(source=str(tmp_path), size=16, memory=memory)  # type: ignore[arg-type]
     for content, reason in ((encode(patch(6))[:600], "truncated"), (b"hello", "it is not a PNG"), (b"", "it is empty")):
         (tmp_path / "06.png").write_bytes(content)
-        with pytest.raises(BadImage, match=f"cannot use {tmp_path}/06.png: .*{reason}.*skip_bad"):
+        with pytest.raises(BadImage, match=f"cannot use {tmp_path}/06.png: .*{reason}.*data.skip_bad=true"):
             open_data(spec).batch(range(10))
     (tmp_path / "06.png").unlink()
     (tmp_path / "06.png").symlink_to(tmp_path / "gone.png")

@@ -163,6 +163,15 @@ def test_points_of_a_chart_are_at_their_values() -> None:
     assert "<t>" not in line_chart([], "<t>", "x", "y")
 
 
+def test_a_chart_of_one_point_has_its_value_as_the_only_tick_and_faint_lines_have_no_markers() -> None:
+    chart = line_chart(
+        [Series("loss", [50], [0.25]), Series("steps", [50, 50], [0.25, 0.25], faint=True)], "t", "x", "y"
+    )
+    ticks = re.findall(r'text-anchor="(?:middle|end)">([0-9.]+)<', chart)
+    assert ticks == ["50", "0.25"]  # 49.5 is no step
+    assert chart.count("<circle") == 1
+
+
 def test_a_page_with_a_missing_variable_is_not_written(tmp_path: Path) -> None:
     Image.new("L", (2, 2)).save(tmp_path / "p.png")
     assert data_url(tmp_path / "p.png").startswith("data:image/png;base64,iVBOR")

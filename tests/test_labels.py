@@ -240,6 +240,11 @@ def test_labels_are_given_by_number_range_or_name(labelled: Path, tmp_path: Path
     assert sheet.shape[1] == 2 * 66 + 2
     again = cli("sample", labelled, "--out", "named", "--seeds", "0-4", "--labels", "2,0", "--steps", 2)
     assert again.returncode == 0  # the same images: the labels by number
+    assert "no labels were given" not in done.stderr + again.stderr
+    without = cli("sample", labelled, "--out", "without", "--seeds", "0", "--steps", 2)
+    assert without.returncode == 0
+    assert without.stderr.count("no labels were given") == 1
+    assert "--labels 0-2 takes the classes in turn" in without.stderr
     for labels, reason in (
         ("cat", "unknown class 'cat'"),
         ("3", "with the labels 0..2, got the label 3"),
@@ -260,6 +265,9 @@ def test_labels_are_given_by_number_range_or_name(labelled: Path, tmp_path: Path
         assert torch.equal(images, generate(denoise, range(3), steps=2, labels=one, progress=False))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="'cat': the model's classes have no names; give numbers"):
         numbered_labels(replace(denoise, class_names=()), ["cat"])
+    for label in ("cat", 0):
+        with pytest.raises(InputError, match=f"trained without labels, got the label {label}: leave labels out"):
+            numbered_labels(replace(denoise, classes=None, class_names=()), [label])
     with pytest.raises(InputError, match=r"a label is the number or the name of a class, got 1\.5"):
         numbered_labels(denoise, [1.5])  # type: ignore[list-item]
 

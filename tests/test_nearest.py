@@ -17,7 +17,7 @@ from quarterarc.data.holdout import divide
 from quarterarc.evaluation.image_files import held_out_images, training_images
 from quarterarc.evaluation.measure import evaluate
 from quarterarc.evaluation.nearest import copies, nearest, nearest_sheet
-from quarterarc.storage.pictures import read_png
+from quarterarc.storage.pictures import read_png, write_png
 from quarterarc.training.api import train
 from quarterarc.training.recipe_text import read_recipe
 
@@ -69,6 +69,22 @@ def test_the_training_images_of_a_run_are_those_that_it_was_trained_on(held: Pat
     assert sets[0].identity != sets[1].identity
     ((_, first),) = training_images(held, limit=5).batches(100, lambda _: True)
     assert torch.equal(first, data.batch(parts[0].numbers[:5]).images)
+
+
+def test_skipped_images_are_logged_once_for_both_parts(
+    tiny: tuple[str, ...], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in ("a.png", "b.png"):
+        write_png(folder / name, torch.zeros(3, 10, 10, dtype=torch.uint8))
+    (folder / "bad.png").write_bytes(b"this is no image")
+    fields = [f"data.source={folder}", "data.skip_bad=true", "data.holdout=0.25", "training.steps=1"]
+    train(read_recipe("digits", [*tiny, *fields]), tmp_path / "run", progress=False)
+    caplog.clear()
+    assert training_images(tmp_path / "run").count
+    assert held_out_images(tmp_path / "run") is not None
+    assert caplog.text.count("bad.png") == 1
 
 
 def test_a_count_never_reaches_images_beyond_the_limit_of_the_run(tiny: tuple[str, ...], tmp_path: Path) -> None:

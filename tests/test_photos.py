@@ -20,7 +20,7 @@ from quarterarc.common.streams import Purpose, streams
 from quarterarc.data import DataSpec, open_data
 from quarterarc.networks import UNet
 from quarterarc.storage.checkpoints import load
-from quarterarc.storage.pictures import contact_sheet, read_png
+from quarterarc.storage.pictures import columns_of, contact_sheet, read_png
 from quarterarc.training.api import train
 from quarterarc.training.augmentation import PARAMETERS, augment, augmentation_share, draw_parameters
 from quarterarc.training.beginning import Forecast
@@ -227,6 +227,14 @@ def test_the_training_images_are_shown_as_the_network_sees_them(run: tuple[Path,
     sheet = read_png(run[0] / "training-images.png")
     assert sheet.shape == (3, 2 * 66 + 2, 4 * 66 + 2)  # 8 images of 16x16, enlarged four times, two rows
     assert sheet.float().std() > 20
+
+
+def test_the_rows_of_a_contact_sheet_are_filled_evenly() -> None:
+    columns = {count: columns_of(count) for count in (0, 1, 2, 4, 6, 8, 12, 18, 32, 50, 72)}
+    assert columns == {0: 1, 1: 1, 2: 2, 4: 2, 6: 3, 8: 4, 12: 4, 18: 6, 32: 8, 50: 10, 72: 12}  # 3 + 1 of four is none
+    for count in range(1, 200):
+        rows = -(-count // columns_of(count))
+        assert 0 <= rows * columns_of(count) - count < rows  # no more empty places than rows
 
 
 def test_rows_of_a_contact_sheet_have_names() -> None:

@@ -45,6 +45,7 @@ from .structure import BadStructure, check_structure, count_scans
 __all__ = [
     "DECODING",
     "GRAY_MODES",
+    "SKIP_BAD",
     "BadImage",
     "Encoded",
     "Pixels",
@@ -87,6 +88,10 @@ GRAY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F")
 _TILE_WIDTH, _TILE_HEIGHT = 322, 323  # TIFF
 
 
+SKIP_BAD = "or leave out such images (data.skip_bad=true)"
+"""The advice about unusable images."""
+
+
 class BadImage(InputError):
     """An image of a source that cannot be used; `skip_bad` skips it.
 
@@ -96,7 +101,7 @@ class BadImage(InputError):
 
     def __init__(self, name: str, reason: str) -> None:
         self.reason = reason
-        super().__init__(f"cannot use {name}: {reason}; repair or remove it, or skip such images (skip_bad)")
+        super().__init__(f"cannot use {name}: {reason}; repair or remove it, {SKIP_BAD}")
 
 
 def read_file(path: str | Path, name: str, most: int = 0) -> bytes:

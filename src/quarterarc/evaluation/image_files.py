@@ -22,7 +22,7 @@ from ..common.plain_yaml import LARGEST, load_yaml
 from ..data.archives import ARCHIVES
 from ..data.arrays import NUMPY
 from ..data.containers import how_to_use
-from ..data.decode import DECODING, BadImage, Encoded, read_pixels, shape_of
+from ..data.decode import DECODING, SKIP_BAD, BadImage, Encoded, read_pixels, shape_of
 from ..data.holdout import Part, divide
 from ..data.image_set import ImageSet, Shape, Wanted
 from ..data.images import ImageData, MappedImages, log_bad
@@ -137,7 +137,7 @@ class FileSet:
 
 def _without_skip_bad(error: BadImage) -> InputError:
     """The error without its advice to skip images, because a set without some images is another set."""
-    return InputError(str(error).removesuffix(", or skip such images (skip_bad)"))
+    return InputError(str(error).removesuffix(f", {SKIP_BAD}"))
 
 
 class _OneSize:
@@ -286,9 +286,10 @@ def _images_of(run: Path, limit: int | None, held_out: bool, progress: bool) -> 
         spec = spec.model_copy(update={"limit": min(limits, default=None)})
     try:
         data = open_data(spec, progress=progress)
-        for note in () if held_out else data.notes:
-            logger.info("%s", note)
-        log_bad(data)
+        if not held_out:  # otherwise the training images, of the same source, were described before
+            for note in data.notes:
+                logger.info("%s", note)
+            log_bad(data)
         identity = open_source(spec, progress=progress).identity
         if not spec.holdout:
             return FileSet(data, spec, f"the training images of {run}", identity)

@@ -28,7 +28,7 @@ from ..data.image_set import ImageSet
 from ..denoiser import Denoise
 from ..likelihood.evaluation import LIKELIHOOD_METRICS, LikelihoodSettings, evaluate_likelihood
 from ..samplers import Sampler
-from ..sampling.plans import GridLike, Sampling
+from ..sampling.plans import GridLike, Sampling, note_missing_labels
 from ..storage.files import check_writable, make_folder, write_json
 from ..storage.runs import NEAREST
 from ..wrappers import project
@@ -188,6 +188,8 @@ def evaluate(
         most = ENOUGH_TO_SEE if alone else LARGEST_DEFAULT
         number = count or min(known.count or most, most)
         model = open_model(source, device, precision, request.projection, request.guidance)
+        if processes().rank == 0:
+            note_missing_labels(model.denoise, labels)
         images = _sampled(model, request, range(number) if seeds is None else seeds, labels, compile)
     else:
         images = as_set(source, "the images", count)

@@ -50,6 +50,7 @@ class _Axis:
     start: float
     end: float
     log: bool
+    only: float | None = None  # the only value, which is then the only tick
 
     def __call__(self, value: float) -> float:
         if self.log:
@@ -58,6 +59,8 @@ class _Axis:
 
     def ticks(self, most: int) -> list[float]:
         """Up to about `most` round values within the range of the axis."""
+        if self.only is not None:
+            return [self.only]
         if not self.log:
             return _round_values(self.low, self.high, most)
         decades = range(math.floor(self.low), math.ceil(self.high) + 1)
@@ -144,12 +147,13 @@ def _style(place: int) -> tuple[str, str]:
 
 def _axis(values: Sequence[float], start: float, end: float, log: bool) -> _Axis:
     low, high = min(values), max(values)
+    only = low if low == high else None
     if log:
         low, high = math.log10(low), math.log10(high)
     if high - low < 1e-12:
         low, high = low - 0.5, high + 0.5
     margin = 0.04 * (high - low)
-    return _Axis(low - margin, high + margin, start, end, log)
+    return _Axis(low - margin, high + margin, start, end, log, only)
 
 
 def _frame(x_axis: _Axis, y_axis: _Axis, x_label: str, y_label: str, size: tuple[int, int]) -> list[str]:
@@ -193,7 +197,7 @@ def _line(
     parts.append(
         f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2" stroke-linejoin="round"{dash}/>'
     )
-    if len(points) <= 24:
+    if len(points) <= 24 and (colour, dash) != FAINT:
         for px, py, _ in points:
             parts.append(f'<circle cx="{x(px):.1f}" cy="{y(py):.1f}" r="3" fill="{colour}"><title>{escape(name)}: '
                          f"{px:.4g}, {py:.4g}</title></circle>")  # fmt: skip

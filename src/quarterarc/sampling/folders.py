@@ -35,7 +35,7 @@ from .archives import write_archive
 from .arrivals import arriving, check_finite, wait_for
 from .compiled import compiled
 from .generation import batches, count_evaluations, mean_evaluations
-from .plans import Plan, Sampling, labels_in_turn, numbered_labels
+from .plans import Plan, Sampling, labels_in_turn, note_missing_labels, numbered_labels
 from .records import ABOUT, LABELS, Job, changed_settings, names_of
 from .sheets import rows_of
 from .trajectories import IN_SHEET
@@ -116,6 +116,8 @@ def write_plan(
     numbers = numbered_labels(plan.denoise, labels)
     if not len(seeds):
         raise InputError("no seeds were given: give one per image")
+    if processes().rank == 0:
+        note_missing_labels(plan.denoise, labels)
     settings = {**(about or {}), **plan.describe(), "labels": numbers}
     job = Job(plan, seeds, labels_in_turn(numbers, len(seeds)), settings, batch_size, progress, compile, beside or {})
     if out.suffix.lower() == ".npz" and not out.is_dir():

@@ -36,6 +36,7 @@ __all__ = [
     "Sampling",
     "labels_in_turn",
     "labels_of_images",
+    "note_missing_labels",
     "numbered_labels",
     "resolve_grid",
 ]
@@ -305,12 +306,24 @@ def numbered_labels(denoise: Denoise, labels: Sequence[int | str] | None) -> lis
         return None
     if not len(labels):
         raise InputError("the list of labels is empty: give at least one label, or None")
+    if declared.classes is None:
+        raise InputError(f"the model was trained without labels, got the label {labels[0]}: leave labels out")
     numbers = [_number_of(label, declared.class_names) for label in labels]
-    wrong = [label for label in numbers if declared.classes is None or not 0 <= label < declared.classes]
+    wrong = [label for label in numbers if not 0 <= label < declared.classes]
     if wrong:
-        known = "without labels" if declared.classes is None else f"with the labels 0..{declared.classes - 1}"
-        raise InputError(f"the model was trained {known}, got the label {wrong[0]}")
+        raise InputError(f"the model was trained with the labels 0..{declared.classes - 1}, got the label {wrong[0]}")
     return numbers
+
+
+def note_missing_labels(denoise: Denoise, labels: Sequence[int | str] | None) -> None:
+    """Log that images without labels are requested of a model that has classes."""
+    classes = traits(denoise).classes
+    if labels is None and classes:
+        every = "0" if classes == 1 else f"0-{classes - 1}"
+        logger.info(
+            "no labels were given: images without a class, of which training saw few (training.drop_labels), are often "
+            "worse; --labels %s takes the classes in turn", every,
+        )  # fmt: skip
 
 
 def _number_of(label: int | str, names: Sequence[str]) -> int:

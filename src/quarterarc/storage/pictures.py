@@ -91,8 +91,9 @@ def is_whole_png(path: Path, shape: Sequence[int]) -> bool:
 
 
 def columns_of(count: int) -> int:
-    """The images per row of a contact sheet of so many images, about twice the number of rows."""
-    return max(1, math.ceil(math.sqrt(2 * count)))
+    """The images per row of a contact sheet of so many images: about twice the number of rows, filled evenly."""
+    rows = math.ceil(count / max(1, math.ceil(math.sqrt(2 * count))))
+    return max(1, math.ceil(count / max(1, rows)))
 
 
 def contact_sheet(
