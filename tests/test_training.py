@@ -36,13 +36,17 @@ from quarterarc.storage.files import replace_file, replace_folder
 from quarterarc.storage.pictures import write_png
 from quarterarc.storage.runs import checkpoints, read_newest
 from quarterarc.storage.temporary import is_temporary
-from quarterarc.training import ema
+from quarterarc.storage.training_state import save as save_state
+from quarterarc.training import ema, stopping
+from quarterarc.training import trainer as trainer_module
 from quarterarc.training.api import train
 from quarterarc.training.batches import Batches
+from quarterarc.training.learner import Learner
 from quarterarc.training.learning_rate import factor_at
 from quarterarc.training.log import read_log
 from quarterarc.training.recipe import Recipe
 from quarterarc.training.recipe_text import read_recipe
+from quarterarc.training.stopping import SAVE, Requests
 from quarterarc.training.trainer import Diverged, Trainer
 
 FILES = ("model.safetensors", "raw.safetensors", "optimizer.safetensors")
@@ -236,6 +240,67 @@ def test_a_checkpoint_that_is_replaced_while_it_is_read_is_read_anew(tmp_path: P
     (tmp_path / "checkpoints" / newer.name / "config.json").write_text("[")
     with pytest.raises(InputError, match="is not JSON"):
         load(tmp_path)
+
+
+def test_checkpoints_are_saved_by_the_time_between_regular_ones(
+    tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One is replaced by the next, a killed run continues from it, and the weights are those of a run without."""
+    fields = [*tiny, "training.steps=60", "training.checkpoint_every=50", "training.keep=2"]
+    train(read_recipe("digits", fields), tmp_path / "without", progress=False)
+    assert [path.name for path in checkpoints(tmp_path / "without")] == ["step-00000050", "step-00000060"]
+
+    monkeypatch.setattr(stopping, "LONGEST", 0.0)
+    present, take = list[tuple[str, list[str]]](), Learner.step
+
+    def recorded(*arguments: Any) -> Path:
+        folder = save_state(*arguments)
+        present.append((folder.name, [path.name for path in checkpoints(tmp_path / "run")]))
+        return folder
+
+    def killed(learner: Learner, parts: Any, step: int) -> tuple[Tensor, Tensor]:
+        if step == 40 and len(present) < 3:
+            raise KeyboardInterrupt
+        return take(learner, parts, step)
+
+    monkeypatch.setattr(trainer_module, "save", recorded)
+    monkeypatch.setattr(Learner, "step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(read_recipe("digits", fields), tmp_path / "run", progress=False)
+    assert present == [("step-00000017", ["step-00000017"]), ("step-00000034", ["step-00000034"])]
+    present.append(("continued", []))
+    train(None, tmp_path / "run", resume=True, progress=False)
+    assert present[3:] == [
+        ("step-00000050", ["step-00000050"]),
+        ("step-00000060", ["step-00000050", "step-00000060"]),
+    ]
+    assert same_weights(tmp_path / "without/checkpoints/step-00000060", tmp_path / "run/checkpoints/step-00000060")
+    assert log_of(tmp_path / "without") == log_of(tmp_path / "run")
+
+
+def test_all_processes_save_where_the_first_one_is_late_and_a_signal_comes_first() -> None:
+    now, others = 0.0, 0.0
+
+    def process(number: int) -> Requests:
+        def gather(own: Tensor) -> Tensor:
+            return torch.cat([own, torch.tensor([others])])
+
+        accelerator = SimpleNamespace(
+            is_main_process=number == 0, num_processes=2, device=torch.device("cpu"), gather=gather
+        )
+        return Requests(cast(Accelerator, accelerator), lambda: now)
+
+    first, second = process(0), process(1)
+    now = stopping.LONGEST + 1
+    assert (int(first.pending()), int(second.pending())) == (SAVE, 0)  # the clock of the first one decides
+    others = float(SAVE)
+    assert int(second.pending()) == SAVE
+    assert second.received() == 0
+    second.signal = signal.SIGTERM
+    assert int(second.pending()) == second.received() == signal.SIGTERM
+    others = 0.0
+    first.saved()
+    assert int(first.pending()) == 0
 
 
 def test_accumulated_parts_are_the_same_step(tmp_path: Path, tiny: Tiny, tiny_run: Path) -> None:

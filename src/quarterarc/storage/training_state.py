@@ -30,9 +30,11 @@ from .runs import CONFIG, WEIGHTS, checkpoint_name, checkpoints, half_deleted_ch
 from .temporary import remove_folder, sweep
 from .weights import load_weights, read_weights, save_tensors
 
-__all__ = ["State", "drop_old", "restore", "save", "set_aside", "sweep_run"]
+__all__ = ["BETWEEN", "State", "drop_old", "restore", "save", "set_aside", "sweep_run"]
 
 RAW, OPTIMIZER = "raw.safetensors", "optimizer.safetensors"
+BETWEEN = "between"
+"""The field of config.json that marks a checkpoint which is kept only until the next one is complete."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +82,7 @@ def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def save(run: Path, config: dict[str, Any], state: State, keep: int) -> Path:
-    """Write the checkpoint of step `config["step"]` atomically, then delete all but the newest `keep` checkpoints.
+    """Write the checkpoint of step `config["step"]` atomically, then delete those that it replaces (`drop_old`).
 
     Args:
         run: the run folder.
@@ -109,9 +111,23 @@ def save(run: Path, config: dict[str, Any], state: State, keep: int) -> Path:
 
 
 def drop_old(run: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints of a run; the caller must have locked it."""
-    for old in checkpoints(run)[:-keep]:
+    """Delete all but the newest `keep` checkpoints of a run, and before that all but its newest one that are `BETWEEN`.
+
+    The caller must have locked the run.
+    """
+    complete = checkpoints(run)
+    replaced = [old for old in complete[:-1] if _is_between(old)]
+    kept = [folder for folder in complete if folder not in replaced]
+    for old in (*replaced, *kept[:-keep]):
         remove_folder(old)
+
+
+def _is_between(folder: Path) -> bool:
+    try:
+        config = read_sealed(folder / CONFIG)
+    except DamagedFile:
+        return False
+    return isinstance(config, dict) and config.get(BETWEEN) is True
 
 
 def set_aside(damaged: Iterable[Path]) -> None:

@@ -203,7 +203,7 @@ class TrainingSpec(Section):
     log_every: Positive = 100
     """Steps per line of metrics.jsonl."""
     checkpoint_every: Positive = 5000
-    """Steps per checkpoint."""
+    """Steps per checkpoint; where they take long, one is saved every ten minutes too, which the next one replaces."""
     keep: Positive = 3
     """Number of checkpoints kept, the newest ones."""
     sample_every: Positive = 5000

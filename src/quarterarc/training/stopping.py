@@ -1,9 +1,10 @@
-"""Graceful shutdown on SIGINT and SIGTERM: signals are recorded, and handled between two optimiser steps."""
+"""Requests to a run, handled between two optimiser steps: to stop, by SIGINT or SIGTERM, and to save, by the time."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,7 +15,12 @@ from torch import Tensor
 from ..common.devices import send
 from ..common.signals import handled
 
-__all__ = ["Interrupted", "Stop"]
+__all__ = ["LONGEST", "SAVE", "Interrupted", "Requests"]
+
+LONGEST = 600.0
+"""Seconds of training that a kill may cost, about: the time from one checkpoint to the next."""
+SAVE = 1
+"""The request to save, in place of a signal's number: a signal, SIGINT (2) or SIGTERM (15), outranks it."""
 
 
 class Interrupted(Exception):
@@ -36,16 +42,25 @@ class Interrupted(Exception):
         return type(self), (self.signal, self.checkpoint)  # from one process to another
 
 
-class Stop:
-    """Records SIGINT and SIGTERM in any of the processes of a run.
+class Requests:
+    """SIGINT and SIGTERM in any of the processes of a run, and the time since the checkpoint before in the first one.
 
     Args:
         accelerator: this process among all.
+        clock: seconds; for tests.
+
+    Attributes:
+        signal: the signal that this process received, or 0.
     """
 
-    def __init__(self, accelerator: Accelerator) -> None:
-        self.accelerator = accelerator
+    def __init__(self, accelerator: Accelerator, clock: Callable[[], float] = time.monotonic) -> None:
+        self.accelerator, self._clock = accelerator, clock
         self.signal = 0
+        self._saved = clock()
+
+    def saved(self) -> None:
+        """Count the time anew: a checkpoint is being saved."""
+        self._saved = self._clock()
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -67,14 +82,21 @@ class Stop:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def signals(self) -> Tensor | int:
-        """As `received`, but on the device, without waiting for it: a 0-dimensional tensor, or a number."""
+    def pending(self) -> Tensor | int:
+        """The highest request of all processes: the number of a signal, `SAVE` or 0.
+
+        It is on the device, and not waited for: a 0-dimensional tensor, or a number for a single process. Saving is
+        requested until `saved` is called.
+        """
+        late = self.accelerator.is_main_process and self._clock() - self._saved > LONGEST
+        own = self.signal or (SAVE if late else 0)
         if self.accelerator.num_processes == 1:
-            return self.signal
-        number = send(torch.tensor([float(self.signal)]), self.accelerator.device)
+            return own
+        number = send(torch.tensor([float(own)]), self.accelerator.device)
         largest: Tensor = self.accelerator.gather(number).max()
         return largest
 
     def received(self) -> int:
         """The signal that any process received, or 0; the same in all processes after the same step."""
-        return int(self.signals())
+        highest = int(self.pending())
+        return highest if highest > SAVE else 0

@@ -41,7 +41,7 @@ from ..storage.checkpoints import describe_denoiser
 from ..storage.checksums import DamagedFile
 from ..storage.files import write_json
 from ..storage.runs import CONFIG, checkpoint_name, checkpoints
-from ..storage.training_state import State, restore, save
+from ..storage.training_state import BETWEEN, State, restore, save
 from .augmentation import PARAMETERS, augmentation_share
 from .background import Background
 from .batches import Batches, part_size
@@ -57,10 +57,10 @@ from .previews import Previews, write_sheets
 from .recipe import TEACHER, Recipe
 from .same_data import SameData
 from .soundness import unsound
-from .stopping import Interrupted, Stop
+from .stopping import SAVE, Interrupted, Requests
 from .teachers import check_same_teacher, distillation_of, identity_of, images_of, open_teacher, student_of
 from .tracking import Trackers, check_trackers
-from .watch import Watch
+from .watch import LATER, Watch
 
 __all__ = ["CORRECTIONS", "MAY_CHANGE", "Diverged", "Trainer"]
 
@@ -160,7 +160,8 @@ class Trainer:
             self.held_out = HeldOut(
                 held, recipe, accelerator.device, last_time, self.batches.part, self.denoise.streams
             )
-        self.stop = Stop(accelerator)
+        self.requests = Requests(accelerator)
+        self.saved_at = self.step
         self.watch = Watch(accelerator.device)
         self.background = Background()
         self.previews = Previews(
@@ -210,7 +211,7 @@ class Trainer:
             closing(log) if log else nullcontext(),
             ThreadPoolExecutor(1) as ahead,
             self.background,
-            self.stop.listening(),
+            self.requests.listening(),
         ):
             if page:
                 self.background.start(page.at(self.step))
@@ -220,7 +221,7 @@ class Trainer:
                 if self.step + 1 < settings.steps:
                     waiting = ahead.submit(self.batches.of_step, self.step + 1)  # prepared while this step computes
                 step_losses, norm = self.learner.step(parts, self.step)
-                self.watch.add(self.step, step_losses[0], norm, self.stop.signals())
+                self.watch.add(self.step, step_losses[0], norm, self.requests.pending())
                 self.step += 1
                 self.pending.add(step_losses)
                 done = self.step == settings.steps
@@ -228,7 +229,10 @@ class Trainer:
                     done or self.step % every == 0
                     for every in (settings.log_every, settings.sample_every, settings.checkpoint_every)
                 )
-                stop = self._check_steps(all=logs or previews or saves)
+                request = self._check_steps(all=logs or previews or saves)
+                stop = request if request > SAVE else 0
+                # requests of the steps before a checkpoint may arrive after it
+                late = request == SAVE and self.step - self.saved_at > 2 * LATER and not saves
                 self.background.check()
                 if not logged and self.loss is not None:
                     bar.note(loss=f"{self.loss:.4f}")
@@ -250,25 +254,25 @@ class Trainer:
                 early = page is not None and self.previews.early(self.step)
                 if previews or early:
                     self._preview(early and not previews)
-                if saves or stop:
+                if saves or stop or late:
                     if log:
                         log.sync()  # the lines of the steps before a checkpoint are not written again
-                    self._save()
+                    self._save(between=late)
                 if page and page.due(self.step):
                     self.background.offer(lambda: page.at(self.step))
                 if stop and not done:
                     raise Interrupted(stop, self._saved())
-            if stop := self.stop.received():  # during the last step, whose caller may have more to do
+            if stop := self.requests.received():  # during the last step, whose caller may have more to do
                 raise Interrupted(stop, self._saved())
             return self._saved()
 
     def _check_steps(self, all: bool) -> int:
-        """Check the steps whose values have arrived, or all: the signal that a process received, or 0.
+        """Check the steps whose values have arrived, or all: the highest request of a process, or 0.
 
         Raises:
             Diverged: for a gradient that is not finite.
         """
-        signal = 0
+        request = 0
         for checked in self.watch.due(all):
             self.loss = checked.loss
             if self.page:
@@ -278,8 +282,8 @@ class Trainer:
                     f"the gradient is not finite at step {checked.step} (loss {checked.loss:.6g}), on the images with "
                     f"indices {self._places(checked.step)}"
                 )
-            signal = max(signal, checked.signal)
-        return signal
+            request = max(request, checked.request)
+        return request
 
     def _places(self, step: int) -> list[int]:
         """The indices of the images that this process uses in a step, counted over all images."""
@@ -404,8 +408,11 @@ class Trainer:
         others = f" (and so are the {len(errors) - 1} other checkpoints)" if len(errors) > 1 else ""
         raise InputError(f"{self.run} cannot be resumed: {errors[0]}{others}")
 
-    def _save(self) -> None:
+    def _save(self, between: bool = False) -> None:
         """Begin to save a checkpoint, which is written while training goes on.
+
+        Args:
+            between: whether it is one between two regular ones, which the next one replaces.
 
         Raises:
             Diverged: if training or sampling could not continue from it; then none is written.
@@ -415,17 +422,20 @@ class Trainer:
         wrong = next((name for name in self.processes.gathered(own) if name is not None), None)
         if wrong is not None:
             self._diverged(f"not finite after step {self.step}: {wrong}; no checkpoint of this step is written")
+        self.requests.saved()
+        self.saved_at = self.step
         pending = {"means": self._pending_means(), "steps": self.pending.steps}
         if learner.average is None:
             return
         config = {
             "step": self.step,
-            **self.same_data.describe(wait=not self.stop.signal),
+            **self.same_data.describe(wait=not self.requests.signal),
             "pending": pending,
             "denoiser": self.description,
             "recipe": self.recipe.model_dump(mode="json"),
             **({} if self.teacher_identity is None else {"teacher": self.teacher_identity}),
             **({} if self.init is None else {"init": self.init}),
+            **({BETWEEN: True} if between else {}),
         }
         self._check_present()
         self._write_skipped()

@@ -25,13 +25,13 @@ class Checked(NamedTuple):
         step: the number of optimiser steps before it.
         loss: the mean loss of this process.
         norm: the norm of the gradient before clipping.
-        signal: the largest signal that a process received, or 0.
+        request: the highest request of all processes (`stopping.Requests`), or 0.
     """
 
     step: int
     loss: float
     norm: float
-    signal: int
+    request: int
 
     @property
     def finite(self) -> bool:
@@ -40,7 +40,7 @@ class Checked(NamedTuple):
 
 
 class Watch:
-    """Loss, gradient norm and signals of the last steps, on their way to the CPU.
+    """Loss, gradient norm and requests of the last steps, on their way to the CPU.
 
     Reading a value from a GPU waits for all its queued work. Here the copy is queued behind the step, and read when
     `LATER` further steps are queued: by then it has long arrived. All processes read a step at the same time.
@@ -54,10 +54,10 @@ class Watch:
         self._later = (0 if device.type == "cpu" else LATER) if later is None else later
         self._waiting: deque[tuple[int, Tensor, torch.cuda.Event | None]] = deque()
 
-    def add(self, step: int, loss: Tensor, norm: Tensor, signal: Tensor | int = 0) -> None:
+    def add(self, step: int, loss: Tensor, norm: Tensor, request: Tensor | int = 0) -> None:
         """Queue the values of a step: 0-dimensional tensors."""
         device = norm.device
-        received = send(torch.as_tensor(signal), device, norm.dtype)
+        received = send(torch.as_tensor(request), device, norm.dtype)
         values = torch.stack([loss.detach().to(norm.dtype), norm.detach(), received])
         event = None
         if device.type == "cuda":
@@ -72,5 +72,5 @@ class Watch:
             step, values, event = self._waiting.popleft()
             if event is not None:
                 event.synchronize()
-            loss, norm, signal = values.tolist()
-            yield Checked(step, loss, norm, int(signal))
+            loss, norm, request = values.tolist()
+            yield Checked(step, loss, norm, int(request))
