@@ -1,4 +1,4 @@
-"""The network of a recipe: built with the arguments that its data and head determine, and checked by a forward pass."""
+"""The network of a recipe: built with the arguments that its data and head determine, checked, and as a denoiser."""
 
 from __future__ import annotations
 
@@ -8,13 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from ..common.errors import InputError
+from ..common.streams import Purpose, torch_seed
 from ..common.text import one_line
+from ..data import ImageData
+from ..denoiser import Denoiser
+from ..heads import Head
 from ..heads import head as named_head
 from ..networks import ADM, DDPMpp, UNet, attention_levels, build_network, fill_arguments
+from ..schedules import Schedule
 from ..schedules import schedule as named_schedule
 from .recipe import Recipe
 
-__all__ = ["check_network", "network_fields", "parameters", "recipe_network"]
+__all__ = ["check_network", "network_fields", "new_denoiser", "parameters", "recipe_network"]
 
 
 def parameters(recipe: Recipe, head: str) -> int:
@@ -97,6 +102,27 @@ def recipe_network(
     unlabelled = recipe.training.drop_labels > 0
     check_network(network, chosen.name, (in_channels, height, width), out_channels, classes, unlabelled)
     return network
+
+
+def new_denoiser(recipe: Recipe, data: ImageData, table: Schedule, head: Head, augmentations: int) -> Denoiser:
+    """A denoiser with a recipe's new network, on the CPU; its weights are decided by the recipe's seed.
+
+    Args:
+        recipe: the recipe.
+        data: the training images, which decide shape and classes.
+        table: the schedule.
+        head: the head.
+        augmentations: as for `recipe_network`.
+    """
+    classes, names = (data.classes, tuple(data.class_names)) if recipe.data.labels else (None, ())
+    torch.manual_seed(torch_seed(recipe.training.seed, Purpose.WEIGHTS))
+    network = recipe_network(recipe, data.channels, head.channels(data.channels), classes, augmentations)
+    precision = torch.bfloat16 if recipe.training.precision == "bf16" else None
+    shape = (data.channels, data.height, data.width)
+    unlabelled = recipe.training.drop_labels > 0
+    return Denoiser(
+        network, table, head, shape, classes, precision, unlabelled=unlabelled, class_names=names, maps=recipe.is_map
+    )
 
 
 def check_network(

@@ -14,8 +14,9 @@ from torch import Tensor
 from ..common.devices import Processes
 from ..common.errors import InputError
 from ..common.hashes import short_hash
-from ..common.streams import FORMAT
+from ..common.streams import FORMAT, Purpose, torch_seed
 from ..common.text import counted
+from ..data import ImageData
 from ..data.pixels import to_uint8
 from ..denoiser import Denoise, Denoiser
 from ..heads import LearnedVariance, Mean
@@ -37,6 +38,7 @@ __all__ = [
     "guided",
     "identity_of",
     "images_of",
+    "new_student",
     "open_teacher",
     "read_teacher",
     "student_of",
@@ -144,6 +146,23 @@ def student_of(teacher: Denoiser) -> Denoiser:
     assert isinstance(teacher.network, UNet)
     network = teacher.network.with_spans().requires_grad_(True).train()
     return replace(teacher, network=network, maps=True, checkpoint=None, altered=None, projection=None, streams=FORMAT)
+
+
+def new_student(teacher: Denoiser, recipe: Recipe, data: ImageData) -> Denoiser:
+    """The flow map of a recipe with a teacher; weights that the teacher lacks are decided by the seed.
+
+    Raises:
+        InputError: if the data have classes that the teacher does not know, or none where it needs them.
+    """
+    if teacher.classes is not None and (data.classes is None or data.classes > teacher.classes):
+        has = "no labels" if data.classes is None else f"{data.classes} classes"
+        raise InputError(f"the teacher has {teacher.classes} classes, and the data {has}: give data with its labels")
+    torch.manual_seed(torch_seed(recipe.training.seed, Purpose.WEIGHTS))
+    return replace(
+        student_of(teacher),
+        precision=torch.bfloat16 if recipe.training.precision == "bf16" else None,
+        unlabelled=teacher.unlabelled and recipe.training.drop_labels > 0,
+    )
 
 
 def guided(teacher: Denoiser, recipe: Recipe) -> Denoise:

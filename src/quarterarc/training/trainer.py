@@ -24,7 +24,6 @@ from ..common.devices import Processes
 from ..common.errors import InputError
 from ..common.memory import memory_checked
 from ..common.progress import progress_bar
-from ..common.streams import Purpose, torch_seed
 from ..common.text import counted, one_line
 from ..data import ImageData, is_open, open_data
 from ..data.holdout import Part, divide
@@ -51,14 +50,14 @@ from .initial import Start, clock_of
 from .learner import Learner
 from .log import LOGGED, Log, Pending
 from .memory import check_memory, what_to_lower
-from .network import recipe_network
+from .network import new_denoiser
 from .page import RunPage, machine
 from .previews import Previews, write_sheets
 from .recipe import TEACHER, Recipe
 from .same_data import SameData
 from .soundness import unsound
 from .stopping import SAVE, Interrupted, Requests
-from .teachers import check_same_teacher, distillation_of, identity_of, images_of, open_teacher, student_of
+from .teachers import check_same_teacher, distillation_of, identity_of, images_of, new_student, open_teacher
 from .tracking import Trackers, check_trackers
 from .watch import LATER, Watch
 
@@ -343,40 +342,15 @@ class Trainer:
             raise InputError(f"{error}{moved}") from None
 
     def _build(self, table: Schedule, head: Head, start: Start | None) -> Denoiser:
-        """A denoiser with the recipe's new network, on the device, with the weights of `training.init`."""
-        recipe, data = self.recipe, self.data
+        """A denoiser on the device: with the recipe's new network, the weights of `training.init` or the teacher's."""
+        recipe = self.recipe
         if self.teacher is not None:
-            return self._student(self.teacher)
-        classes, names = (data.classes, tuple(data.class_names)) if recipe.data.labels else (None, ())
-        torch.manual_seed(torch_seed(recipe.training.seed, Purpose.WEIGHTS))
-        augmentations = PARAMETERS if self.augment else 0
-        network = recipe_network(recipe, data.channels, head.channels(data.channels), classes, augmentations)
-        network = network.to(self.accelerator.device)
-        precision = torch.bfloat16 if recipe.training.precision == "bf16" else None
-        shape = (data.channels, data.height, data.width)
-        unlabelled = recipe.training.drop_labels > 0
-        denoise = Denoiser(
-            network, table, head, shape, classes, precision, unlabelled=unlabelled, class_names=names,
-            maps=recipe.is_map,
-        )  # fmt: skip
+            return new_student(self.teacher, recipe, self.data)
+        denoise = new_denoiser(recipe, self.data, table, head, PARAMETERS if self.augment else 0)
+        denoise = denoise.to(self.accelerator.device)
         if start is not None:
-            return start.begin(denoise, data, recipe.training.seed)
+            return start.begin(denoise, self.data, recipe.training.seed)
         return denoise if recipe.training.init is None else clock_of(checkpoints(self.run), denoise)
-
-    def _student(self, teacher: Denoiser) -> Denoiser:
-        """The flow map that starts as a copy of the teacher."""
-        recipe, data = self.recipe, self.data
-        if teacher.classes is not None and (data.classes is None or data.classes > teacher.classes):
-            has = "no labels" if data.classes is None else f"{data.classes} classes"
-            raise InputError(
-                f"the teacher has {teacher.classes} classes, and the data {has}: give data with its labels"
-            )
-        torch.manual_seed(torch_seed(recipe.training.seed, Purpose.WEIGHTS))
-        return replace(
-            student_of(teacher),
-            precision=torch.bfloat16 if recipe.training.precision == "bf16" else None,
-            unlabelled=teacher.unlabelled and recipe.training.drop_labels > 0,
-        )
 
     def _resume(self) -> None:
         complete = checkpoints(self.run)
