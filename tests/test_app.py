@@ -489,7 +489,7 @@ def test_in_a_browser_a_slider_gives_another_image_and_a_painted_part_is_filled(
     browser.show(1280, 900)
     browser.call("Page.navigate", url=served.url)
     first = browser.wait("document.querySelector('#images img')?.src")
-    assert first == html.picture(player.images(player.settings(0, 4, 10, "multistep"))[0])
+    assert first == html.picture(player.images(player.settings(0, 4, 10, "multistep", 0))[0])  # the first class
     text = browser.evaluate("document.body.innerText")
     assert all(label in text for label in ("Seed", "Images", "Steps", "Sampler", "Class", "Guidance"))
 
@@ -497,7 +497,7 @@ def test_in_a_browser_a_slider_gives_another_image_and_a_painted_part_is_filled(
     browser.wait("document.querySelector('#images').innerText.includes('Seed 7')")
     second = browser.evaluate("document.querySelector('#images img').src")
     assert second != first
-    assert second == html.picture(player.images(player.settings(7, 4, 10, "multistep"))[0])
+    assert second == html.picture(player.images(player.settings(7, 4, 10, "multistep", 0))[0])
     browser.evaluate(MOVE.format("steps", 3))
     browser.wait("document.querySelectorAll('#trajectory figure').length === 4")
 

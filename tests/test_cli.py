@@ -237,7 +237,7 @@ def test_a_path_that_is_no_usable_run_gets_one_line(tmp_path: Path, fails: Fails
     assert "no complete checkpoint" in fails(*sample, tmp_path / "begun")
     (tmp_path / "begun" / "recipe.yaml").write_text("name: x")  # training has begun: another one is no advice
     begun = fails(*sample, tmp_path / "begun")
-    assert "its training writes the first one after `training.checkpoint_every` steps" in begun
+    assert "its training writes the first one after `training.checkpoint_every` steps, ten minutes" in begun
     assert "quarterarc train" not in begun
     (tmp_path / "begun" / "model_index.json").write_text("{}")
     assert "has no component 'unet'" in fails(*sample, tmp_path / "begun")

@@ -18,6 +18,7 @@ from quarterarc import load, noise, sample
 from quarterarc.arc import Angle
 from quarterarc.closed_form import GaussianData, MixtureData
 from quarterarc.common.errors import InputError
+from quarterarc.common.progress import Bar
 from quarterarc.denoiser import Traits
 from quarterarc.estimate import Estimate
 from quarterarc.samplers import Multistep
@@ -190,6 +191,22 @@ def test_equations_do_not_depend_on_the_parts(world: MixtureData, monkeypatch: p
     monkeypatch.setattr(fitting, "NUMBERS", len(vector) * 36 * 3)  # three images at a time
     for parts, expected in zip(equations(target, family, vector, 0.1), whole, strict=True):
         np.testing.assert_allclose(parts, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_the_bar_shows_how_far_the_fine_trajectories_are(world: MixtureData) -> None:
+    class Recorded(Bar):
+        """A bar that keeps its notes."""
+
+        def note(self, **values: str) -> None:
+            notes.append(int(values["fine_trajectories"].removesuffix("%")))
+
+    notes: list[int] = []
+    x = noise(range(4), (1, 6, 6), dtype=torch.float64)
+    watched = Target.of(world, x, bar=Recorded())
+    assert torch.equal(watched.end, Target.of(world, x).end)
+    assert notes[0] == 0
+    assert notes[-1] > 90
+    assert len({*notes}) > 5
 
 
 def test_the_gradient_is_that_of_the_logarithm_of_the_errors(

@@ -160,8 +160,8 @@ class Player:
         if declared.classes is None:
             return []
         names = declared.class_names or tuple(map(str, range(declared.classes)))
-        anything = [("any", -1)] if declared.unlabelled else []
-        return [*anything, *zip(names, range(declared.classes), strict=True)]
+        anything = [("any", -1)] if declared.unlabelled else []  # last: its images are the worst of most models
+        return [*zip(names, range(declared.classes), strict=True), *anything]
 
     @property
     def guided(self) -> bool:
@@ -191,7 +191,7 @@ class Player:
         if sampler not in self.samplers:  # an import path, which the command line takes, would run code
             raise InputError(f"Sampler is one of {', '.join(self.samplers)}, got {str(sampler)[:40]!r}")
         labels = [value for _, value in self.classes] or [-1]
-        chosen = _whole("Class", label, labels[0], labels[-1])
+        chosen = _whole("Class", label, min(labels), max(labels))
         if isinstance(guidance, bool) or not isinstance(guidance, int | float) or not 0 <= guidance <= MOST_GUIDANCE:
             raise InputError(f"Guidance is a number from 0 to {MOST_GUIDANCE:g}, got {str(guidance)[:40]!r}")
         scale = None if chosen < 0 or guidance == 1 or not self.guided else float(guidance)

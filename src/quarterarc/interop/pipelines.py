@@ -17,6 +17,7 @@ import logging
 import math
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -212,6 +213,9 @@ def write_pipeline(denoise: Denoiser, folder: Path) -> None:
     need("diffusers", "diffusers", "a diffusers pipeline")
     pipeline = _pipeline(denoise)
     pipeline.save_pretrained(folder)
+    with suppress(OSError):  # a file system without permissions
+        for path in folder.glob("*/*.safetensors"):  # which safetensors makes the owner's alone
+            path.chmod((folder / INDEX).stat().st_mode)
     if needs_own_pipeline(denoise):
         index = read_json(folder / INDEX)
         write_json(folder / INDEX, {**index, "_class_name": [CODE, index["_class_name"]]})

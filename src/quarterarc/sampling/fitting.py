@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..arc import octave, octave_to_angle
+from ..arc import Angle, octave, octave_to_angle
 from ..common.errors import InputError
 from ..common.progress import Bar
-from ..denoiser import Denoise, angle_range
+from ..denoiser import Denoise, Traits, angle_range, call, traits
+from ..estimate import Estimate
 from ..samplers import Multistep, Sampler
 from ..samplers.mean_image import MeanImage
 from ..samplers.step_weights import StepWeights
@@ -56,9 +57,10 @@ class Target:
     end: Tensor
 
     @classmethod
-    def of(cls, denoise: Denoise, noise: Tensor, labels: Tensor | None = None) -> Target:
-        """Compute the fine trajectories from this noise."""
-        return cls(denoise, noise, labels, sample(denoise, noise, labels=labels, **FINE).images)
+    def of(cls, denoise: Denoise, noise: Tensor, labels: Tensor | None = None, bar: Bar | None = None) -> Target:
+        """Compute the fine trajectories from this noise; the bar shows how far the slowest one is."""
+        watched = denoise if bar is None else _Watched(denoise, bar)
+        return cls(denoise, noise, labels, sample(watched, noise, labels=labels, **FINE).images)
 
     def parts(self, images: int) -> Iterator[Target]:
         """The target in parts of up to `images` images."""
@@ -70,6 +72,24 @@ class Target:
         """Difference to the ends, shape (B, D), scaled such that its norm is the root mean square per pixel."""
         missed: np.ndarray = (images - self.end).flatten(1).cpu().double().numpy()
         return missed / math.sqrt(missed.shape[1])
+
+
+@dataclass(frozen=True, eq=False)
+class _Watched:
+    """A denoiser that notes on a bar how much of the flow is solved, since that takes up to minutes."""
+
+    inner: Denoise
+    bar: Bar
+
+    @property
+    def traits(self) -> Traits:
+        return traits(self.inner)
+
+    def __call__(self, x: Tensor, angle: Angle, labels: Tensor | None = None, to: Angle | None = None) -> Estimate:
+        low, high = angle_range(self.inner)
+        share = (high - float(torch.as_tensor(angle).max())) / (high - low)
+        self.bar.note(fine_trajectories=f"{max(0.0, share):.0%}")
+        return call(self.inner, x, angle, labels, to)
 
 
 class Family:

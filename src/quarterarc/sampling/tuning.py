@@ -260,8 +260,9 @@ def _tuned(
     with progress_bar(total, "round", f"tune {steps} steps", progress) as bar:
         targets = []
         for first in (FIRST_SEED, FIRST_SEED + images):
-            targets.append(Target.of(denoise, first_noise(denoise, range(first, first + images), shape), labels))
+            targets.append(Target.of(denoise, first_noise(denoise, range(first, first + images), shape), labels, bar))
             bar.update()
+        bar.note()
         target, other = targets
         tried = [(family, fit(target, family, family.begin(), TRIED, bar)) for family in families]
         family, vector = min(tried, key=lambda candidate: median_error(target, *candidate))

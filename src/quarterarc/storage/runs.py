@@ -114,9 +114,7 @@ def newest_checkpoint(path: str | Path) -> Path:
             f"{path} is a diffusers pipeline, not a run: load it in Python with quarterarc.interop.load_pipeline"
         )
     if not complete:
-        begun = (
-            "its training writes the first one after `training.checkpoint_every` steps, or when it is stopped (Ctrl-C)"
-        )
+        begun = "its training writes the first one after `training.checkpoint_every` steps, ten minutes or Ctrl-C"
         advice = begun if (path / "recipe.yaml").is_file() else f"train with `quarterarc train RECIPE --out {path}`"
         raise InputError(f"{path} contains no complete checkpoint: {advice}")
     return complete[-1]
