@@ -275,6 +275,9 @@ def test_every_experiment_trains_measures_and_writes_its_report(
         if line.startswith("!["):
             assert (out / line.rpartition("(")[2].rstrip(")")).is_file()  # every figure of the text exists
     assert 'src="figures' not in page  # the page is a single file
+    charts = [*(out / "figures").glob("*.svg")]
+    assert page.count('class="chart wide"') == page.count('class="chart narrow"') == len(charts)
+    assert all(chart.read_text(encoding="utf-8").count("<svg") == 1 for chart in charts)
 
 
 def test_arms_and_cells_are_shared_and_never_computed_twice(

@@ -21,7 +21,7 @@ from ..data.pixels import to_uint8
 from ..denoiser import Denoiser
 from ..evaluation.measure import DEFAULT_METRICS
 from ..evaluation.metrics import METRICS, Settings
-from ..report import Series, data_url, line_chart, write_page
+from ..report import Series, data_url, responsive_chart, write_page
 from ..samplers import sampler as named_sampler
 from ..sampling.generation import first_noise, generate
 from ..sampling.plans import Sampling
@@ -208,12 +208,12 @@ def _write_report(
         progress_angles=", ".join(f"{math.degrees(angle):.0f}°" for angle in angles[:-1]),
         real_png=data_url(out / "real.png"),
         arc_svg=arc_picture(),
-        loss_svg=line_chart(
+        loss_svg=responsive_chart(
             [Series(name, steps, [line[name] for line in log]) for name in errors],
             "Mean squared errors", "optimiser step", "mean squared error", log_y=True,
         ),
         quality=metrics["quality"],
-        quality_svg=line_chart(
+        quality_svg=responsive_chart(
             [
                 Series(name, [line["nfe"] for line in lines], [line["fid"] for line in lines])
                 for name in MEASURED
@@ -246,12 +246,13 @@ def _map_for_page(compared: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def arc_picture() -> str:
-    """The quarter arc with image, noise, a point and its velocity, as SVG."""
+    """The quarter arc with image, noise, a point and its velocity, as SVG of the width of a narrow screen."""
     radius, x0, y0 = 180.0, 70.0, 215.0
     angle = math.radians(38)
     px, py = x0 + radius * math.cos(angle), y0 - radius * math.sin(angle)
     tx, ty = px - 70 * math.sin(angle), py - 70 * math.cos(angle)
-    return f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 420 250" fill="none" stroke="currentColor"
+    left = f'x="{tx - 4:.1f}"'
+    return f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="14 0 350 250" fill="none" stroke="currentColor"
   font-family="system-ui, sans-serif" font-size="13" style="max-width: 26rem">
 <defs><marker id="tip" viewBox="0 0 10 10" refX="8" refY="5" markerWidth="7" markerHeight="7" orient="auto">
 <path d="M0 0L10 5L0 10z" fill="#e1793b" stroke="none"/></marker></defs>
@@ -266,6 +267,6 @@ def arc_picture() -> str:
 <text x="{x0 + radius + 10}" y="{y0 + 4}">image (angle 0)</text>
 <text x="{x0 - 50}" y="{y0 - radius - 12}">noise (angle π/2)</text>
 <text x="{x0 + 54}" y="{y0 - 14}">angle</text>
-<text x="{px + 10:.1f}" y="{py - 2:.1f}">x = cos · image + sin · noise</text>
-<text x="{tx - 4:.1f}" y="{ty - 8:.1f}">velocity = cos · noise − sin · image</text>
+<text x="{px + 10:.1f}" y="{py - 2:.1f}">x = cos · image<tspan x="{px + 28:.1f}" dy="17">+ sin · noise</tspan></text>
+<text {left} y="{ty - 25:.1f}">velocity =<tspan {left} dy="17">cos · noise − sin · image</tspan></text>
 </g></svg>"""

@@ -37,7 +37,7 @@ class Chart:
 
     Attributes:
         name: the file name without its ending.
-        svg: the chart, an `<svg>` element.
+        svg: the chart for wide and narrow screens, as of `responsive_chart`.
         caption: a description.
     """
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations, pairwise
 from statistics import fmean, stdev
 
-from ..report import Series, line_chart
+from ..report import Series, responsive_chart
 from .base import Measurements
 from .cells import Cell
 from .claims import Comparison, judge, spread
@@ -141,7 +141,7 @@ def quality_chart(
         series.append(Series(label, x, [fmean(values) for values in by_count], bands))
     heading = f"{title(metric)} ({BETTER[metric]} is better)"
     x_label = "network evaluations (NFE)" if by == "nfe" else "steps"
-    svg = line_chart(series, heading, x_label, TITLES[metric], log_x=True, log_y=BETTER[metric] == "lower")
+    svg = responsive_chart(series, heading, x_label, TITLES[metric], log_x=True, log_y=BETTER[metric] == "lower")
     return Chart(f"{name}-{metric}-{by}", svg)
 
 

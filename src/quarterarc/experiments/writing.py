@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from ..common.errors import InputError
 from ..common.text import one_line
-from ..report import data_url, write_page
+from ..report import data_url, wide_chart, write_page
 from ..storage.files import make_folder, read_json, replace_file, write_json
 from .claims import RULE
 from .findings import Chart, Findings, Part, Picture, Section, Table
@@ -115,7 +115,7 @@ def _write_figure(folder: Path, part: Part) -> None:
         # outside a page a chart needs a background of its own
         _write_text(
             folder / f"{part.name}.svg",
-            part.svg.replace("<title>", '<rect width="100%" height="100%" fill="white"/><title>', 1),
+            wide_chart(part.svg).replace("<title>", '<rect width="100%" height="100%" fill="white"/><title>', 1),
         )
     elif isinstance(part, Picture):
         with replace_file(folder / f"{part.name}.png") as beside:

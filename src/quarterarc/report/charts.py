@@ -11,7 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-__all__ = ["Series", "line_chart", "responsive_chart"]
+from .lettering import width as width_of
+from .lettering import wrapped
+
+__all__ = ["Series", "line_chart", "responsive_chart", "wide_chart"]
 
 COLOURS = ("#3867d6", "#e1793b", "#2f9e6e", "#a55eea", "#d64562", "#8d6e3f", "#1fa2b8", "#7f8c8d")
 FAINT = ("currentColor", ' opacity="0.35"')
@@ -19,8 +22,9 @@ FAINT = ("currentColor", ' opacity="0.35"')
 WIDE, NARROW = (640, 340), (340, 260)
 """Width and height of the axes and their labels, in pixels."""
 LEFT, RIGHT, TOP, BOTTOM = 62, 14, 34, 46
-LETTER, ENTRY, LINE = 6.6, 30, 18
-"""The legend below the chart, in pixels: width of a letter, width of an entry without its text, height of a line."""
+DASH, GAP, LINE = 21, 9, 18
+"""In pixels: the width of a line of the legend with the space before its text, the space between two entries, and the
+height of a line of text."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,8 @@ class _Axis:
         factors = (1,) if len(decades) > 4 else (1, 2, 5)
         values = [factor * 10.0**decade for decade in decades for factor in factors]
         inside = [value for value in values if self.low - 1e-9 <= math.log10(value) <= self.high + 1e-9]
+        if len(inside) > 2 * most:
+            inside = [value for value in inside if math.log10(value).is_integer()]
         return inside if len(inside) > 1 else _round_values(10**self.low, 10**self.high, most)
 
 
@@ -98,6 +104,7 @@ def line_chart(
         size: width and height without the legend, in pixels.
     """
     width, bottom = size
+    bottom = max(bottom, math.ceil(width_of(y_label)) + BOTTOM - TOP + 4)  # the label of the axis is not cut off
     series = sorted(series, key=lambda line: not line.faint)
     points = [
         [
@@ -113,13 +120,18 @@ def line_chart(
     y_axis = _axis(lows + [y + spread for _, y, spread in drawn], bottom - BOTTOM, TOP, log_y)
     first = sum(line.faint for line in series)
     styles = [FAINT if line.faint else _style(place - first) for place, line in enumerate(series)]
-    legend, height = _legend([line.name for line in series], styles, size)
+    legend, height = _legend([line.name for line in series], styles, (width, bottom))
+    heading = wrapped(title, width - RIGHT - LEFT, 14, bold=True)
+    above = LINE * (len(heading) - 1)
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {bottom + height}" role="img" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 {-above} {width} {bottom + height + above}" role="img" '
         f'font-family="system-ui, sans-serif" font-size="12" fill="currentColor" class="chart">',
         f"<title>{escape(title)}</title>",
-        f'<text x="{LEFT}" y="18" font-size="14" font-weight="600">{escape(title)}</text>',
-        *_frame(x_axis, y_axis, x_label, y_label, size),
+        *(
+            f'<text x="{LEFT}" y="{18 - above + LINE * place}" font-size="14" font-weight="600">{escape(text)}</text>'
+            for place, text in enumerate(heading)
+        ),
+        *_frame(x_axis, y_axis, x_label, y_label, (width, bottom)),
     ]
     for line, kept, style in zip(series, points, styles, strict=True):
         parts += _line(line.name, kept, x_axis, y_axis, *style)
@@ -137,6 +149,11 @@ def responsive_chart(
         for name, size in (("wide", WIDE), ("narrow", NARROW))
     ]
     return "\n".join(charts)
+
+
+def wide_chart(charts: str) -> str:
+    """The wide one of a `responsive_chart`, for a file of its own."""
+    return charts.partition("\n<svg")[0]
 
 
 def _style(place: int) -> tuple[str, str]:
@@ -210,11 +227,14 @@ def _legend(names: Sequence[str], styles: Sequence[tuple[str, str]], size: tuple
     parts = []
     x, y = float(LEFT), bottom + 12
     for name, (colour, dash) in zip(names, styles, strict=True):
-        wide = ENTRY + LETTER * len(name)
+        lines = wrapped(name, width - RIGHT - LEFT - DASH)
+        wide = DASH + max(map(width_of, lines))
         if x > LEFT and x + wide > width - RIGHT:
             x, y = float(LEFT), y + LINE
         parts.append(f'<line x1="{x:.0f}" x2="{x + 16:.0f}" y1="{y - 4}" y2="{y - 4}" stroke="{colour}" '
                      f'stroke-width="3"{dash}/>')  # fmt: skip
-        parts.append(f'<text x="{x + 21:.0f}" y="{y}">{escape(name)}</text>')
-        x += wide
+        parts += [f'<text x="{x + DASH:.0f}" y="{y + LINE * row}">{escape(text)}</text>'
+                  for row, text in enumerate(lines)]  # fmt: skip
+        y += LINE * (len(lines) - 1)
+        x += wide + GAP
     return parts, y + 8 - bottom if names else 0

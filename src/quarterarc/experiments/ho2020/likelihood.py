@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...report import Series, line_chart
+from ...report import Series, responsive_chart
 from ..arms import Arm, arm
 from ..base import Experiment, Measurements
 from ..cells import Cell
@@ -179,7 +179,7 @@ def _rate_report(measured: Measurements) -> Findings:
             for label, curve in known.items()
             if MODELS[label] != RAW
         ]
-        return Chart(name, line_chart(series, title, x, y), caption)
+        return Chart(name, responsive_chart(series, title, x, y), caption)
 
     by_time = "Distortion is the root mean squared error of the image estimate for pixels in 0..255."
     rows = [

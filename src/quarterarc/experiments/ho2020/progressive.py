@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ...report import Series, line_chart
+from ...report import Series, responsive_chart
 from ..base import Experiment, Measurements
 from ..cells import Cell
 from ..claims import Claim, Comparison, spread
@@ -85,7 +85,7 @@ def _report(measured: Measurements) -> Findings:
     for row in stable:
         values = measured[_estimates(scale, row, seed)]
         series.append(Series(row.label, values["steps"], values["fid"]))
-    chart = line_chart(series, "Frechet distance of the image estimates", "steps", "Frechet distance", log_y=True)
+    chart = responsive_chart(series, "Frechet distance of the image estimates", "steps", "Frechet distance", log_y=True)
     noisy = [row for row in stable if row.sampler == "ddpm"]
     latents = [
         Picture(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean, median
 
-from ...report import Series, line_chart
+from ...report import Series, responsive_chart
 from ..base import Experiment, Measurements
 from ..cells import Cell
 from ..claims import Claim, Comparison, spread
@@ -134,7 +134,7 @@ def _progress_report(measured: Measurements) -> Findings:
         )
         for row in stable
     ]
-    chart = line_chart(
+    chart = responsive_chart(
         series, "Difference of the image estimate from the final image", "steps", "root mean square difference"
     )
     rows = [

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ...report import Series, line_chart
+from ...report import Series, responsive_chart
 from ..arms import arm
 from ..base import Experiment, Measurements
 from ..cells import Cell
@@ -87,7 +87,9 @@ def _sections(measured: Measurements, norm: str) -> list[Section]:
             series.append(
                 Series(label, (curves[0][0] * measured.scale.all_steps).tolist(), mean.tolist(), std.tolist())
             )
-        chart = line_chart(series, f"Mean squared error of the {what} by t", "t", "mean squared error", log_y=True)
+        chart = responsive_chart(
+            series, f"Mean squared error of the {what} by t", "t", "mean squared error", log_y=True
+        )
         rows = [
             [
                 label,

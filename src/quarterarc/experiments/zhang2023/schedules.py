@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ...report import Series, line_chart
+from ...report import Series, responsive_chart
 from ...schedules import SCHEDULES as NAMES
 from ...schedules import Schedule
 from ...schedules import schedule as named_schedule
@@ -49,7 +49,7 @@ def _report(measured: Measurements) -> Findings:
 
     def chart(name: str, title: str, y: str, values: dict[str, np.ndarray], caption: str, log_y: bool = False) -> Chart:
         series = [Series(label, shown.tolist(), curve.tolist()) for label, curve in values.items()]
-        return Chart(name, line_chart(series, title, "t", y, log_y=log_y), caption)
+        return Chart(name, responsive_chart(series, title, "t", y, log_y=log_y), caption)
 
     beta = chart(
         "beta",
@@ -71,7 +71,7 @@ def _report(measured: Measurements) -> Findings:
     inner = shown[shown < steps]
     speeds = Chart(
         "speeds",
-        line_chart(
+        responsive_chart(
             [
                 Series("|dx/dᾱ|", inner.tolist(), speed_by_alpha_bar(arc, inner).tolist()),
                 Series("|dx/dη|", inner.tolist(), speed_by_angle(arc, inner).tolist()),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from statistics import fmean, stdev
 
-from ...report import Series, line_chart
+from ...report import Series, responsive_chart
 from ..arms import arm
 from ..base import Experiment, Measurements
 from ..cells import Cell, quality
@@ -78,7 +78,7 @@ def _report(measured: Measurements) -> Findings:
 def _parts(measured: Measurements, norm: str, grid: str, steps: int) -> list[Part]:
     by_method = _values(measured, norm, grid, steps)
     several, where = len(measured.seeds) > 1, f"{GRIDS[grid]}, {NORMS[norm]}"
-    chart = line_chart(
+    chart = responsive_chart(
         [
             Series(
                 method,
