@@ -159,7 +159,9 @@ def split(line: str) -> list[str]:
 def test_the_factors_of_the_documentation_are_those_of_the_measurement() -> None:
     results = json.loads((CLONE / "docs" / "results" / "samplers.json").read_text(encoding="utf-8"))
     page = (CLONE / "docs" / "results" / "samplers.md").read_text(encoding="utf-8")
-    readme = " ".join((CLONE / "README.md").read_text(encoding="utf-8").split())
+    readme, own = (
+        " ".join((CLONE / name).read_text(encoding="utf-8").split()) for name in ("README.md", "docs/samplers.md")
+    )
     subjects = {held: [each for each in results["subjects"] if each.get("held_out") is held] for held in (False, True)}
     assert [subject["name"] for subject in subjects[False]] == [
         name for name, world in worlds.WORLDS.items() if not world.held_out
@@ -173,17 +175,40 @@ def test_the_factors_of_the_documentation_are_those_of_the_measurement() -> None
         factors("multistep, octave", True), factors("multistep, octave", False), factors("multistep, tuned", False)
     )  # fmt: skip
     times = f"are {min(held_out):.1f} to {max(held_out):.0f} times as close"
-    assert times in readme
-    behind = sum(factor < 1 for factor in held_out)
-    assert f"behind in {behind} of {len(held_out)} cells" in readme
-    assert f"{min(default):.1f} to {max(default):.1f} times, and with" in readme
-    assert f"{min(tuned):.1f} to {max(tuned):.0f} times." in readme
-    met = f"It is met in {sum(factor >= 1 / 0.35 for factor in held_out)} of {len(held_out)} cells."
-    assert met in " ".join(page.split())
+    behind, met = (sum(factor < least for factor in held_out) for least in (1, 1 / 0.35))
+    met = len(held_out) - met
+    for text in (readme, own):
+        assert times in text
+        assert f"behind in {behind} of {len(held_out)} cells" in text
+        assert f"is met in {met}" in text
+    assert f"{min(default):.1f} to {max(default):.1f} times, and with" in own
+    assert f"{min(tuned):.1f} to {max(tuned):.0f} times." in own
+    assert f"It is met in {met} of {len(held_out)} cells." in " ".join(page.split())
     for subject in subjects[True]:
         assert subject["nfe"] == [5, 6, 8, 10, 15, 20]
         cells = " | ".join(f"{ratio:.2f}" for ratio in ratios(subject, "multistep, octave"))
         assert f"| {subject['name']} | default | {cells} |" in page
+
+
+def test_the_speeds_of_the_readme_are_those_of_the_benchmarks() -> None:
+    page, readme = ((CLONE / name).read_text(encoding="utf-8") for name in ("docs/benchmarks.md", "README.md"))
+    measured: dict[tuple[str, str], float] = {}
+    for line in page[page.index("| `cifar10`, batch |") :].splitlines()[2:11]:
+        _, _, task, *setting, _, _, ratio, _ = split(line)
+        measured[task, " ".join(setting)] = float(ratio.partition(" ")[0])
+    images = "1,000 images in memory, 10 evaluations"
+    (figures,) = re.findall(
+        r"trains ([\d.]+) times as fast as in diffusers' example and ([\d.]+) times as fast as in the example compiled "
+        r"by hand \(targets 3 and 1.3, reached\); 1,000 images in 10 evaluations are made ([\d.]+) times as fast as by "
+        r"its pipeline "
+        r"\(target 3, missed\) and ([\d.]+) times as fast as by its pipeline compiled",
+        " ".join(readme.split()),
+    )
+    against = ("compiled eager", "compiled compiled")
+    expected = [measured[task, setting] for task in ("training", images) for setting in against]
+    assert [float(figure) for figure in figures] == [round(ratio, 1) for ratio in expected]
+    assert expected[0] >= 3 > expected[2]
+    assert expected[1] >= 1.3
 
 
 def ratios(subject: dict[str, Any], label: str) -> list[float]:

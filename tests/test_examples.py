@@ -40,12 +40,15 @@ def test_every_example_runs(
     assert capsys.readouterr().out.strip()
 
 
-def test_the_python_of_the_readme_runs(
+def test_the_python_of_the_readme_and_of_the_page_on_samplers_runs(
     photos: Path, tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As it is written there, with fewer images, pixels, steps and parameters."""
     monkeypatch.chdir(photos.parent)
-    training, comparison = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (training,), (comparison,) = (
+        re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+        for page in (README, (ROOT / "docs" / "samplers.md").read_text(encoding="utf-8"))
+    )
     small = {
         'data="PHOTOS")': 'data="PHOTOS", fields=fields)',
         "range(1000)": "range(4)",
@@ -59,7 +62,7 @@ def test_the_python_of_the_readme_runs(
     exec(compile(training, "README.md", "exec"), variables)
     assert variables["images"].shape == (4, 3, 8, 8)
     assert set(variables["result"]["metrics"]) == {"fid", "precision", "recall"}
-    exec(compile(comparison, "README.md", "exec"), {})
+    exec(compile(comparison, "docs/samplers.md", "exec"), {})
     assert "ddim 10" in capsys.readouterr().out
 
 
