@@ -22,7 +22,7 @@ from quarterarc.common.errors import InputError
 from quarterarc.denoiser import Denoiser
 from quarterarc.evaluation import evaluate
 from quarterarc.experiments import EXPERIMENTS, arms, experiment, measures
-from quarterarc.experiments.arms import Arm, arm, distilled
+from quarterarc.experiments.arms import Arm, arm, decisive, distilled
 from quarterarc.experiments.cells import Cell, hashed_settings, quality
 from quarterarc.experiments.claims import Claim, Comparison, judge, spread
 from quarterarc.experiments.flow_maps import few_evaluations
@@ -415,6 +415,15 @@ def test_arms_and_cells_of_the_shipped_results_keep_their_names(path: Path) -> N
     hashes = {job.arm.hash(at, job.seed) for job in jobs}
     shipped = {arm["hash"] for arm in results["arms"]}
     assert shipped <= hashes  # an experiment may have more arms than when its results were made
+
+
+def test_the_recipe_of_the_shipped_results_is_that_of_their_scale() -> None:
+    """Otherwise experiments that were begun with an earlier version could not be continued."""
+    recipe = scale("digits").recipe
+    for path in SHIPPED:
+        shipped = read_recipe(json.loads(path.read_text(encoding="utf-8"))["recipe"])
+        assert decisive(shipped) == decisive(recipe), path
+    assert {scale(name).recipe.objective.norm for name in SCALES} == {"mse"}
 
 
 @pytest.mark.parametrize(

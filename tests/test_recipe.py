@@ -14,6 +14,7 @@ from conftest import Cli
 from quarterarc.common.errors import InputError
 from quarterarc.data import DataSpec
 from quarterarc.networks import UNet
+from quarterarc.objectives import objective
 from quarterarc.training.recipe import Recipe, differences
 from quarterarc.training.recipe_text import read_recipe, recipe_names
 
@@ -59,8 +60,18 @@ def test_published_settings(
     assert recipe.ema.decay == decay
     assert recipe.data.flip is flip
     assert recipe.schedule.steps == 1000
+    assert recipe.objective.norm == "mse"
     if name == "celeba64":
         assert recipe.data.crop == (57, 25, 128, 128)  # rows 57..184, columns 25..152: the box around (121, 89)
+
+
+def test_the_demo_is_trained_with_unsquared_norms_which_flow_maps_do_not_have() -> None:
+    own, squared = read_recipe("digits"), read_recipe("digits", ["objective.norm=mse"])
+    assert own.objective.build() == objective("both+gradient", norm="l2")
+    assert squared.objective.build() == objective("both+gradient", norm="mse")
+    for norm in ("l2", "mse"):
+        recipe = read_recipe("digits", ["objective.name=flow-map", f"objective.norm={norm}"])
+        assert recipe.objective.build() == objective("flow-map")
 
 
 def test_any_field_can_be_overridden() -> None:

@@ -20,13 +20,9 @@ from ..training.distilling import recipe_of_map
 from ..training.recipe import Recipe
 from ..training.recipe_text import read_recipe
 from ..training.trainer import MAY_CHANGE
-from .scales import Scale
+from .scales import PINNED, Scale
 
 __all__ = ["Arm", "arm", "decisive", "distilled"]
-
-
-PINNED = ("objective.norm=mse",)
-"""Fields of all arms trained on images, unless an arm overrides them: the defaults of recipes may differ."""
 
 
 @dataclass(frozen=True)

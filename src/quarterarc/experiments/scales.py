@@ -15,10 +15,13 @@ from ..evaluation.extractors import usual_features
 from ..training.recipe import Recipe
 from ..training.recipe_text import read_recipe
 
-__all__ = ["CLASSIFIER", "SCALES", "Pretrained", "Scale", "scale"]
+__all__ = ["CLASSIFIER", "PINNED", "SCALES", "Pretrained", "Scale", "scale"]
 
 CLASSIFIER = "classifier"
 """The features of `evaluation.extractors.classifier`, trained on the scale's own labelled images."""
+
+PINNED = ("objective.norm=mse",)
+"""Fields of all arms trained on images, unless an arm overrides them: the defaults of recipes may differ."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,7 @@ class Scale:
 def _digits() -> Scale:
     fields = (
         "data.limit=1500",  # the other 297 are test images
+        *PINNED,
         "network.channels=16",
         "network.blocks=1",
         "network.attention=[]",
@@ -167,6 +171,7 @@ def _digits() -> Scale:
 def _patches16() -> Scale:
     fields = (
         "name=patches16",
+        *PINNED,
         "data.source=patches16",
         "data.size=16",
         "data.channels=3",

@@ -68,7 +68,8 @@ class Losses:
 
     Attributes:
         total: the loss to minimise.
-        image, noise, velocity: errors of the estimates of image, noise and velocity, without gradients, for the log.
+        image, noise, velocity: mean squared errors of the estimates of image, noise and velocity in any norm of the
+            objective, without gradients, for the log.
         residual: the mean square of x - cos image_hat - sin noise_hat, without gradients, for the log.
     """
 
@@ -79,19 +80,10 @@ class Losses:
     residual: Tensor
 
     @classmethod
-    def of(
-        cls,
-        total: Tensor,
-        estimate: Estimate,
-        image: Tensor,
-        noise: Tensor,
-        x: Tensor,
-        angle: Angle,
-        norm: str = "mse",
-    ) -> Losses:
-        """The result of an objective of this total: the other losses are computed from the estimate, in a norm."""
+    def of(cls, total: Tensor, estimate: Estimate, image: Tensor, noise: Tensor, x: Tensor, angle: Angle) -> Losses:
+        """The result of an objective of this total: the other losses are computed from the estimate."""
         with torch.no_grad():
-            return cls(total, *errors(estimate, image, noise, angle, norm), mse(estimate.residual(x, angle)))
+            return cls(total, *errors(estimate, image, noise, angle), mse(estimate.residual(x, angle)))
 
 
 class Objective(Protocol):

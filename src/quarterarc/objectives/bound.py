@@ -198,7 +198,7 @@ class Hybrid:
         detached = replace(estimate, image=estimate.image.detach(), noise=estimate.noise.detach())
         bound = _weighted_term(detached, image, x, times, schedule, self.variance, HYBRID_WEIGHT)
         total = NORMS[self.norm](estimate.noise - noise) + bound
-        return Losses.of(total, estimate, image, noise, x, schedule.angle(times), self.norm)
+        return Losses.of(total, estimate, image, noise, x, schedule.angle(times))
 
 
 def _weighted_term(

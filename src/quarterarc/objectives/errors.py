@@ -59,8 +59,9 @@ class WeightedErrors:
         weighted = [weight * error for weight, error in zip(weights, measured, strict=True) if weight]
         total = sum(weighted[1:], start=weighted[0])
         with torch.no_grad():
+            squared = measured if self.norm == "mse" else errors(estimate, image, noise, angle)
             residual = mse(estimate.residual(x, angle))
-        image_error, noise_error, velocity_error = (error.detach() for error in measured)
+        image_error, noise_error, velocity_error = (error.detach() for error in squared)
         return Losses(total, image_error, noise_error, velocity_error, residual)
 
 

@@ -39,4 +39,4 @@ class StepMean:
         image_weight, _ = mean_weights(angle, schedule.angle(times - 1.0))
         # both means contain the same multiple of x, which cancels
         total = NORMS[self.norm](spread(image_weight, x) * (estimate.image - image))
-        return Losses.of(total, estimate, image, noise, x, angle, self.norm)
+        return Losses.of(total, estimate, image, noise, x, angle)
