@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import re
@@ -84,8 +85,10 @@ def test_a_run_folder_contains_recipe_checkpoints_log_and_samples(tiny_run: Path
     assert [line["step"] for line in log] == [2, 4, 6]
     assert log[-1]["images"] == 48
     for line in log:
-        # math.md, section 4: Eq. 12 with gamma 1 is image + noise + velocity, and image + noise = velocity + residual
-        assert line["loss"] == pytest.approx(line["image"] + line["noise"] + line["velocity"], rel=1e-5)
+        # Eq. 12 with gamma 1 is the sum of three unsquared norms, whose mean is at most the root of the mean square
+        roots = sum(math.sqrt(line[name]) for name in ("image", "noise", "velocity"))
+        assert 0.8 * roots < line["loss"] < (1 + 1e-5) * roots
+        # math.md, section 4
         assert line["image"] + line["noise"] == pytest.approx(line["velocity"] + line["residual"], rel=1e-4)
     assert (tiny_run / "samples" / "step-00000006.png").is_file()
     assert list((tiny_run / "tensorboard").glob("events*"))
