@@ -124,6 +124,23 @@ def test_trajectories_are_replaced_after_their_uses_and_do_not_depend_on_what_wa
     assert all(map(torch.equal, of(26, going), of(26)))
 
 
+def test_a_first_window_that_takes_long_is_announced_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def messages_of(wait: float) -> list[str]:
+        monkeypatch.setattr(trajectories_module, "WAIT", wait)
+        caplog.clear()
+        window = Trajectories(DATA, 3, 128, 2, batch=10)
+        with caplog.at_level("INFO", "quarterarc"):
+            for step in range(30):
+                window.draw(torch.zeros(1), torch.tensor([0]), torch.tensor([1]), step)
+        return caplog.messages
+
+    (message,) = messages_of(0.0)
+    assert message.startswith("the next step waits for 128 trajectories of the teacher: about ")
+    assert messages_of(1000.0) == []
+
+
 def test_the_window_of_trajectories_is_bounded_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     group = 4 * GROUP * 4 * math.prod(SHAPE)
     monkeypatch.setattr(trajectories_module, "MOST_BYTES", 3 * group + 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from PIL import Image
 
 import quarterarc as qa
 from conftest import Cli
+from quarterarc.edit.files import interpolated, varied
 from quarterarc.edit.pictures import read_image, read_mask
 from quarterarc.storage.pictures import read_png, write_png
 from tools import draw_editing, measure_editing
@@ -170,6 +172,20 @@ def test_a_mask_is_cropped_and_resized_with_its_image(files: Path) -> None:
     unknown = read_mask(files / "large.jpg", files / "photo.png", (3, 8, 8))
     assert unknown.tolist() == [[False] * 4 + [True] * 4] * 8
     assert torch.equal(read_mask(files / "mask.png", files / "photo.png", (3, 8, 8)), unknown)
+
+
+def test_the_time_of_solving_the_flow_is_shown(files: Path, tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+
+    def shows(description: str) -> AbstractContextManager[None]:
+        shown.append(description)
+        return nullcontext()
+
+    monkeypatch.setattr("quarterarc.edit.files.working", shows)
+    denoise, request, a, b = qa.load(tiny_run), qa.Sampling(steps=2), files / "a.png", files / "b.png"
+    varied(denoise, request, a, 0.3, None)
+    interpolated(denoise, request, a, b, 3, None)
+    assert shown == ["solving the flow from image to noise"] * 2
 
 
 def test_the_commands_and_the_picture_of_the_page_are_made(

@@ -244,7 +244,7 @@ def test_labels_are_given_by_number_range_or_name(labelled: Path, tmp_path: Path
     without = cli("sample", labelled, "--out", "without", "--seeds", "0", "--steps", 2)
     assert without.returncode == 0
     assert without.stderr.count("no labels were given") == 1
-    assert "--labels 0-2 takes the classes in turn" in without.stderr
+    assert "--labels takes numbers, 0 to 2, or names" in without.stderr
     for labels, reason in (
         ("cat", "unknown class 'cat'"),
         ("3", "with the labels 0..2, got the label 3"),

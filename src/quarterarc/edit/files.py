@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..common.errors import InputError
+from ..common.progress import working
 from ..denoiser import Denoise, required_shape
 from ..likelihood.probability_flow import TOLERANCE
 from ..sampling.plans import Plan, Sampling, numbered_labels
@@ -21,6 +22,9 @@ from .pictures import read_image, read_mask
 from .plans import JUMP, METHODS, RESAMPLINGS, around, between, inpainting, request_for, start_of, towards
 
 __all__ = ["Edit", "from_image", "inpainted", "interpolated", "varied"]
+
+SOLVING = "solving the flow from image to noise"
+"""What the progress shows meanwhile, which on a CPU takes up to minutes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +90,8 @@ def varied(denoise: Denoise, request: Sampling, image: Path, amount: float, labe
     plan, numbers = request.plan(denoise), _one_label(denoise, labels)
     around(plan, torch.zeros(1, *shape), amount)  # checks the amount before the flow is solved
     pixels = read_image(image, shape)
-    noise = encoded(plan, as_images(denoise, pixels, 1), numbers, TOLERANCE)
+    with working(SOLVING):
+        noise = encoded(plan, as_images(denoise, pixels, 1), numbers, TOLERANCE)
     settings = {"edit": "variations", "amount": amount, **_named(image, pixels)}
     return Edit(around(plan, noise, amount), settings, {"image.png": pixels})
 
@@ -101,7 +106,8 @@ def interpolated(
     plan, numbers = request.plan(denoise), _one_label(denoise, labels)
     pair = [read_image(path, shape) for path in (first, second)]
     both = as_images(denoise, torch.stack(pair), 2)
-    noises = encoded(plan, both, None if numbers is None else numbers * 2, TOLERANCE)
+    with working(SOLVING):
+        noises = encoded(plan, both, None if numbers is None else numbers * 2, TOLERANCE)
     settings = {"edit": "interpolate", "between": count, **_named(first, pair[0]), **_named(second, pair[1], "second")}
     pictures = {"image.png": pair[0], "second.png": pair[1]}
     return Edit(between(plan, noises[:1], noises[1:], count), settings, pictures)

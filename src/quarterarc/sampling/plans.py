@@ -319,10 +319,9 @@ def note_missing_labels(denoise: Denoise, labels: Sequence[int | str] | None) ->
     """Log that images without labels are requested of a model that has classes."""
     classes = traits(denoise).classes
     if labels is None and classes:
-        every = "0" if classes == 1 else f"0-{classes - 1}"
         logger.info(
             "no labels were given: images without a class, of which training saw few (training.drop_labels), are often "
-            "worse; --labels %s takes the classes in turn", every,
+            "worse; --labels takes numbers, 0 to %d, or names", classes - 1,
         )  # fmt: skip
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import time
 
 import torch
 from torch import Tensor
 
 from ..common.errors import InputError
 from ..common.streams import Purpose, streams
+from ..common.text import duration
 from ..denoiser import Denoise, traits
 from ..sampling.plans import Sampling
 
@@ -18,6 +21,10 @@ GROUP = 64
 """Trajectories that are computed together: always the same ones, so that a resumed run has the same bits."""
 MOST_BYTES = 2**30
 """The largest size of the window."""
+WAIT = 5.0
+"""Seconds for the first window above which the log mentions it."""
+
+logger = logging.getLogger("quarterarc")
 
 
 class Trajectories:
@@ -97,16 +104,27 @@ class Trajectories:
 
     def _fill(self, first: int) -> None:
         """Compute the groups from number `first` on that are not in the window: at places by their number."""
+        started, empty = time.monotonic(), not len(self._states)
         for number in range(first, first + self.groups):
             place = number % self.groups
             if self._numbers[place] == number:
                 continue
             states, labels = self._group(number)
+            if empty and number == first:
+                self._announce((time.monotonic() - started) * (self.groups - 1))
             if not len(self._states):
                 self._states = states.repeat(1, self.groups, *[1] * len(self.shape))
                 self._labels = labels.repeat(self.groups)
             rows = slice(place * GROUP, (place + 1) * GROUP)
             self._states[:, rows], self._labels[rows], self._numbers[place] = states, labels, number
+
+    def _announce(self, left: float) -> None:
+        """Log that the next step waits for the first window, for so many seconds."""
+        if left > WAIT and not self.rank:
+            logger.info(
+                "the next step waits for %s trajectories of the teacher: about %s",
+                f"{self.groups * GROUP:,}", duration(left),
+            )  # fmt: skip
 
     def _group(self, number: int) -> tuple[Tensor, Tensor]:
         """The states, shape (steps + 1, GROUP, C, H, W), and the labels of a group; 0 without classes."""
