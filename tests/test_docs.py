@@ -86,6 +86,9 @@ def test_every_command_of_the_page_on_watching_runs(
     assert lines[0].split() == ["share", "of", "copies", "of", "thumbnails", "pool", "features"]
     assert all(line in page for line in lines[1:])
     assert (tmp_path / "runs" / "mine" / "index.html").is_file()
+    (longer,) = re.findall(r"`quarterarc (train --out runs/mine --resume training\.steps=)\d+`", page)
+    assert main(f"{longer}9".split()) == 0
+    assert "9 of 9 steps" in capsys.readouterr().err
     assert any((tmp_path / "runs" / "tracked" / "tensorboard").iterdir())
 
 

@@ -51,7 +51,7 @@ def test_the_page_is_one_file_with_curves_pictures_recipe_and_commands(watched: 
         assert text.count(f"<title>{title}</title>") == 2  # for wide and narrow screens
     assert unescape(text).count((watched / "recipe.yaml").read_text()) == 1
     commands = [shlex.split(unescape(line)) for line in re.findall(r"<code>(quarterarc .*)</code>", text)]
-    assert commands[0] == ["quarterarc", "train", "--out", str(watched), "--resume"]
+    assert commands[0] == ["quarterarc", "train", "--out", str(watched), "--resume", "training.steps=12"]
     assert commands[1][:4] == ["quarterarc", "sample", str(watched), "--out"]
     assert "<b>6</b><span>of 6 steps</span>" in text
     assert '<b id="state">complete</b>' in text
@@ -164,6 +164,14 @@ def test_pace_does_not_count_the_first_step() -> None:
     for step in range(1, 6):
         pace.add(step)
     assert pace.rate == 2.0
+
+
+def test_the_commands_of_a_run_with_labels_sample_its_classes(tmp_path: Path) -> None:
+    page = RunPage(tmp_path, read_recipe("digits", ["data.labels=true"]), classes=10)
+    page.at(5)()
+    text = text_of(tmp_path)
+    assert "--resume</code>" in text  # to the planned end
+    assert "--seeds 0-63 --labels 0-9</code>" in text
 
 
 def test_the_page_of_a_flow_map_has_sheets_of_1_2_and_4_evaluations(tmp_path: Path) -> None:

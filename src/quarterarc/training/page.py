@@ -109,6 +109,7 @@ class RunPage:
         about: name and value of what is known about machine, network and data, for the page.
         processes: number of processes.
         clock: seconds; for tests.
+        classes: number of classes, for the command that samples them; None without labels.
     """
 
     def __init__(
@@ -118,8 +119,10 @@ class RunPage:
         about: Sequence[tuple[str, str]] = (),
         processes: int = 1,
         clock: Callable[[], float] = time.monotonic,
+        classes: int | None = None,
     ) -> None:
         self.path = run / PAGE
+        self._classes = classes
         self._run, self._recipe, self._about, self._processes, self._clock = run, recipe, about, processes, clock
         self._pace = Pace(clock)
         self._steps: list[tuple[int, float, float]] = []
@@ -221,7 +224,7 @@ class RunPage:
             "earlier": earlier,
             "further": further,
             "charts": _charts(lines, moment.steps, self._recipe.optimizer.clip),
-            "commands": self._commands(),
+            "commands": self._commands(moment.step),
             "machine": [*self._about, *_memory_used()],
             "recipe": self._recipe.to_yaml(),
             "version": __version__,
@@ -247,7 +250,7 @@ class RunPage:
                 facts.append((name, _short(value)))
         return facts
 
-    def _commands(self) -> list[dict[str, str]]:
+    def _commands(self, step: int) -> list[dict[str, str]]:
         recipe, run = self._recipe, shlex.quote(str(self._run))
         program = "quarterarc"
         if self._processes > 1:
@@ -257,9 +260,13 @@ class RunPage:
             resume = f"quarterarc.train(None, {str(self._run)!r}, data=images, resume=True)"
         else:
             resume = f"{program} {word} --out {run} --resume"
+        purpose, steps = "Continue from the newest checkpoint:", recipe.training.steps
+        if step >= steps and recipe.data.source != MEMORY:
+            purpose, resume = "Train longer:", f"{resume} training.steps={2 * steps}"
+        every = f" --labels {'0' if self._classes == 1 else f'0-{self._classes - 1}'}" if self._classes else ""
         return [
-            {"purpose": "Continue from the newest checkpoint:", "text": resume},
-            {"purpose": "Sample 64 images:", "text": f"quarterarc sample {run} --out samples --seeds 0-63{few}"},
+            {"purpose": purpose, "text": resume},
+            {"purpose": "Sample 64 images:", "text": f"quarterarc sample {run} --out samples --seeds 0-63{every}{few}"},
         ]
 
     def _sheet(self, step: int, paths: Mapping[str, Path], width: int, urls: dict[tuple[Any, ...], str]) -> Any:

@@ -168,7 +168,7 @@ class Trainer:
         )
         self.page: RunPage | None = None
         if accelerator.is_main_process:
-            self.page = RunPage(run, recipe, self._about(), accelerator.num_processes)
+            self.page = RunPage(run, recipe, self._about(), accelerator.num_processes, classes=self.denoise.classes)
         self.trackers: Trackers | None = None
         with self.processes.raising_together():
             if accelerator.is_main_process:
