@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import unescape
 from pathlib import Path
 from types import SimpleNamespace
@@ -195,6 +195,59 @@ def test_what_is_no_usable_picture_is_an_error_of_one_line(url: Any, message: st
     with pytest.raises(qa.InputError, match=message) as raised:
         decode_picture(url, (3, 8, 8))
     assert "data.max_pixels" not in str(raised.value)
+
+
+# training images
+
+
+def test_training_images_are_those_of_the_run_by_number(run: Path, player: Player) -> None:
+    images = server.training_of(run, player.shape)
+    assert images is not None
+    digits = qa.open_data(qa.DataSpec(source="digits", size=8, channels=1))
+    assert images.count == digits.count
+    chosen = replace(player, training=images)
+    assert torch.equal(chosen.training_picture(7.0), digits.batch([7]).images[0])
+    for number in (-1, images.count, 0.5, None, "7", "../recipe.yaml", ["7"]):
+        with pytest.raises(qa.InputError, match=f"Training image is a whole number from 0 to {images.count - 1}, got"):
+            chosen.training_picture(number)
+    with pytest.raises(qa.InputError, match="not at hand"):
+        player.training_picture(0)
+    assert server.training_of(run, (3, 8, 8)) is None
+    assert server.training_of(player.denoise, player.shape) is None
+
+
+@pytest.mark.parametrize("source", ["absent", "memory", "hub:owner/name", "cifar10"])
+def test_without_its_images_a_run_has_none_on_the_page(tmp_path: Path, player: Player, source: str) -> None:
+    (tmp_path / "recipe.yaml").write_text(f"data: {{source: '{source}', size: 8, channels: 1}}")
+    assert server.training_of(tmp_path, player.shape) is None
+
+
+def test_a_damaged_training_image_is_an_error_that_names_no_path(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / "0.png").write_bytes(encoded(np.zeros((8, 8), np.uint8))[:40])
+    (tmp_path / "recipe.yaml").write_text(f"data: {{source: '{folder}', size: 8, channels: 1}}")
+    images = server.training_of(tmp_path, (1, 8, 8))
+    assert images is not None
+    with pytest.raises(qa.InputError, match=r"^training image 0 cannot be read$"):
+        images.picture(0)
+
+
+@pytest.mark.parametrize(("host", "shown"), [("127.0.0.1", True), ("0.0.0.0", False)])
+def test_training_images_are_not_for_other_machines(
+    run: Path, monkeypatch: pytest.MonkeyPatch, host: str, shown: bool
+) -> None:
+    class Served(Exception):
+        pass
+
+    def application(player: Player, host: str) -> None:
+        assert (player.training is not None) == shown
+        raise Served
+
+    monkeypatch.setattr(server, "application", application)
+    monkeypatch.setattr(server, "gradio", lambda: None)  # whose import takes seconds
+    with pytest.raises(Served):
+        server.play(run, host=host, port=0, device="cpu")
 
 
 # the guard, alone
@@ -443,6 +496,16 @@ def test_a_value_out_of_bounds_is_a_line_on_the_page(served: Served) -> None:
     assert message == '<p class="qa-error" role="alert">the mask was not sent as a file</p>'
 
 
+def test_a_training_image_is_sent_by_number_alone(served: Served) -> None:
+    digits = qa.open_data(qa.DataSpec(source="digits", size=8, channels=1))
+    values = [0, 1, 2, "ddim", -1, 1]
+    success, picture, message = served.event("training", values, "training", {"number": 5})
+    assert (success, message) == (True, "")
+    assert picture == html.picture(digits.batch([5]).images[0])
+    *_, message = served.event("training", values, "training", {"number": "/etc/passwd"})
+    assert message.startswith('<p class="qa-error" role="alert">Training image is a whole number from 0 to 1796')
+
+
 def test_new_content_is_made_where_the_visitor_painted_and_nowhere_else(served: Served) -> None:
     picture = torch.randint(256, (1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     canvas = np.zeros((8, 8, 4), np.uint8)
@@ -507,6 +570,14 @@ def test_in_a_browser_a_slider_gives_another_image_and_a_painted_part_is_filled(
         assert browser.evaluate(SMALLEST) >= 12
 
     browser.evaluate("[...document.querySelectorAll('button[role=tab]')].at(-1).click()")
+    browser.wait(CANVAS)
+    before = browser.evaluate("document.querySelector('.qa-picture').toDataURL()")
+    browser.evaluate("document.querySelector('.qa-number').value = 5; document.querySelector('.qa-training').click()")
+    browser.wait(f"document.querySelector('.qa-picture').toDataURL() !== '{before}'")
+    for wide in (390, 1280):
+        browser.show(wide, 900)
+        assert browser.evaluate("document.documentElement.scrollWidth") <= wide
+        assert browser.evaluate(SMALLEST) >= 12
     left, top, width, height = browser.wait(CANVAS)
     for kind, across in (("mousePressed", 0.5), ("mouseMoved", 0.75), ("mouseReleased", 0.75)):
         browser.call("Input.dispatchMouseEvent", type=kind, x=left + across * width, y=top + height / 2, button="left",

@@ -61,6 +61,7 @@ element.addEventListener('click', (event) => {
   const names = event.target.classList, mask = find('.qa-mask');
   if (names.contains('qa-clear')) clear();
   if (names.contains('qa-take')) trigger('take', {});
+  if (names.contains('qa-training')) trigger('training', { number: Number(find('.qa-number').value) });
   if (names.contains('qa-fill')) {
     if (!mask.getContext('2d').getImageData(0, 0, mask.width, mask.height).data.some((value) => value > 0)) {
       note('Nothing is painted yet: paint the part to fill.');

@@ -57,7 +57,8 @@ def build(player: Player) -> Any:
 
         blocks.load(load, controls, [images, strip, canvas], **common)
         gr.on([one.input for one in controls], show, controls, [images, strip], trigger_mode="always_last", **common)
-        for event, answer in (("upload", _upload), ("take", _take), ("fill", _fill)):
+        answers = [("upload", _upload), ("take", _take), ("fill", _fill)]
+        for event, answer in answers + [("training", _training)] * (player.training is not None):
             function = _answering(gr, player, answer)
             getattr(canvas, event)(function, controls, [canvas, filled], **common)
     blocks.queue(max_size=QUEUE, api_open=False)
@@ -97,7 +98,10 @@ def _controls(gr: Any, player: Player) -> list[Any]:
 def _canvas(gr: Any, player: Player) -> Any:
     """The canvas: its value is the data URL of a picture; it sends pictures and masks as data URLs with its events."""
     side = min(player.shape[1:])
-    template = html.text_of("canvas.html").format(side=side, brush=max(1, side // 5), most=MOST_BYTES)
+    training = html.text_of("training.html").format(last=player.training.count - 1) if player.training else ""
+    template = html.text_of("canvas.html").format(
+        side=side, brush=max(1, side // 5), most=MOST_BYTES, training=training
+    )
     return gr.HTML(
         elem_id="canvas",
         elem_classes="qa",
@@ -151,6 +155,11 @@ def _upload(player: Player, settings: Settings, sent: dict[str, Any]) -> tuple[s
 def _take(player: Player, settings: Settings, sent: dict[str, Any]) -> tuple[str | None, str]:
     """The first image of these settings."""
     return html.picture(player.images(settings)[0]), ""
+
+
+def _training(player: Player, settings: Settings, sent: dict[str, Any]) -> tuple[str | None, str]:
+    """A training image, by its number."""
+    return html.picture(player.training_picture(sent.get("number"))), ""
 
 
 def _fill(player: Player, settings: Settings, sent: dict[str, Any]) -> tuple[str | None, str]:

@@ -21,6 +21,7 @@ from ..edit import inpaint
 from ..samplers import SAMPLERS
 from ..sampling.generation import first_noise
 from ..sampling.plans import DEFAULT_SAMPLER, DEFAULT_STEPS, Sampling
+from .training import TrainingImages
 
 __all__ = ["Frame", "Player", "Point", "Settings"]
 
@@ -113,6 +114,7 @@ class Player:
     Attributes:
         denoise: a denoiser that declares the shape of its images.
         name: its name, for the title.
+        training: the images that it was trained on, which visitors may start from; None for none.
 
     Raises:
         InputError: for images that have no PNG, of more than 4 channels, or an undeclared shape.
@@ -120,6 +122,7 @@ class Player:
 
     denoise: Denoise
     name: str = "the model"
+    training: TrainingImages | None = None
 
     def __post_init__(self) -> None:
         channels = self.shape[0]
@@ -223,6 +226,19 @@ class Player:
         *_, last = self.frames(settings)
         assert last.images is not None
         return last.images
+
+    def training_picture(self, number: Any) -> Tensor:
+        """A training image, uint8 (C, H, W).
+
+        Args:
+            number: its number; the value comes from outside.
+
+        Raises:
+            InputError: for a number out of bounds, and an image that cannot be read.
+        """
+        if self.training is None:
+            raise InputError("the training images of this model are not at hand")
+        return self.training.picture(_whole("Training image", number, 0, self.training.count - 1))
 
     def filled(self, picture: Tensor, mask: Tensor, settings: Settings) -> Tensor:
         """Images with new content in a part of a picture, one per seed; uint8 (B, C, H, W).

@@ -6,6 +6,7 @@ import ipaddress
 import os
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +21,7 @@ from .guard import Guard
 from .html import text_of
 from .page import PURPOSE, build, gradio, theme
 from .player import Player
+from .training import TrainingImages
 
 __all__ = ["HOST", "PORT", "application", "listening", "play"]
 
@@ -54,6 +56,8 @@ def play(
         gradio()
         uvicorn = need("uvicorn", "app", PURPOSE)
         player = player_of(model, device)
+        if _is_local(host):  # training images are for those who have them
+            player = replace(player, training=training_of(model, player.shape))
         served = application(player, host)
         shown = f"[{host}]" if ":" in host else host
         report(f"{player.name}: http://{shown}:{sock.getsockname()[1]} (Ctrl-C ends)")
@@ -77,6 +81,17 @@ def player_of(model: str | Path | Denoise, device: torch.device | str = "auto") 
     """
     name = Path(model).expanduser().resolve().name if isinstance(model, str | Path) else "the model"
     return Player(open_model(model, device).denoise, name)
+
+
+def training_of(model: str | Path | Denoise, shape: tuple[int, int, int]) -> TrainingImages | None:
+    """The training images of a run, if they are at hand and of the shape (C, H, W) of the model's images."""
+    if not isinstance(model, str | Path):
+        return None
+    try:
+        images = TrainingImages(model)
+    except (InputError, OSError):
+        return None
+    return images if images.shape == shape else None
 
 
 def application(player: Player, host: str = HOST) -> Guard:

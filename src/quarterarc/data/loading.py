@@ -32,7 +32,7 @@ from .splits import check_no_split, files_of_split
 from .survey import survey
 from .trees import FolderTree, files_under
 
-__all__ = ["NoSuchData", "default_cache", "from_memory", "open_data", "open_source"]
+__all__ = ["NoSuchData", "default_cache", "from_memory", "is_on_the_hub", "open_data", "open_source"]
 
 
 class NoSuchData(InputError):
@@ -189,6 +189,11 @@ def _path_of(source: str) -> Path:
         return path.expanduser()
     except RuntimeError:  # there is no such user
         return path
+
+
+def is_on_the_hub(source: str) -> bool:
+    """Whether `DataSpec.source` names a dataset of the Hugging Face hub."""
+    return _hub_id(source) is not None
 
 
 def _hub_id(source: str) -> str | None:

@@ -266,11 +266,15 @@ def training_images(run: Path, limit: int | None = None, *, progress: bool = Tru
 
 def held_out_images(run: Path, *, progress: bool = True) -> ImageSet | None:
     """The images that were held out of the training of a run (`data.holdout`), or None; errors as `training_images`."""
-    return _images_of(run, None, True, progress) if _data_of(run).holdout else None
+    return _images_of(run, None, True, progress) if data_of(run).holdout else None
 
 
-def _data_of(run: Path) -> DataSpec:
-    """The section `data` of a run's recipe, without labels unless they decide which images a limit selects."""
+def data_of(run: Path) -> DataSpec:
+    """The section `data` of a run's recipe, without labels unless they decide which images a limit selects.
+
+    Raises:
+        InputError: if recipe.yaml does not describe the data.
+    """
     try:
         fields = load_yaml(read_text(run / "recipe.yaml", LARGEST))["data"]
         return DataSpec.model_validate({**fields, "labels": bool(fields.get("limit")) and fields.get("labels", False)})
@@ -280,7 +284,7 @@ def _data_of(run: Path) -> DataSpec:
 
 
 def _images_of(run: Path, limit: int | None, held_out: bool, progress: bool) -> ImageSet:
-    spec = _data_of(run)
+    spec = data_of(run)
     if not spec.holdout:  # the choice of held-out images depends on the number of all
         limits = [number for number in (limit, spec.limit) if number is not None]
         spec = spec.model_copy(update={"limit": min(limits, default=None)})
