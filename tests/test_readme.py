@@ -34,6 +34,19 @@ def test_the_readme_has_the_blocks_and_commands_that_are_tested() -> None:
     ]  # fmt: skip
 
 
+PAGES = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "src").rglob("demo.html")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_commands_work_in_zsh_as_printed(page: Path) -> None:
+    """A terminal with zsh takes # for a word, and brackets without quotes for the name of a file."""
+    for line in re.findall(
+        r"^(?: {4}|<pre><code>)?((?:quarterarc|make|pip|python) .+)$", page.read_text("utf-8"), re.M
+    ):
+        unquoted = re.sub(r"'[^']*'|\"[^\"]*\"|\{\{.*?\}\}|</code></pre>", "", line)
+        assert not re.search(r"[\[\]*?#]", unquoted), line
+
+
 def test_experiment_commands_plan(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
