@@ -14,6 +14,7 @@ import pytest
 from mkdocs.exceptions import PluginError
 
 import quarterarc as qa
+from browser import CHROMIUM, Browser
 from tools import site_hooks
 
 ROOT = Path(__file__).parent.parent
@@ -51,6 +52,25 @@ def test_pages_load_nothing_from_other_hosts(site: Path) -> None:
         loaded = re.findall(r'<(?:script|img|iframe)[^>]+src="(https?:[^"]+)"', text)
         loaded += re.findall(r'<link[^>]+rel="(?:stylesheet|preconnect)"[^>]+href="(https?:[^"]+)"', text)
         assert not loaded, page.name
+
+
+SMALLEST = """Math.min(...[...document.querySelectorAll('article *')]
+  .filter(one => one.offsetParent && [...one.childNodes].some(node => node.nodeType === 3 && node.textContent.trim()))
+  .map(one => parseFloat(getComputedStyle(one).fontSize)))"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium or Chrome")
+def test_pages_are_readable_on_a_narrow_screen(site: Path, tmp_path: Path) -> None:
+    browser = Browser(tmp_path)
+    try:
+        browser.show(390, 900)
+        for page in sorted(site.glob("*.html")):
+            browser.call("Page.navigate", url=page.as_uri())
+            browser.wait(f"location.href === '{page.as_uri()}' && document.readyState === 'complete'")
+            assert browser.evaluate("document.documentElement.scrollWidth") <= 390, page.name  # wide tables scroll
+            assert browser.evaluate(SMALLEST) >= 12, page.name
+    finally:
+        browser.close()
 
 
 def test_links_of_the_repository_become_links_of_the_site() -> None:
