@@ -19,7 +19,7 @@ from conftest import Cli
 from quarterarc.edit.files import interpolated, varied
 from quarterarc.edit.pictures import read_image, read_mask
 from quarterarc.storage.pictures import read_png, write_png
-from tools import draw_editing, measure_editing
+from tools import draw_editing, draw_photo_editing, measure_editing
 
 SHAPE = (1, 8, 8)
 
@@ -199,8 +199,9 @@ def test_the_commands_and_the_picture_of_the_page_are_made(
     monkeypatch.setattr("sys.argv", picture)
     draw_editing.main()
     assert read_png(tmp_path / "editing.png").shape == (1, 4 + 4 * 68, 4 + 9 * 68)
-    train, *lines = re.findall(r"^quarterarc (.+)$", page, re.MULTILINE)
+    train, *lines, photos = re.findall(r"^quarterarc (.+)$", page, re.MULTILINE)
     assert train == "train digits --out runs/digits"
+    assert photos.startswith("train photos --out runs/photos ")  # run by the test below
     assert [line.split()[0] for line in lines] == ["edit"] * 4
     for line in lines:
         done = cli(*line.split(), "--steps", "3", *([] if "--between" in line else ["--seeds", "0-1"]))
@@ -210,6 +211,32 @@ def test_the_commands_and_the_picture_of_the_page_are_made(
              "mask": read_png(Path("right.png"))[0]}  # fmt: skip
     exec(compile(block, "docs/editing.md", "exec"), names)
     assert len(names["way"].images) == 8
+
+
+def test_the_commands_of_the_photographs_make_their_picture(
+    tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they are written in docs/editing.md, with two crops of noise per photograph and a small network."""
+    page = (Path(__file__).parent.parent / "docs" / "editing.md").read_text(encoding="utf-8")
+    block = page.partition("```sh\npython tools/draw_photo_editing.py")[2].partition("```")[0]
+    making, training, drawing = f"python tools/draw_photo_editing.py{block}".strip().splitlines()
+    photograph = np.random.default_rng(0).integers(0, 256, (60, 90, 3)).astype(np.uint8)
+    Image.fromarray(photograph).save("photograph.png")
+    monkeypatch.setattr(
+        draw_photo_editing, "originals", lambda: dict.fromkeys(draw_photo_editing.SUBJECTS, Path("photograph.png"))
+    )
+    monkeypatch.setattr(draw_photo_editing, "CROPS", 5)
+    monkeypatch.setattr(draw_photo_editing, "STEPS", 2)
+    monkeypatch.setattr("sys.argv", making.split()[1:])
+    draw_photo_editing.main()
+    assert len(list(Path("photos").glob("*/IMG_000[0-4].*"))) == 4 * 5
+    small = ["data.size=8", "network.channels=8", "network.multipliers=[1]", "network.attention=[]", "training.batch=4",
+             "training.steps=1"]  # fmt: skip
+    trained = cli(*training.split()[1:], *small)
+    assert trained.returncode == 0, trained.stderr
+    monkeypatch.setattr("sys.argv", [*drawing.split()[1:-1], "photos.png"])
+    draw_photo_editing.main()
+    assert read_png(tmp_path / "photos.png").shape == (3, 4 + 4 * 68, 4 + 9 * 68)
 
 
 def test_the_table_of_the_page_is_measured(monkeypatch: pytest.MonkeyPatch, tiny_run: Path, capsys: Any) -> None:
