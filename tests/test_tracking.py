@@ -77,7 +77,7 @@ def test_a_tracker_receives_recipe_lines_and_contact_sheets(tmp_path: Path, tiny
         assert {name: line[name] for name in ("loss", "velocity", "gradient_norm", "learning_rate")}.items() <= (
             values.items()
         )
-    assert Recorder.received[5] == ("images", 6, {"samples": (134, 200, 3)})  # 2 rows of 3 images, in colour
+    assert Recorder.received[5] == ("images", 6, {"samples": (134, 134, 3)})  # 2 rows of 2 images, in colour
 
 
 def test_trackers_are_ended_if_training_does_not_begin(
