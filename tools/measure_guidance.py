@@ -1,6 +1,6 @@
 """The table of docs/labels.md: guidance on runs of labelled digits.
 
-quarterarc train digits --out runs/labels-0 data.labels=true objective.norm=mse training.seed=0
+quarterarc train digits --out runs/labels-0 data.labels=true training.seed=0
 python tools/measure_guidance.py runs/labels-0 --count 1000
 
 Of several runs the rows have the mean and the standard deviation.
