@@ -223,6 +223,17 @@ def test_stretching_is_mentioned_with_its_remedy(photos: Path) -> None:
     assert open_data(DataSpec(source="digits", size=8, channels=1)).notes == ()  # nothing is done to them
 
 
+def test_the_most_frequent_shapes_come_first_and_others_last(tmp_path: Path) -> None:
+    for number in range(24):  # of shapes without a name, but for the first three; each of its own size
+        size = (8 * (number + 4), 6 * (number + 4)) if number < 3 else (100 + number, 30)
+        Image.new("RGB", size, (9 * number, 80, 80)).save(tmp_path / f"{number:02d}.png")
+    (tmp_path / "99.png").write_bytes(b"this is no image")
+    notes = "; ".join(open_data(DataSpec(source=str(tmp_path), size=8, crop="center", skip_bad=True)).notes)
+    assert "cropped to squares: 3 of 4:3, 21 of other shapes (width:height)" in notes
+    assert "24 sizes (height x width), from 24x32 to 30x123; resized to 8x8" in notes  # none of them is frequent
+    assert "looked at" not in notes  # all were, and one that is skipped is named elsewhere
+
+
 def test_the_training_images_are_shown_as_the_network_sees_them(run: tuple[Path, str]) -> None:
     sheet = read_png(run[0] / "training-images.png")
     assert sheet.shape == (3, 2 * 66 + 2, 4 * 66 + 2)  # 8 images of 16x16, enlarged four times, two rows

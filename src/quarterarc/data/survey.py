@@ -20,6 +20,8 @@ _LOOKED_AT, _DECODED = 500, 32  # images, evenly spread
 _DARK = 2**14  # two of 16 bits are unused
 _WHITE = (255, 1023, 4095, 16383)  # the largest values of 8, 10, 12 and 14 bits
 _SHAPES = ((1, 1), (5, 4), (4, 3), (3, 2), (16, 9), (2, 1))  # aspect ratios with a name
+_OTHER = "other shapes"
+_OFTEN = 0.1  # smallest share of the images that have the most frequent size, for it to be mentioned
 _SAME_SHAPE = 0.02  # relative difference of the aspect ratios of one shape
 
 
@@ -41,7 +43,7 @@ def survey(source: Source, spec: DataSpec) -> tuple[str, ...]:
     looks = {number: found for number, found in in_order(seen, sorted(places | decoded)) if found is not None}
     _check_range(source, spec, looks.values())
     notes = [*_sizes(looks.values(), spec), *_changes(looks.values(), spec)]
-    if notes and len(looks) < source.count:
+    if notes and len(places | decoded) < source.count:
         notes.insert(0, f"of the {counted(source.count, 'image')}, {len(looks)} were looked at:")
     return (*notes, *_moving(source, spec, looks))
 
@@ -72,9 +74,10 @@ def _sizes(looks: Iterable[Look], spec: DataSpec) -> Iterator[str]:
     if len(sizes) == 1:
         yield f"all have {_pixels(usual)} (height x width), and are resized to {_pixels(target)}"
     else:
+        often = f", most often {_pixels(usual)} ({count:,})" if count >= _OFTEN * sizes.total() else ""
         yield (
-            f"{len(sizes)} sizes (height x width), from {_pixels(low)} to {_pixels(high)}, most often "
-            f"{_pixels(usual)} ({count:,}); resized to {_pixels(target)}"
+            f"{len(sizes)} sizes (height x width), from {_pixels(low)} to {_pixels(high)}{often}; resized to "
+            f"{_pixels(target)}"
         )
     if not isinstance(spec.crop, str):
         return
@@ -84,7 +87,8 @@ def _sizes(looks: Iterable[Look], spec: DataSpec) -> Iterator[str]:
             shapes[_shape(height, width)] += number
     if shapes:
         into = "squares" if spec.height == spec.width else f"{spec.width}:{spec.height}"
-        listed = ", ".join(f"{number:,} of {shape}" for shape, number in shapes.most_common(6))
+        others = {_OTHER: shapes.pop(_OTHER)} if _OTHER in shapes else {}  # last, however many
+        listed = ", ".join(f"{number:,} of {shape}" for shape, number in [*shapes.most_common(), *others.items()])
         if spec.crop == "center":
             yield f"cropped to {into}: {listed} (width:height)"
         else:
@@ -105,7 +109,7 @@ def _shape(height: int, width: int) -> str:
         for ratio in ((long, short), (short, long)):
             if abs(width / height * ratio[1] / ratio[0] - 1) <= _SAME_SHAPE:
                 return f"{ratio[0]}:{ratio[1]}"
-    return "other shapes"
+    return _OTHER
 
 
 def _changes(looks: Iterable[Look], spec: DataSpec) -> Iterator[str]:
