@@ -115,7 +115,7 @@ class ObjectiveSpec(Section):
     gamma: Annotated[float, Field(ge=0.0)] = 1.0
     """Weight of the velocity error in `both+gradient` (Zhang et al. 2023, Eq. 12)."""
     norm: str = "mse"
-    """`mse`, `l2`, `l1` or `huber`."""
+    """`mse` (squared, as in DDPM's code), `l2` (unsquared, as Zhang et al. print it), `l1` or `huber`."""
     variance: Literal["learned", "small", "large"] = "learned"
     """Variance of a step in `vlb` and `hybrid`."""
     options: dict[str, Any] = Field(default_factory=dict)
