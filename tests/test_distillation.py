@@ -248,7 +248,7 @@ def test_a_distilled_run_is_a_run(made: Path, tiny_run: Path, cli: Cli, tmp_path
     assert [f"<figcaption>{count}" in page for count in ("1 evaluation<", "2 evaluations<", "4 evaluations<")] == [
         True
     ] * 3
-    assert f"<code>quarterarc distill --out {made} --resume</code>" in page
+    assert f"<code>quarterarc distill --out {made} --resume training.steps=12</code>" in page
     # the trained span has an effect: a step of the map differs from one of its diagonal
     x = torch.randn(2, *denoise.shape or ())
     assert not torch.equal(denoise(x, 1.2, to=0.1).image, denoise(x, 1.2).image)
