@@ -29,7 +29,7 @@ from quarterarc.sampling.fitting import Family, Target, equations, misses
 from quarterarc.sampling.plans import Sampling
 from quarterarc.sampling.trajectories import run as run_plan
 from quarterarc.sampling.tuned_grids import TunedGrid, read_tuned, write_tuned
-from quarterarc.sampling.tuning import tune, tune_run
+from quarterarc.sampling.tuning import tune, tune_run, usual_images
 from quarterarc.storage.runs import newest_checkpoint
 from quarterarc.wrappers import Clipped, Evaluator, Guided, Replayed
 
@@ -65,6 +65,26 @@ def test_a_tuned_grid_has_a_smaller_error_on_other_noise(world: MixtureData, tun
     result = sample(world, x, tuned.apply(Multistep()), grid=tuned.angles)
     assert result.nfe == 6
     assert error(result.images) < 0.3 * error(sample(world, x, "multistep", 6).images)
+
+
+def test_a_grid_is_fitted_to_fewer_larger_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = [(1, 8, 8), (3, 8, 8), (3, 16, 16), (3, 32, 32), (3, 64, 64), (3, 256, 256)]
+    assert [usual_images(shape) for shape in shapes] == [128, 128, 74, 37, 18, 16]
+    assert [usual_images((3, 64, 64), classes) for classes in (10, 100, 1000)] == [18, 100, 128]
+    fitted = list[int]()
+
+    class Seen(Exception):
+        pass
+
+    def noted(denoise: object, noise: torch.Tensor, *more: object) -> Target:
+        fitted.append(len(noise))
+        raise Seen
+
+    monkeypatch.setattr(Target, "of", noted)
+    for given in (None, 24):
+        with pytest.raises(Seen):
+            tune(GaussianData(torch.zeros(3, 32, 32), 0.25), 2, shape=(3, 32, 32), images=given, progress=False)
+    assert fitted == [37, 24]
 
 
 def test_a_free_first_step_has_a_smaller_error_at_the_same_number_of_evaluations(

@@ -16,8 +16,8 @@ def add_arguments(parser: Parser) -> None:
     nfe = "evaluations per image to tune for; each has a grid of its own (default: %(default)s)"
     parser.add_argument("--nfe", default="5,8,10", metavar="LIST", help=nfe)
     add_sampler_arguments(parser)
-    images = "images to fit to; as many others compare the grids (default: %(default)s)"
-    parser.add_argument("--images", type=int, default=128, metavar="N", help=images)
+    images = "images to fit to; as many others compare the grids (default: 128, fewer above 256 pixels)"
+    parser.add_argument("--images", type=int, metavar="N", help=images)
     guidance = "scale of classifier-free guidance whose flow is fitted; an evaluation with it is two of the network"
     parser.add_argument("--guidance", type=float, metavar="SCALE", help=guidance)
     parser.add_argument("--no-weights", action="store_true", help="tune the angles only, not the weights of the steps")

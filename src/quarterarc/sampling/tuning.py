@@ -32,13 +32,14 @@ from .plans import DEFAULT_SAMPLER, Sampling
 from .trajectories import sample
 from .tuned_grids import TunedGrid, write_tuned
 
-__all__ = ["tune", "tune_run"]
+__all__ = ["tune", "tune_run", "usual_images"]
 
 FIRST_SEED = 1_000_000_000
 """Seed of the first noise that is fitted to, followed by the noise for the comparison: far from common seeds."""
 
 TRIED, ROUNDS = 3, 22  # largest number of rounds: per candidate family, and then for the better one
 FEWEST_IMAGES, MOST_IMAGES = 8, 100_000
+USUAL_IMAGES, USUAL_SIZE, LEAST_USUAL = 128, 256, 16  # of `usual_images`
 PER_CLASS = 16  # points that the mean image of a class is measured at: it depends little on the point
 LARGEST_MEAN = 2**22
 """Largest size of the mean images of all classes, in numbers: they are stored with each grid."""
@@ -51,7 +52,7 @@ def tune(
     sampler: str | Sampling = "multistep",
     *,
     nfe: int | None = None,
-    images: int = 128,
+    images: int | None = None,
     weights: bool = True,
     guidance: float | None = None,
     shape: Sequence[int] | None = None,
@@ -66,7 +67,7 @@ def tune(
     sampler: str | Sampling = "multistep",
     *,
     nfe: Sequence[int],
-    images: int = 128,
+    images: int | None = None,
     weights: bool = True,
     guidance: float | None = None,
     shape: Sequence[int] | None = None,
@@ -80,7 +81,7 @@ def tune(
     sampler: str | Sampling = "multistep",
     *,
     nfe: int | Sequence[int] | None = None,
-    images: int = 128,
+    images: int | None = None,
     weights: bool = True,
     guidance: float | None = None,
     shape: Sequence[int] | None = None,
@@ -101,7 +102,8 @@ def tune(
         nfe: network evaluations per image, of which guidance takes two per call of the network; a list, such as
             [5, 8, 10], tunes one grid per entry.
         guidance: scale of classifier-free guidance, whose flow is fitted; the grid is used with the same scale.
-        images: number of images to fit to, at least 8; the comparison uses as many others.
+        images: number of images to fit to, at least 8; the comparison uses as many others. By default 128 of up to 256
+            pixels and channels, and fewer of larger images (`usual_images`).
         weights: whether to fit the weights too, or the angles only.
         shape: (C, H, W), for a denoiser that does not declare it.
         device: device of the network, for a run: "auto", "cpu", "cuda".
@@ -132,7 +134,7 @@ def tune_run(
     nfe: Sequence[int],
     sampler: str | Sampling = "multistep",
     *,
-    images: int = 128,
+    images: int | None = None,
     weights: bool = True,
     guidance: float | None = None,
     device: str = "auto",
@@ -210,7 +212,8 @@ def _stored(
     fitting: Mapping[str, Any],
 ) -> Iterator[TunedGrid]:
     """Tune a run for each number of steps and store the grids beside its weights."""
-    _check_images(fitting["images"])
+    if fitting["images"] is not None:
+        _check_images(fitting["images"])
     checkpoint = read_model(run, lambda folder: folder)
     if not os.access(checkpoint, os.W_OK):
         raise InputError(f"{checkpoint} is read-only, and tuned grids are stored there: copy the run")
@@ -223,6 +226,16 @@ def _stored(
             yield tuned
 
     return tuned_grids()
+
+
+def usual_images(shape: Sequence[int], classes: int | None = None) -> int:
+    """The number of images that a grid is fitted to by default.
+
+    A larger image has more numbers to fit, and takes more computation: 128 images of up to 256 numbers, with the root
+    of the size fewer of larger ones, 37 of 3x32x32, at least 16, and up to 128 for as many classes.
+    """
+    by_size = round(USUAL_IMAGES * math.sqrt(min(1.0, USUAL_SIZE / math.prod(shape))))
+    return max(by_size, LEAST_USUAL, min(classes or 0, USUAL_IMAGES))
 
 
 def _check_images(images: int) -> None:
@@ -239,7 +252,7 @@ def _tuned(
     steps: int,
     sampler: str,
     options: dict[str, Any],
-    images: int,
+    images: int | None,
     weights: bool,
     shape: Sequence[int] | None,
     progress: bool,
@@ -249,8 +262,9 @@ def _tuned(
     families = _families(denoise, steps, sampler, options, shape, weights)
     if steps < 2:
         raise InputError(f"one step has no angles to tune: take at least 2, got {steps}")
-    _check_images(images)
     device, classes = traits(denoise).device or "cpu", traits(denoise).classes
+    images = usual_images(shape, classes) if images is None else images
+    _check_images(images)
     labels = torch.arange(images, device=device) % classes if classes else None
     untuned = families[0].chosen
     _check_deterministic(Family(untuned, shape, weights=False), first_noise(denoise, [FIRST_SEED], shape), labels)
