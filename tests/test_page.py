@@ -174,6 +174,17 @@ def test_the_commands_of_a_run_with_labels_sample_its_classes(tmp_path: Path) ->
     assert "--seeds 0-63 --labels 0-9</code>" in text
 
 
+def test_sheets_with_names_of_classes_are_not_reduced_on_a_narrow_screen(tmp_path: Path) -> None:
+    from quarterarc.storage.pictures import write_png
+
+    (tmp_path / "samples").mkdir()
+    write_png(tmp_path / "samples" / sheet_name(5), torch.zeros(1, 8, 8, dtype=torch.uint8))
+    for classes, expected in ((10, 1), (None, 0)):
+        RunPage(tmp_path, read_recipe("digits", ["data.labels=true"]), classes=classes).at(5)()
+        assert text_of(tmp_path).count('<div class="scroll"><img ') == expected
+    assert "(max-width: 600px) { .scroll > img { max-width: none; } }" in text_of(tmp_path)
+
+
 def test_the_page_of_a_flow_map_has_sheets_of_1_2_and_4_evaluations(tmp_path: Path) -> None:
     from quarterarc.storage.pictures import write_png
 

@@ -220,6 +220,7 @@ class RunPage:
             "steps": steps,
             "percent": f"{100 * moment.step / steps:.1f}",
             "facts": self._facts(moment, lines),
+            "named": self._classes is not None,  # on a narrow screen such pictures scroll: names stay readable
             "newest": newest,
             "earlier": earlier,
             "further": further,
