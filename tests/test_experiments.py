@@ -561,6 +561,7 @@ def test_bad_arguments_give_one_line_that_names_the_remedy(
     assert "whole numbers" in error_of("ablation", "--seeds", "0.5")
     assert "occurs twice" in error_of("ablation", "--seeds", "0,0")
     assert "--jobs" in error_of("ablation", "--jobs", "0")
+    assert "has no rows by norm: leave out --norm l2" in error_of("likelihood", "--scale", recipe, "--norm", "l2")
     assert "at least 8" in error_of("ablation", "--images", "2")
     assert "no images at" in error_of("ablation", "--scale", "cifar10", "--data", tmp_path / "none")
 

@@ -72,6 +72,9 @@ def run(args: argparse.Namespace) -> int:
     experiments = [experiment(name) for name in names]
     chosen = scale(args.scale, args.data, args.images, args.features)
     if args.norm:
+        squared, unsquared = (experiments[0].cells(replace(chosen, norms=(norm,)), seeds) for norm in ("mse", "l2"))
+        if args.name != "all" and squared == unsquared:
+            raise InputError(f"the experiment '{args.name}' has no rows by norm: leave out --norm {args.norm}")
         chosen = replace(chosen, norms=(args.norm,))
     if args.pretrained:
         chosen = with_pretrained(chosen, args.pretrained)
