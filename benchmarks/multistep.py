@@ -19,7 +19,8 @@ from benchmarks.worlds import mixture
 WORLDS = ("digits", "patches8")
 CHOICES: dict[str, dict[str, Any]] = {
     "default": {},
-    "plain": {"order": 3, "share": None, "width": 0.0, "finish": "falling"},
+    "first step evaluated": {"free_start": False},
+    "plain": {"order": 3, "share": None, "width": 0.0, "finish": "falling", "free_start": False},
     "no corrector": {"corrector": False},
     "estimates not moved": {"share": None},
     "noise a polynomial, level finish": {"width": 0.0, "finish": "level"},

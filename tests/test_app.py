@@ -562,7 +562,7 @@ def test_in_a_browser_a_slider_gives_another_image_and_a_painted_part_is_filled(
     assert second != first
     assert second == html.picture(player.images(player.settings(7, 4, 10, "multistep", 0))[0])
     browser.evaluate(MOVE.format("steps", 3))
-    browser.wait("document.querySelectorAll('#trajectory figure').length === 4")
+    browser.wait("document.querySelectorAll('#trajectory figure').length === 5")  # 3 steps after a free first one
 
     for width, dark in ((390, True), (390, False), (1280, True), (1280, False)):
         browser.show(width, 900, dark)

@@ -23,7 +23,7 @@ FLOORS = (
     {"arc", "networks"},
     {"schedules", "posterior"},
     {"estimate", "grids"},
-    {"heads", "objectives"},
+    {"heads", "mean_image", "objectives"},
     {"denoiser"},
     {"wrappers"},
     {"closed_form", "flow_map", "samplers", "storage"},

@@ -75,7 +75,7 @@ def test_a_run_is_uploaded_with_its_card(tiny_run: Path, stand_in: StandIn, cli:
     assert (created["organization"], created["name"]) == ("me", "digits")
     assert "private" in json.dumps(created)
     assert stand_in.tokens == ["Bearer hf_secret"]
-    names = {"README.md", "config.json", "model.safetensors", "quarterarc.json", "samples.png"}
+    names = {"README.md", "config.json", "mean.safetensors", "model.safetensors", "quarterarc.json", "samples.png"}
     assert stand_in.uploaded == {"me/digits": names}
 
 
@@ -85,7 +85,13 @@ def test_an_export_is_uploaded_as_it_is(tiny_run: Path, stand_in: StandIn, tmp_p
     qa.push(out, "me/digits", token="hf_other", message="First")
     assert stand_in.tokens == ["Bearer hf_other"]
     assert stand_in.messages == ["First"]
-    assert stand_in.uploaded["me/digits"] == {"README.md", "config.json", "model.safetensors", "quarterarc.json"}
+    assert stand_in.uploaded["me/digits"] == {
+        "README.md",
+        "config.json",
+        "mean.safetensors",
+        "model.safetensors",
+        "quarterarc.json",
+    }
     assert (out / "README.md").read_text() == "my own words"
 
 

@@ -425,7 +425,11 @@ def test_invalid_options_raise() -> None:
         with pytest.raises(InputError, match=message):
             Multistep(**options)
     with pytest.raises(InputError, match="order 4 takes at least 4 steps, got 3"):
-        Sampling("multistep", 3, options={"order": 4}).plan(world)
+        Sampling("multistep", 3, options={"order": 4, "free_start": False}).plan(world)
+    with pytest.raises(InputError, match="order 4 takes at least 3 steps, got 2"):
+        Sampling("multistep", 2, options={"order": 4}).plan(world)
+    with pytest.raises(InputError, match="free_start is true or false, got 2"):
+        Multistep(free_start=2)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="has no option 'offsets'"):
         Sampling("multistep", 3, options={"offsets": ()}).plan(world)
     with pytest.raises(InputError, match="the noise form is not defined at pi/2"):

@@ -66,7 +66,14 @@ def test_safetensors_are_loaded_with_equal_images(evaluated: Path, tmp_path: Pat
     assert done.returncode == 0, done.stderr
     assert done.stdout == "exported: out (model card: README.md)\n"
     names = {path.name for path in Path("out").iterdir()}
-    assert names == {"README.md", "config.json", "model.safetensors", "quarterarc.json", "samples.png"}
+    assert names == {
+        "README.md",
+        "config.json",
+        "mean.safetensors",
+        "model.safetensors",
+        "quarterarc.json",
+        "samples.png",
+    }
     one, other = (qa.generate(qa.load(place), range(2), steps=3, progress=False) for place in (evaluated, "out"))
     assert torch.equal(one, other)
     everything = "".join(path.read_text() for path in Path("out").rglob("*") if path.suffix in (".md", ".json"))

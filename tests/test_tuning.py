@@ -19,10 +19,9 @@ from quarterarc.arc import Angle
 from quarterarc.closed_form import GaussianData, MixtureData
 from quarterarc.common.errors import InputError
 from quarterarc.common.progress import Bar
-from quarterarc.denoiser import Traits
 from quarterarc.estimate import Estimate
+from quarterarc.mean_image import MeanImage
 from quarterarc.samplers import Multistep
-from quarterarc.samplers.mean_image import MeanImage
 from quarterarc.samplers.step_weights import StepWeights
 from quarterarc.sampling import fitting, tuning
 from quarterarc.sampling.fitting import Family, Target, equations, misses
@@ -31,7 +30,7 @@ from quarterarc.sampling.trajectories import run as run_plan
 from quarterarc.sampling.tuned_grids import TunedGrid, read_tuned, write_tuned
 from quarterarc.sampling.tuning import tune, tune_run, usual_images
 from quarterarc.storage.runs import newest_checkpoint
-from quarterarc.wrappers import Clipped, Evaluator, Guided, Replayed
+from quarterarc.wrappers import Clipped, Evaluator, Replayed
 
 
 @pytest.fixture(scope="module")
@@ -88,65 +87,13 @@ def test_a_grid_is_fitted_to_fewer_larger_images(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_free_first_step_has_a_smaller_error_at_the_same_number_of_evaluations(
-    world: MixtureData, tuned: TunedGrid, monkeypatch: pytest.MonkeyPatch
+    world: MixtureData, tuned: TunedGrid
 ) -> None:
-    monkeypatch.setattr(tuning, "_with_free_step", lambda *arguments: [])
-    without = tune(world, 6, shape=(1, 6, 6), images=32, progress=False)
+    without = tune(world, 6, shape=(1, 6, 6), images=32, progress=False, free_start=False)
+    assert (without.options, without.first) == ({"free_start": False}, None)
     assert tuned.nfe == without.nfe == tuned.steps == without.steps == 6
-    assert tuned.errors["untuned"] == without.errors["untuned"]
-    assert tuned.errors["weights"] < 0.7 * without.errors["weights"]
-
-
-def test_the_mean_of_the_data_is_the_estimate_of_gaussian_data_at_pi_2() -> None:
-    mean = torch.linspace(-1, 1, 16, dtype=torch.float64).reshape(1, 4, 4)
-    world, x = GaussianData(mean, 0.25), noise(range(3), (1, 4, 4))
-    evaluator = Evaluator(world)
-    known, expected = MeanImage.of(mean[None]).estimate(evaluator, x, math.pi / 2), world(x, math.pi / 2)
-    torch.testing.assert_close(known.image, expected.image, rtol=0, atol=1e-6)  # float32
-    torch.testing.assert_close(known.noise, expected.noise, rtol=0, atol=1e-6)
-    angles = Sampling(steps=4).plan(world).angles
-    free = sample(world, x, Multistep(first=MeanImage.of(mean[None])), grid=angles)
-    evaluated = sample(world, x, Multistep(), grid=angles)
-    assert (free.nfe, evaluated.nfe) == (3, 4)
-    torch.testing.assert_close(free.images, evaluated.images, rtol=0, atol=1e-5)
-    # below pi/2 the noise is the one that agrees with the mean on x
-    assert float(MeanImage.of(mean[None]).estimate(evaluator, x, 1.5).residual(x, 1.5).abs().max()) < 1e-6
-
-
-def test_a_class_has_its_own_mean_image() -> None:
-    means = torch.linspace(-1, 1, 3).reshape(3, 1, 1, 1).expand(3, 1, 4, 4)
-
-    class Classes:
-        """Two classes, and label 2 for images without one."""
-
-        traits = Traits(shape=(1, 4, 4), classes=2)
-
-        def __call__(self, x: torch.Tensor, angle: Angle, labels: torch.Tensor | None = None) -> Estimate:
-            labels = torch.full((len(x),), 2) if labels is None else labels
-            worlds = [GaussianData(mean, 0.25)(x, angle) for mean in means]
-            image, noise = (torch.stack([getattr(world, key) for world in worlds]) for key in ("image", "noise"))
-            return Estimate(image[labels, range(len(x))], noise[labels, range(len(x))])
-
-    x = noise(range(8), (1, 4, 4))
-    for guidance, expected in ((None, means), (2.0, torch.stack([2 * means[0] - means[2], means[1] * 2 - means[2]]))):
-        denoise = Classes() if guidance is None else Guided(Classes(), guidance)
-        mean = tuning._mean_image(denoise, x, math.pi / 2)
-        assert mean is not None
-        torch.testing.assert_close(mean.images[: len(expected)], expected, rtol=0, atol=1e-6)
-        for labels in (torch.tensor([1, 0, 0, 1, 1, 0, 1, 0]), *([None] if guidance is None else [])):
-            estimate = mean.estimate(Evaluator(denoise, labels), x, math.pi / 2)
-            torch.testing.assert_close(estimate.image, Evaluator(denoise, labels)(x, math.pi / 2).image)
-    single = Sampling("multistep", 4, guidance=2.0).plan(Classes())
-    plan = replace(single, sampler=Multistep(first=mean))
-    assert run_plan(plan, x, labels=[1] * 8).nfe == 6  # three steps with two evaluations each
-    assert plan.steps == 3
-
-
-def test_a_mean_image_of_too_many_numbers_is_not_used(world: MixtureData, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuning, "LARGEST_MEAN", 35)
-    tuned = tune(world, 2, shape=(1, 6, 6), images=8, progress=False)
-    assert tuned.first is None
-    assert len(tuned.angles) == 3
+    assert tuned.errors["untuned"] < 0.9 * without.errors["untuned"]
+    assert tuned.errors["weights"] < 0.8 * without.errors["weights"]
 
 
 def test_a_free_first_step_is_stored_with_its_grid(run: Path) -> None:
@@ -298,7 +245,7 @@ def test_offsets_are_added_to_the_weights_of_the_latest_estimates() -> None:
 
 def test_offsets_of_0_change_nothing(world: MixtureData) -> None:
     x = noise(range(3), (1, 6, 6))
-    plain = sample(world, x, "multistep", 5).images
+    plain = sample(world, x, "multistep", 5, free_start=False).images
     zero = Multistep(offsets=tuple(StepWeights(0.0, (0.0,) * count, (0.0,) * count) for count in (1, 2, 3, 4, 4)))
     torch.testing.assert_close(sample(world, x, zero, 5).images, plain, rtol=0, atol=1e-6)
     with pytest.raises(InputError, match="tuned weights are for 5 steps, got 6"):
@@ -316,14 +263,11 @@ def test_offsets_are_applied_with_the_width_of_their_fit(run: Path) -> None:
     assert read_tuned(checkpoint) == [tuned]
 
 
-def test_the_better_of_estimated_widths_and_width_0_is_fitted(
-    world: MixtureData, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tuning, "_with_free_step", lambda *arguments: [])  # which changes the better width
-    with_widths, without = (tune(world, steps, shape=(1, 6, 6), images=16, progress=False) for steps in (7, 6))
+def test_the_better_of_estimated_widths_and_width_0_is_fitted(world: MixtureData) -> None:
+    with_widths, without = (tune(world, steps, shape=(1, 6, 6), images=16, progress=False) for steps in (4, 3))
     assert with_widths.width is None
     assert without.width == 0.0
-    explicit = tune(world, 6, shape=(1, 6, 6), images=16, progress=False, width=0.0)
+    explicit = tune(world, 3, shape=(1, 6, 6), images=16, progress=False, width=0.0)
     assert explicit.width is None  # the width is in the options
     assert (explicit.angles, explicit.offsets) == (without.angles, without.offsets)
 
@@ -496,3 +440,10 @@ def test_a_tuned_grid_stored_with_an_old_option_name_is_found(run: Path) -> None
     assert read_tuned(checkpoint) == [tuned]
     for options in ({"eta": 0.0}, {"churn": 0.0}):
         assert Sampling("ddim", 2, "tuned", options).plan(load(run)).angles.tolist() == [1.5, 0.7, 0.0]
+
+
+def test_fresh_noise_and_orders_are_checked_as_in_sampling(world: MixtureData) -> None:
+    with pytest.raises(InputError, match="draws noise"):
+        tune(world, 4, shape=(1, 6, 6), images=8, progress=False, eta=0.5)
+    tuned = tune(world, 3, shape=(1, 6, 6), images=8, progress=False, order=4)
+    assert tuned.first is not None  # of 4 steps

@@ -16,6 +16,7 @@ import quarterarc as qa
 from benchmarks.report import Row, environment
 from benchmarks.samplers.ours import (
     CANDIDATE,
+    EVALUATED,
     FINE,
     GRIDS,
     NFE_FINE,
@@ -170,7 +171,8 @@ def _measured(subject: Subject, request: _Request, tick: Tick) -> Row:
     peers = _peers(subject, request.peers, request.nfes, tick)
     tuned_peers = _tuned_peers(subject, request.nfes, tick) if isinstance(subject, World) and subject.peers else []
     default = _default(subject)
-    heads = list(dict.fromkeys([default, CANDIDATE, *([(TUNED.sampler, "tuned")] if subject.tuned else [])]))
+    tuned = [(TUNED.label, "tuned")] if subject.tuned else []
+    heads = list(dict.fromkeys([default, CANDIDATE, (EVALUATED.label, CANDIDATE[1]), *tuned]))
     row: Row = {
         "name": subject.name,
         **subject.describe(),
@@ -184,7 +186,7 @@ def _measured(subject: Subject, request: _Request, tick: Tick) -> Row:
         "ratios": {measure: _ratios(ours, peers, tuned_peers, heads, measure) for measure in subject.measures},
     }
     if isinstance(subject, Trained):
-        fine = _solve(subject, Ours(CANDIDATE[0]), CANDIDATE[1], NFE_FINE)
+        fine = _solve(subject, EVALUATED, CANDIDATE[1], NFE_FINE)  # the flow itself
         assert fine is not None
         row["at_100"] = {"row": ", ".join(CANDIDATE), "nfe": fine.nfe, **subject.measure(fine)}
     return row | {"cpu_seconds": round(time.process_time() - started, 1)}

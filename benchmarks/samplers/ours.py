@@ -25,10 +25,13 @@ class Ours:
         return " ".join([self.sampler, *(f"{name} {value}" for name, value in self.options.items())])
 
 
+EVALUATED = Ours("multistep", {"free_start": False})
+"""The default with an evaluation at its first step, as every peer has it; compared with the best peer too."""
 OURS = (
     *map(Ours, ("euler", "midpoint", "heun", "rk4", "rotation", "ddim")),
     *(Ours("multistep", {"order": order}) for order in (1, 2, 3, 4)),
     Ours("multistep", {"finish": "image"}),
+    EVALUATED,
     Ours("multistep"),
 )
 GRIDS = ("angle", "octave")

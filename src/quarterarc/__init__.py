@@ -29,9 +29,11 @@ if TYPE_CHECKING:
     from .likelihood.flow import log_likelihood
     from .likelihood.inversion import decode, encode
     from .likelihood.variational import bits_per_dim, rate_distortion
+    from .mean_image import MeanImage
     from .objectives import objective
     from .samplers import sampler
     from .sampling.generation import generate, noise
+    from .sampling.mean_images import with_mean_image
     from .sampling.plans import Sampling
     from .sampling.trajectories import Result, sample, trajectory
     from .sampling.tuning import tune
@@ -61,9 +63,11 @@ _HOME = {
     "likelihood.flow": ("log_likelihood",),
     "likelihood.inversion": ("decode", "encode"),
     "likelihood.variational": ("bits_per_dim", "rate_distortion"),
+    "mean_image": ("MeanImage",),
     "objectives": ("objective",),
     "samplers": ("sampler",),
     "sampling.generation": ("generate", "noise"),
+    "sampling.mean_images": ("with_mean_image",),
     "sampling.plans": ("Sampling",),
     "sampling.trajectories": ("Result", "sample", "trajectory"),
     "sampling.tuning": ("tune",),
@@ -86,6 +90,7 @@ __all__ = [
     "GaussianData",
     "Guided",
     "InputError",
+    "MeanImage",
     "MixtureData",
     "Projected",
     "Recipe",
@@ -122,6 +127,7 @@ __all__ = [
     "trajectory",
     "tune",
     "velocity",
+    "with_mean_image",
 ]
 
 

@@ -16,6 +16,7 @@ from .arc import Angle, cos_sin, float64, spread
 from .common.errors import InputError
 from .denoiser import Traits
 from .estimate import Estimate
+from .mean_image import MeanImage
 
 __all__ = ["GaussianData", "MixtureData"]
 
@@ -57,10 +58,10 @@ class GaussianData:
         """(C, H, W) of the images."""
         return tuple(self.mean.shape)
 
-    @property
+    @cached_property
     def traits(self) -> Traits:
-        """The whole arc, and the shape of the images."""
-        return _traits(self.shape)
+        """The whole arc, the shape of the images, and their mean."""
+        return _traits(self.mean)
 
     @cached_property
     def _spectrum(self) -> tuple[Tensor, Tensor | None]:
@@ -147,10 +148,10 @@ class MixtureData:
         """(C, H, W) of the images."""
         return tuple(self.means.shape[1:])
 
-    @property
+    @cached_property
     def traits(self) -> Traits:
-        """The whole arc, and the shape of the images."""
-        return _traits(self.shape)
+        """The whole arc, the shape of the images, and their mean."""
+        return _traits(self.means.mean(0))
 
     def weights(self, x: Tensor, angle: Angle) -> Tensor:
         """The posterior probability of every component given x, shape (B, K)."""
@@ -184,6 +185,9 @@ class MixtureData:
         return spread(c, x).reshape(-1, 1), spread(q, x).reshape(-1, 1)
 
 
-def _traits(shape: tuple[int, ...]) -> Traits:
-    """The traits of a closed form; there is no image shape for data of other than three dimensions."""
-    return Traits(shape=(shape[0], shape[1], shape[2])) if len(shape) == 3 else Traits()
+def _traits(mean: Tensor) -> Traits:
+    """The traits of a closed form, of its mean; an image has three dimensions."""
+    if mean.ndim != 3:
+        return Traits()
+    channels, height, width = mean.shape
+    return Traits(shape=(channels, height, width), mean_image=MeanImage.of(mean[None]))

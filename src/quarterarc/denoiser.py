@@ -32,6 +32,8 @@ from .schedules import Schedule
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from .mean_image import MeanImage
+
 __all__ = [
     "DeclaresTraits",
     "Denoise",
@@ -84,6 +86,7 @@ class Traits:
             Grids that were tuned for the checkpoint are not valid for an altered flow.
         maps: whether the denoiser is a flow map, which takes the end of a step, `to`.
         streams: the format of the random streams from which the noise of a seed is drawn (`common.streams`).
+        mean_image: the image estimate at pi/2, by class, which samplers then need not evaluate; None if it is unknown.
     """
 
     smallest_angle: float = 0.0
@@ -99,6 +102,18 @@ class Traits:
     altered: str | None = None
     maps: bool = False
     streams: int = STREAMS
+    mean_image: MeanImage | None = None
+
+    def __post_init__(self) -> None:
+        if self.mean_image is None:
+            return
+        count, *shape = self.mean_image.shape
+        expected = 1 if self.classes is None else self.classes + self.unlabelled
+        if count != expected or (self.shape is not None and tuple(shape) != tuple(self.shape)):
+            raise InputError(
+                f"a denoiser of images of shape {self.shape} with {self.classes or 'no'} classes has mean images of "
+                f"shape ({expected}, C, H, W), one per class and one without a label, got {self.mean_image.shape}"
+            )
 
 
 class DeclaresTraits(Denoise, Protocol):
@@ -195,7 +210,7 @@ class Denoiser:
         projection: the `keep` of `Estimate.projected` for a head whose two estimates may disagree; None leaves both
             unchanged.
         checkpoint: the checkpoint folder of the weights, if there is one.
-        altered, streams: as in `Traits`.
+        altered, streams, mean_image: as in `Traits`; the mean image is that of the weights, and of no others.
         class_names: the names of the classes by label; empty where they have none.
         maps: whether it is a flow map.
     """
@@ -216,6 +231,7 @@ class Denoiser:
     class_names: tuple[str, ...] = ()
     maps: bool = False
     clock: Schedule | None = None
+    mean_image: MeanImage | None = None
 
     @property
     def traits(self) -> Traits:
@@ -233,6 +249,7 @@ class Denoiser:
             altered=self.altered,
             maps=self.maps,
             streams=self.streams,
+            mean_image=self.mean_image,
         )
 
     @cached_property

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from .common.devices import send
 from .common.errors import InputError, unknown_name
 from .denoiser import DEFAULT_PROJECTION, Denoise, Denoiser, Traits, call, traits
 from .estimate import PROJECTIONS, Estimate
+from .mean_image import MeanImage
 
 __all__ = ["Clipped", "Evaluator", "Guided", "Known", "Projected", "Replayed", "project"]
 
@@ -73,8 +74,9 @@ class Projected:
 
     @property
     def traits(self) -> Traits:
-        """The traits of the inner denoiser, with an altered flow."""
-        return _altered(traits(self.inner), f"projected by '{self.keep}'")
+        """The traits of the inner denoiser, with an altered flow; at pi/2 all projections keep the image estimate."""
+        inner = traits(self.inner)
+        return replace(_altered(inner, f"projected by '{self.keep}'"), mean_image=inner.mean_image)
 
     def __call__(self, x: Tensor, angle: Angle, labels: Tensor | None = None, to: Angle | None = None) -> Estimate:
         return call(self.inner, x, angle, labels, to).projected(x, angle, self.keep)
@@ -102,11 +104,12 @@ class Guided:
         if not traits(self.inner).unlabelled:
             raise InputError("guidance needs a denoiser that was trained with dropped labels (training.drop_labels)")
 
-    @property
+    @cached_property
     def traits(self) -> Traits:
-        """The traits of the inner denoiser, with an altered flow and twice the evaluations."""
+        """The traits of the inner denoiser, with an altered flow, its mean image, and twice the evaluations."""
         inner = traits(self.inner)
-        return _altered(replace(inner, evaluations=2 * inner.evaluations), f"guided by {self.scale!r}")
+        altered = _altered(replace(inner, evaluations=2 * inner.evaluations), f"guided by {self.scale!r}")
+        return replace(altered, mean_image=inner.mean_image and inner.mean_image.guided(self.scale))
 
     def __call__(self, x: Tensor, angle: Angle, labels: Tensor | None = None, to: Angle | None = None) -> Estimate:
         classes = traits(self.inner).classes
@@ -149,7 +152,10 @@ class Known:
         return _altered(traits(self.inner), "with known pixels")
 
     def __call__(self, x: Tensor, angle: Angle, labels: Tensor | None = None, to: Angle | None = None) -> Estimate:
-        estimate = call(self.inner, x, angle, labels, to)
+        return self.filled(call(self.inner, x, angle, labels, to), x, angle)
+
+    def filled(self, estimate: Estimate, x: Tensor, angle: Angle) -> Estimate:
+        """An estimate at x with the known pixels in their place."""
         c, s = cos_sin(angle, x)
         # at angle 0, where x does not determine the noise, the inner estimate is kept
         at_image = s == 0.0
@@ -176,8 +182,9 @@ def _twice(angle: Angle) -> Angle:
 
 
 def _altered(inner: Traits, change: str) -> Traits:
-    """The traits of a denoiser with one more change of its flow."""
-    return replace(inner, altered=change if inner.altered is None else f"{inner.altered}, {change}")
+    """The traits of a denoiser with one more change of its flow, which may change the mean image too."""
+    altered = change if inner.altered is None else f"{inner.altered}, {change}"
+    return replace(inner, altered=altered, mean_image=None)
 
 
 def project(denoise: Denoise, keep: str) -> Denoise:
@@ -235,6 +242,20 @@ class Evaluator:
         """Network evaluations per image, averaged over the batch; an int where the average is whole."""
         mean = self._evaluated / max(self._images, 1)
         return int(mean) if mean.is_integer() else mean
+
+
+def known_estimate(denoise: Denoise, mean: MeanImage, x: Tensor, angle: float) -> Estimate:
+    """The estimate by the mean image, without an evaluation, of the denoiser that a sampler is given.
+
+    Args:
+        denoise: the denoiser, which holds the labels and the known pixels.
+        mean: its mean image.
+        x: points, shape (B, C, H, W).
+        angle: their angle, above 0.
+    """
+    if isinstance(denoise, Known):
+        return denoise.filled(known_estimate(denoise.inner, mean, x, angle), x, angle)
+    return mean.estimate(x, angle, denoise.labels if isinstance(denoise, Evaluator) else None)
 
 
 class Replayed:

@@ -207,7 +207,8 @@ class Player:
             InputError: for settings that do not go together, images with NaN or infinity, or too little memory.
         """
         plan = settings.sampling.plan(self.denoise)
-        shown = {*np.linspace(0, plan.steps, min(plan.steps + 1, MOST_POINTS)).round().astype(int).tolist()}
+        steps = len(plan.angles) - 1  # with a free first one
+        shown = {*np.linspace(0, steps, min(steps + 1, MOST_POINTS)).round().astype(int).tolist()}
         points: list[Point] = []
         with self._memory(settings):
             noise = first_noise(self.denoise, settings.seeds)
@@ -218,8 +219,8 @@ class Player:
                 if place in shown:
                     estimate = None if state.estimate is None else _pixels(state.estimate.image)
                     points.append(Point(state.angle, _pixels(x), estimate))
-                images = to_uint8(x).cpu() if place == plan.steps else None
-                yield Frame(place, plan.steps, tuple(points), images, evaluator.nfe)
+                images = to_uint8(x).cpu() if place == steps else None
+                yield Frame(place, steps, tuple(points), images, evaluator.nfe)
 
     def images(self, settings: Settings) -> Tensor:
         """The images of `frames`, uint8 (B, C, H, W)."""

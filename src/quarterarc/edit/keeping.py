@@ -37,6 +37,10 @@ class Inpainting(Sampler):
     def evaluations(self) -> int:
         return self.inner.evaluations
 
+    @property
+    def free(self) -> int:
+        return self.inner.free
+
     def check(self, angles: Sequence[float] | np.ndarray) -> None:
         self.inner.check(angles)
 

@@ -73,7 +73,11 @@ class Cell:
 def hashed_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as they are hashed: options of samplers have the name that they had in version 0.1."""
     options = [[_HASHED_NAMES.get(name, name), value] for name, value in settings.get("options", ())]
-    return {**settings, **({"options": options} if "options" in settings else {})}
+    hashed = {**settings, **({"options": options} if "options" in settings else {})}
+    # since its first step is free by default, `multistep` makes other images
+    given = dict(settings.get("options", ()))
+    free = settings.get("sampler") == "multistep" and given.keys().isdisjoint({"eta", "start", "free_start"})
+    return {**hashed, **({"free_start": True} if free else {})}
 
 
 def quality(

@@ -28,6 +28,7 @@ from ..evaluation.extractors.classifier import trained_classifier
 from ..evaluation.features import collect
 from ..evaluation.references import Reference, read_statistics, save_statistics
 from ..evaluation.sets import BatchSet
+from ..sampling.mean_images import with_mean_image
 from ..storage.checkpoints import load
 from ..storage.files import make_folder, read_json, write_json
 from ..storage.locks import waiting_lock
@@ -130,13 +131,14 @@ class Lab:
         if self._loaded and self._loaded[0] == key:
             return self._loaded[1]
         if (network := self.scale.given(arm.name)) is not None:
-            self._loaded = key, open_given(network, self.scale, self.device)
+            self._loaded = key, with_mean_image(open_given(network, self.scale, self.device))
             return self._loaded[1]
         unstable = self._train(arm, seed, run)
         if unstable:
             return unstable
         precision = torch.bfloat16 if self.scale.recipe.training.precision == "bf16" else None
-        denoise = load(run, self.device, precision, projection=None)  # the papers' samplers use raw estimates
+        # the papers' samplers use raw estimates; checkpoints of earlier versions have no mean image
+        denoise = with_mean_image(load(run, self.device, precision, projection=None))
         self._loaded = key, denoise
         return denoise
 

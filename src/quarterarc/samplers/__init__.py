@@ -1,8 +1,7 @@
 """Samplers: rules that move a state from one angle to the next. One file per family, one registry.
 
-`multistep` has three more files: `step_weights`, the integrals of its steps, `widths`, the width of the data around
-each image, and `mean_image`, its first estimate on tuned grids. `options` reads the options of a sampler from its
-class.
+`multistep` has two more files: `step_weights`, the integrals of its steps, and `widths`, the width of the data around
+each image. `options` reads the options of a sampler from its class.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..common.errors import InputError
 from ..denoiser import Denoise, call
 from ..estimate import Estimate
+from ..mean_image import MeanImage
 from ..wrappers import Evaluator, Known
 
 __all__ = ["Denoise", "Draw", "LinearSampler", "Sampler", "State", "Weights", "of_rows"]
@@ -75,6 +76,15 @@ class Sampler(ABC):
     def free(self) -> int:
         """Number of steps without an evaluation, because their estimate is known."""
         return 0
+
+    def beginning(self, mean: MeanImage | None, named: bool) -> Sampler:
+        """The sampler for a grid, which may take the mean image as the first estimate; by default this sampler.
+
+        Args:
+            mean: the image estimate at the grid's first angle; None if it is unknown, or that angle is below pi/2.
+            named: whether the grid is given by name, so that it can have another step for one without an evaluation.
+        """
+        return self
 
     def check(self, angles: Sequence[float] | np.ndarray) -> None:
         """Raise an InputError for a grid that does not fit the options; by default every grid fits."""

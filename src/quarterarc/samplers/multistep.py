@@ -13,6 +13,9 @@ latest estimates, in a clock, and integrates exactly:
 The default clock is `octave` (`quarterarc.arc.octave`): estimates change at an even pace in it, and it is finite at
 both ends of the arc, unlike log-SNR and tan.
 
+At pi/2 x is pure noise, and the image estimate is the mean of the data. Where the denoiser declares it, N evaluations
+make N + 1 steps (`free_start`).
+
 A step has three parts. Prediction (Adams-Bashforth) uses the estimates up to its start. Correction (Adams-Moulton)
 repeats the step after the evaluation at its end, through that estimate too; it costs no evaluation, because the next
 step needs that estimate anyway. The estimate was evaluated at the predicted point and is then moved with it
@@ -43,10 +46,11 @@ from ..arc import NOISE_END
 from ..common.errors import InputError, unknown_name
 from ..denoiser import angle_range
 from ..estimate import Estimate
+from ..mean_image import MeanImage
+from ..wrappers import known_estimate
 from .base import Denoise, Draw, Sampler, State
 from .forms import FORMS, VELOCITY
 from .gradient import EULER, HEUN, RK4, Tableau, runge_kutta
-from .mean_image import MeanImage
 from .step_weights import CLOCKS, NoiseWeights, Step, StepWeights, fresh_noise, gaussian_weights, step_weights
 from .widths import width_at_the_end, widths
 
@@ -68,8 +72,8 @@ class Multistep(Sampler):
     a rising start spends no extra evaluations on the first steps, and the corrector repairs them.
 
     Attributes:
-        order: number of estimates per step, 1 to 4, at most the number of steps. None for 4 in the form `both` and 3 in
-            the others, or the number of steps if smaller.
+        order: number of estimates per step, 1 to 4, at most the number of steps, a free first one included. None for 4
+            in the form `both` and 3 in the others, or the number of steps if smaller.
         form: integrand of the polynomial: `both` (image and noise separately), `velocity`, `noise` or `image`. None for
             `both`, or `image` with fresh noise, which makes earlier noise estimates invalid.
         clock: variable of the polynomial: `octave` or `angle`.
@@ -89,14 +93,17 @@ class Multistep(Sampler):
             `falling` in the others.
         eta: amount of fresh noise, 0 (none) to 1 (as much as DDPM). The reverse process with other noise has the same
             marginals; its image estimate is integrated exactly.
+        free_start: whether the first step, from pi/2, takes the mean of the data in place of an evaluation, so that N
+            evaluations make N + 1 steps. None for true where the denoiser declares its mean image and the grid is
+            given by name, without fresh noise and a Runge-Kutta start.
         offsets: weights added to those of each step, one per step, fitted to a network by `quarterarc.tune`.
-        first: the image estimate at the first angle, in place of an evaluation, measured by `quarterarc.tune`; None to
-            evaluate there too.
+        first: the image estimate at the first angle, in place of an evaluation; None to evaluate there too.
 
     Raises:
         InputError: for a value not listed, an order above the number of steps, offsets for another number of steps, eta
             with offsets, `first`, the corrector or another form than `image`, a Runge-Kutta start with eta, offsets or
-            `first`, or a grid from pi/2 in the noise form.
+            `first`, a free start with eta, a Runge-Kutta start or a denoiser without a mean image, or a grid from pi/2
+            in the noise form.
     """
 
     order: int | None = None
@@ -108,6 +115,7 @@ class Multistep(Sampler):
     start: str = "rising"
     finish: str | None = None
     eta: float = 0.0
+    free_start: bool | None = None
     offsets: tuple[StepWeights, ...] = ()
     first: MeanImage | None = None
 
@@ -132,6 +140,8 @@ class Multistep(Sampler):
                 raise unknown_name(kind, str(name), known)
         if self.corrector not in (None, True, False):
             raise InputError(f"corrector is true or false, got {self.corrector!r}")
+        if self.free_start not in (None, True, False):
+            raise InputError(f"free_start is true or false, got {self.free_start!r}")
         if self.share is not None and not 0.0 <= self.share <= 1.0:
             raise InputError(f"share is 0 (corrections move the noise) to 1 (they move the image), got {self.share!r}")
         if self.width is not None and not 0.0 <= self.width < math.inf:
@@ -145,6 +155,8 @@ class Multistep(Sampler):
             raise InputError("tuned weights are for steps without fresh noise: use eta=0, or another grid")
         if self.start == "runge-kutta" and (fresh or tuned):
             raise InputError("a Runge-Kutta start has neither fresh noise nor tuned weights: use start='rising'")
+        if self.free_start and (fresh or self.start == "runge-kutta"):
+            raise InputError("a free start has neither fresh noise nor a Runge-Kutta start: use free_start=false")
         if fresh and self.form not in (None, "image"):
             raise InputError(f"eta above 0 needs form='image', got '{self.form}': leave out form, or use eta=0")
         if self.finish == "gaussian" and (fresh or self.form not in (None, BOTH)):
@@ -156,12 +168,32 @@ class Multistep(Sampler):
     def free(self) -> int:
         return int(self.first is not None)
 
+    def beginning(self, mean: MeanImage | None, named: bool) -> Multistep:
+        """The sampler whose first estimate is the mean image, if it has a free start; arguments as for `Sampler`.
+
+        Raises:
+            InputError: for `free_start=True` without a mean image.
+        """
+        free = self.free_start
+        if free and self.first is None and mean is None:
+            raise InputError(
+                "free_start=true takes the mean of the data in place of the evaluation at pi/2: this denoiser does not "
+                "declare its mean image, or the grid begins below pi/2 or has no room for another step; leave "
+                "free_start out"
+            )
+        if free is None:
+            free = named and self.eta == 0.0 and self.start == "rising" and not self.offsets
+        return replace(self, first=mean) if free and self.first is None and mean is not None else self
+
     def check(self, angles: Sequence[float] | np.ndarray) -> None:
         """Raise an InputError for a grid that does not fit the options."""
         steps = len(angles) - 1
+        if self.free and steps < 2:
+            raise InputError("a free start takes at least one more step, with an evaluation: give a longer grid")
         if self.order is not None and self.order > steps:
+            least, given = self.order - self.free, steps - self.free
             raise InputError(
-                f"order {self.order} takes at least {self.order} steps, got {steps}: take more, or a lower order"
+                f"order {self.order} takes at least {least} steps, got {given}: take more, or a lower order"
             )
         if self.offsets and len(self.offsets) != steps:
             raise InputError(f"the tuned weights are for {len(self.offsets)} steps, got {steps}")
@@ -175,7 +207,7 @@ class Multistep(Sampler):
         smallest, _ = angle_range(denoise)
         history = _History(x, run.kept)
         for k, (b, a) in enumerate(pairwise(angles)):
-            estimate = denoise(history.x, b) if k or self.first is None else self.first.estimate(denoise, x, b)
+            estimate = denoise(history.x, b) if k or self.first is None else known_estimate(denoise, self.first, x, b)
             yield State(history.x, b, estimate)
             history.widths = run.next_widths(history, k, estimate)
             history.add(estimate)

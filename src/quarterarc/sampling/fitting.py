@@ -22,7 +22,6 @@ from ..common.progress import Bar
 from ..denoiser import Denoise, Traits, angle_range, call, traits
 from ..estimate import Estimate
 from ..samplers import Multistep, Sampler
-from ..samplers.mean_image import MeanImage
 from ..samplers.step_weights import StepWeights
 from ..wrappers import Evaluator, Replayed
 from .plans import Plan
@@ -101,11 +100,9 @@ class Family:
         chosen: the plan with the untuned sampler and grid.
         shape: (C, H, W) of the images.
         weights: whether to fit offsets; only those of `multistep` without a Runge-Kutta start are.
-        first: the estimate of the first step in place of an evaluation, for `multistep` too; None for an evaluation.
     """
 
-    def __init__(self, chosen: Plan, shape: Sequence[int], weights: bool, first: MeanImage | None = None) -> None:
-        self.mean = first
+    def __init__(self, chosen: Plan, shape: Sequence[int], weights: bool) -> None:
         self.chosen, self.coarsest = chosen, math.sqrt(math.prod(shape))
         self.weights = weights and isinstance(chosen.sampler, Multistep) and chosen.sampler.start == "rising"
         self.first, self.last = chosen.angles[0], chosen.angles[-1]
@@ -132,11 +129,9 @@ class Family:
         return tuple(offsets)
 
     def sampler(self, vector: np.ndarray) -> Sampler:
-        """The sampler with the offsets and the first estimate."""
+        """The sampler with the offsets."""
         rule = self.chosen.sampler
-        if not isinstance(rule, Multistep) or not (self.weights or self.mean):
-            return rule
-        return replace(rule, offsets=self.offsets(vector), first=self.mean)
+        return replace(rule, offsets=self.offsets(vector)) if self.weights and isinstance(rule, Multistep) else rule
 
     def reach(self, vector: np.ndarray) -> np.ndarray:
         """The scale of each parameter: the shorter step beside an angle, in octaves; 1 for an offset."""

@@ -22,7 +22,7 @@ from ..common.devices import send
 from ..common.errors import InputError, unknown_name
 from ..common.streams import Purpose, streams
 from ..common.text import counted, one_line
-from ..denoiser import Denoise, traits
+from ..denoiser import Denoise, Traits, traits
 from ..samplers import Draw, Sampler, State, current_options, described, is_plain
 from ..samplers import sampler as named_sampler
 from ..wrappers import Evaluator, Guided, project
@@ -60,7 +60,8 @@ class Sampling:
     Attributes:
         sampler: a registered name of `quarterarc.samplers.SAMPLERS`, an import path, or a sampler; if None
             `multistep`, and `jump` for a flow map.
-        steps: number of steps; 10 if None, or the sampler's own default. The cost is `Result.nfe`.
+        steps: number of steps with an evaluation; 10 if None, or the sampler's own default. A free first one of
+            `multistep` is not counted. The cost is `Result.nfe`.
         grid: a name in `quarterarc.grids.GRIDS`, from the denoiser's largest angle to 0; `tuned` for the grid that
             `quarterarc tune` fitted to this network; or the angles themselves. The sampler's default grid if None.
         options: options of the sampler, such as `eta` for `ddim` or `variance` for `ddpm`.
@@ -129,7 +130,9 @@ class Sampling:
             sampler, angles = tuned.apply(sampler), np.array(tuned.angles)
             settings["tuned_weights"] = tuned.fingerprint
         else:
-            angles = resolve_grid(denoise, grid, steps, shape, start)
+            begun, angles = _begun(sampler, denoise, grid, steps, shape, start)
+            if begun is not sampler and (mean := traits(denoise).mean_image) is not None:
+                sampler, settings["mean_image"] = begun, mean.fingerprint
         sampler.check(angles)
         settings = {key: value for key, value in settings.items() if value is not None}
         grid_name = grid if isinstance(grid, str) else "explicit"
@@ -164,7 +167,7 @@ class Plan:
         options: options of the sampler; for an object, the fields that differ from their defaults.
         grid: name of the grid, `tuned`, or `explicit`.
         angles: float64, from the first angle to the last, usually 0.
-        further: guidance, projection and the hash of tuned weights, where there are any.
+        further: guidance, projection and the hashes of tuned weights and of the mean image, where there are any.
         exact: whether name and options determine the sampler.
         start: returns the points at the first angle, given the first noise of some seeds, shape (B, C, H, W), and the
             seeds; None for the noise itself.
@@ -182,11 +185,11 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        """Number of steps that evaluate the denoiser: all but the free first step of a tuned grid."""
+        """Number of steps that evaluate the denoiser: all but a free first one."""
         return len(self.angles) - 1 - self.sampler.free
 
     def describe(self) -> dict[str, Any]:
-        """The settings as JSON types, sufficient to repeat the sampling if `exact`."""
+        """The settings as JSON types, sufficient to repeat the sampling by the grid's name if `exact`."""
         declared = traits(self.denoise).streams
         return {
             **self.further,
@@ -214,7 +217,10 @@ class Plan:
             raise InputError(f"noise is a floating point tensor, got {noise.dtype}")
         if labels is not None and not isinstance(labels, Tensor) and any(isinstance(label, str) for label in labels):
             labels = numbered_labels(self.denoise, labels)
-        evaluator = Evaluator(self.denoise, None if labels is None else _as_tensor(labels, noise.device))
+        given = None if labels is None else _as_tensor(labels, noise.device)
+        if given is not None and self.sampler.free:
+            _check_range(given, traits(self.denoise))
+        evaluator = Evaluator(self.denoise, given)
         return evaluator, _without_gradients(
             self.sampler, evaluator, noise, self.angles.tolist(), _draw(seeds, traits(self.denoise).streams)
         )
@@ -231,6 +237,17 @@ def _as_tensor(labels: Tensor | Sequence[int | str], device: torch.device) -> Te
     return send(tensor, device, torch.int64)
 
 
+def _check_range(labels: Tensor, declared: Traits) -> None:
+    """Raise an InputError for labels outside the classes, which the mean image could not tell from others.
+
+    Those on another device are not checked: reading them waits for it.
+    """
+    most = (declared.classes or 0) - (not declared.unlabelled)
+    if labels.device.type == "cpu" and len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) <= most:
+        wrong = int(labels.min()) if int(labels.min()) < 0 else int(labels.max())
+        raise InputError(f"the model has the labels 0..{(declared.classes or 0) - 1}, got the label {wrong}")
+
+
 @torch.no_grad()
 def _without_gradients(
     sampler: Sampler, denoise: Denoise, noise: Tensor, angles: Sequence[float], draw: Draw
@@ -243,6 +260,30 @@ def _draw(seeds: Sequence[int] | None, format: int) -> Draw:
         return torch.randn_like
     drawn = streams(Purpose.STEPS, seeds, format=format)
     return lambda like: drawn.normal(like.shape[1:], like.dtype, like.device)
+
+
+def _begun(
+    sampler: Sampler,
+    denoise: Denoise,
+    grid: GridLike,
+    steps: int | None,
+    shape: Sequence[int] | None,
+    start: float | None,
+) -> tuple[Sampler, np.ndarray]:
+    """The sampler, which may take the mean image as its first estimate, and the angles; arguments as for `plan`.
+
+    A grid by name then has one more step, since the number of steps is that of the evaluations.
+    """
+    angles = resolve_grid(denoise, grid, steps, shape, start)
+    named = isinstance(grid, str) and grid in grids.GRIDS and grid not in grids.PUBLISHED
+    at_noise = angles[0] > NOISE_END - ROUNDING
+    begun = sampler.beginning(traits(denoise).mean_image if at_noise else None, named)
+    if begun is sampler or not named:
+        return begun, angles
+    try:
+        return begun, resolve_grid(denoise, grid, len(angles) - 1 + begun.free, shape, start)
+    except InputError:  # the grid has no more steps
+        return sampler.beginning(None, named), angles
 
 
 def resolve_grid(

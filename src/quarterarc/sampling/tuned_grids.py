@@ -19,8 +19,8 @@ from ..common.text import counted
 from ..denoiser import Denoise, traits
 from ..grids import explicit
 from ..interop.opening import identity
+from ..mean_image import MeanImage
 from ..samplers import Multistep, Sampler, current_options
-from ..samplers.mean_image import MeanImage
 from ..samplers.step_weights import StepWeights
 from ..storage.checksums import DamagedFile, read_sealed, write_sealed
 

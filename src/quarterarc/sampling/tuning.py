@@ -1,9 +1,10 @@
 """Tuning: fit the angles of a sampler, and the weights of its steps, to the fine trajectories of one network.
 
 The targets are the ends of the probability flow from given noise, solved finely. Angles and weights are fitted together
-by the finished images (`fitting`), because later steps change the error of an earlier one. `multistep` is fitted for a
-few rounds with one width per image and with width 0, each without and with a free first step, and then the best of
-these to the end. The result is compared on other noise with the untuned grid, which is kept if it is better there.
+by the finished images (`fitting`), because later steps change the error of an earlier one. `multistep` is fitted for
+eight rounds with one width per image and with width 0, each without and with a free first step, and then the best of
+these to the end: after three rounds the order of the four is often another one. The result is compared on other noise
+with the untuned grid, which is kept if it is better there.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -20,15 +22,15 @@ import torch
 from ..common.devices import pick_device
 from ..common.errors import InputError
 from ..common.progress import progress_bar
-from ..denoiser import Denoise, call, required_shape, traits
+from ..denoiser import Denoise, required_shape, traits
 from ..interop.opening import load, read_model
 from ..samplers import Adaptive, Multistep, Sampler, current_options
 from ..samplers import sampler as named_sampler
-from ..samplers.mean_image import MeanImage
 from ..wrappers import Guided
 from .fitting import Family, Target, fit, median_error, misses
 from .generation import first_noise
-from .plans import DEFAULT_SAMPLER, Sampling
+from .mean_images import mean_image
+from .plans import DEFAULT_SAMPLER, Plan, Sampling
 from .trajectories import sample
 from .tuned_grids import TunedGrid, write_tuned
 
@@ -37,12 +39,9 @@ __all__ = ["tune", "tune_run", "usual_images"]
 FIRST_SEED = 1_000_000_000
 """Seed of the first noise that is fitted to, followed by the noise for the comparison: far from common seeds."""
 
-TRIED, ROUNDS = 3, 22  # largest number of rounds: per candidate family, and then for the better one
+TRIED, ROUNDS = 8, 14  # largest number of rounds: per candidate family, and then for the best one
 FEWEST_IMAGES, MOST_IMAGES = 8, 100_000
 USUAL_IMAGES, USUAL_SIZE, LEAST_USUAL = 128, 256, 16  # of `usual_images`
-PER_CLASS = 16  # points that the mean image of a class is measured at: it depends little on the point
-LARGEST_MEAN = 2**22
-"""Largest size of the mean images of all classes, in numbers: they are stored with each grid."""
 
 
 @overload
@@ -259,17 +258,17 @@ def _tuned(
 ) -> TunedGrid:
     """The grid for one number of steps; arguments and errors as for `tune`."""
     shape = required_shape(denoise, shape)
-    families = _families(denoise, steps, sampler, options, shape, weights)
+    untuned = Sampling(sampler, steps, options=options).plan(denoise, shape)
+    if isinstance(untuned.sampler, Adaptive):
+        raise _chooses(sampler)
     if steps < 2:
         raise InputError(f"one step has no angles to tune: take at least 2, got {steps}")
     device, classes = traits(denoise).device or "cpu", traits(denoise).classes
     images = usual_images(shape, classes) if images is None else images
     _check_images(images)
     labels = torch.arange(images, device=device) % classes if classes else None
-    untuned = families[0].chosen
     _check_deterministic(Family(untuned, shape, weights=False), first_noise(denoise, [FIRST_SEED], shape), labels)
-    points = first_noise(denoise, range(FIRST_SEED, FIRST_SEED + images), shape)
-    families += _with_free_step(families, denoise, shape, points)
+    families = _families(untuned, shape, weights)
     total = 2 + len(families) * TRIED + ROUNDS
     with progress_bar(total, "round", f"tune {steps} steps", progress) as bar:
         targets = []
@@ -290,58 +289,37 @@ def _tuned(
             for name, made in results.items()
         }
     kept = min(errors, key=lambda name: errors[name])
-    offsets, mean = (family.offsets(vector), family.mean) if kept == kind else ((), None)
-    width = None if kept != kind or family.chosen.sampler == untuned.sampler else 0.0
+    offsets, rule = (family.offsets(vector), rules[kept]) if kept == kind else ((), untuned.sampler)
+    mean, width = None, None
+    if isinstance(rule, Multistep) and isinstance(untuned.sampler, Multistep):
+        mean, width = rule.first, None if rule.width == untuned.sampler.width else rule.width
     nfe, flow = int(results[kept].nfe), traits(denoise).altered
     return TunedGrid(sampler, options, tuple(map(float, angles[kept])), offsets, errors, kept, nfe, width, flow, mean)
 
 
-def _with_free_step(
-    families: Sequence[Family], denoise: Denoise, shape: Sequence[int], noise: torch.Tensor
-) -> list[Family]:
-    """The families with one more step, the first, which is not evaluated; none for a sampler without such a step."""
-    chosen = families[0].chosen
-    if not isinstance(chosen.sampler, Multistep) or chosen.sampler.start != "rising":
-        return []
-    mean = _mean_image(denoise, noise, float(chosen.angles[0]))
-    if mean is None:
-        return []
-    requests = [Sampling(chosen.name, chosen.steps + 1, options=family.chosen.options) for family in families]
-    return [
-        Family(request.plan(denoise, shape), shape, family.weights, mean)
-        for request, family in zip(requests, families, strict=True)
-    ]
+def _families(untuned: Plan, shape: Sequence[int], weights: bool) -> list[Family]:
+    """The families to try.
 
+    For `multistep` these are the first step evaluated and free, unless an option chooses one of the two, each with the
+    width of the options and, if weights are fitted, with width 0.
+    """
+    rule, name, steps = untuned.sampler, untuned.name, untuned.steps
+    if not isinstance(rule, Multistep) or rule.start != "rising":
+        return [Family(untuned, shape, weights)]
 
-@torch.no_grad()
-def _mean_image(denoise: Denoise, noise: torch.Tensor, angle: float) -> MeanImage | None:
-    """The mean of the image estimates at the first angle, by class; None if it is too large or not finite."""
-    declared = traits(denoise)
-    labels = [None] if declared.classes is None else [*range(declared.classes + declared.unlabelled)]
-    if len(labels) * noise[0].numel() > LARGEST_MEAN:
-        return None
-    points = noise if declared.classes is None else noise[:PER_CLASS]
-    means = []
-    for label in labels:
-        classes = None if label is None else torch.full((len(points),), label, device=noise.device)
-        means.append(call(denoise, points, angle, classes).image.float().mean(0))
-    images = torch.stack(means)
-    return MeanImage.of(images) if bool(images.isfinite().all()) else None
-
-
-def _families(
-    denoise: Denoise, steps: int, sampler: str, options: dict[str, Any], shape: Sequence[int], weights: bool
-) -> list[Family]:
-    """The families to try: that of the options, and for `multistep` with weights that of width 0."""
-    chosen = Sampling(sampler, steps, options=options).plan(denoise, shape)
-    if isinstance(chosen.sampler, Adaptive):
-        raise _chooses(sampler)
-    families = [Family(chosen, shape, weights)]
-    if families[0].weights and options.get("form") in (None, "both") and options.get("width") is None:
+    changes: list[dict[str, Any]] = [] if rule.free_start or (rule.order or 0) > steps else [{}]
+    if rule.free_start is not False and (mean := rule.first or mean_image(untuned.denoise, shape)) is not None:
+        changes.append({"first": mean})
+    if weights and rule.form in (None, "both") and rule.width is None:
         # Weights shared by all images contain their common width; a width per image in addition is better for some
         # networks and numbers of steps, and worse for others.
-        without = Sampling(sampler, steps, options={**options, "width": 0.0}).plan(denoise, shape)
-        families.append(Family(without, shape, weights))
+        changes += [{**change, "width": 0.0} for change in changes]
+    options = {**untuned.options, "free_start": False}
+    families = []
+    for change in changes:
+        plan = Sampling(name, steps + ("first" in change), options=options).plan(untuned.denoise, shape)
+        assert isinstance(plan.sampler, Multistep)
+        families.append(Family(replace(plan, sampler=replace(plan.sampler, **change)), shape, weights))
     return families
 
 

@@ -1,7 +1,7 @@
 """Exports of a trained model for other programs.
 
     diffusers     a pipeline folder that diffusers loads
-    safetensors   a checkpoint folder: config.json and model.safetensors, which `quarterarc.load` reads
+    safetensors   a checkpoint folder: config.json and tensors in safetensors files, which `quarterarc.load` reads
     onnx          model.onnx, the network alone
 
 Each is a folder with a model card (README.md), a picture of samples, and quarterarc.json, which describes the export.
@@ -76,6 +76,8 @@ def export(
     place = pick_device(device)
     checkpoint, model, denoise = read_model(run, lambda path: (path, identity(path), load(path, projection=None)))
     record = {"format": format, "model": model, "quarterarc": __version__}
+    if format == "safetensors" and denoise.mean_image is not None:
+        record["mean_image"] = denoise.mean_image.fingerprint
     exists = folder.exists()
     if exists and _record_of(folder) != record:
         raise InputError(
@@ -107,8 +109,10 @@ def _record_of(folder: Path) -> dict[str, Any] | None:
     if not is_export(folder):
         return None
     record = read_json(folder / RECORD)
-    names = ("format", "model", "quarterarc")
-    return {name: record.get(name) for name in names} if isinstance(record, dict) else None
+    if not isinstance(record, dict):
+        return None
+    further = {name: record[name] for name in ("mean_image",) if name in record}
+    return {**{name: record.get(name) for name in ("format", "model", "quarterarc")}, **further}
 
 
 def _sheet(denoise: Denoiser, count: int) -> Any:

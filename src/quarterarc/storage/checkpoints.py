@@ -1,9 +1,13 @@
-"""Denoisers in checkpoint folders: config.json and model.safetensors."""
+"""Denoisers in checkpoint folders: config.json, model.safetensors and, where it is known, mean.safetensors.
+
+The last one is the mean image of the data (`quarterarc.mean_image`), by which the first step takes no evaluation.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,13 +24,14 @@ from ..common.limits import LARGEST_SIDE
 from ..common.text import one_line
 from ..denoiser import DEFAULT_PROJECTION, Denoiser
 from ..heads import Head, LearnedVariance, head
+from ..mean_image import MeanImage
 from ..networks import build_network, describe_network
 from ..schedules import Schedule, schedule
 from ..wrappers import project
-from .checksums import checksums_of, read_sealed, sha256, verify, write_sealed
+from .checksums import DamagedFile, checksums_of, read_sealed, sha256, verify, write_sealed
 from .files import replace_folder
-from .runs import CONFIG, WEIGHTS, read_newest
-from .weights import load_weights, save_tensors
+from .runs import CONFIG, MEAN, WEIGHTS, read_newest
+from .weights import load_weights, read_weights, save_tensors
 
 __all__ = [
     "FORMAT",
@@ -38,7 +43,10 @@ __all__ = [
     "load",
     "save",
     "write_checkpoint",
+    "write_mean",
 ]
+
+logger = logging.getLogger("quarterarc")
 
 FORMAT = 1
 
@@ -76,10 +84,36 @@ def _load(folder: Path, device: torch.device, precision: torch.dtype | None, pro
     verify(folder / WEIGHTS, config)
     load_weights(denoise.network, folder / WEIGHTS)
     denoise.network.eval().requires_grad_(False)
-    denoise = replace(denoise.to(device), checkpoint=folder)
+    denoise = replace(denoise.to(device), checkpoint=folder, mean_image=_read_mean(folder, config, denoise))
     projected = project(denoise, "none" if projection is None else projection)
     assert isinstance(projected, Denoiser)
     return projected
+
+
+def _read_mean(folder: Path, config: Mapping[str, Any], denoise: Denoiser) -> MeanImage | None:
+    """The mean image of a checkpoint; None if it has none, like those of earlier versions."""
+    path = folder / MEAN
+    if not path.exists():
+        if MEAN in config.get("checksums", {}):
+            logger.warning("%s is missing: the first step of `multistep` is evaluated; copy it too", path)
+        return None
+    verify(path, config)
+    images = read_weights(path).get("mean_image")
+    count = 1 if denoise.classes is None else denoise.classes + denoise.unlabelled
+    expected = (count, *(denoise.shape or ()))
+    if images is None or tuple(images.shape) != expected or not images.float().isfinite().all():
+        found = "no tensor of this name" if images is None else f"shape {tuple(images.shape)}, or values not finite"
+        raise DamagedFile(
+            f"{path} is to have finite numbers `mean_image` of shape {expected}, and has {found}: delete the file, and "
+            "the first step is evaluated"
+        )
+    return MeanImage.of(images)
+
+
+def write_mean(mean: MeanImage | None, folder: Path) -> None:
+    """Write the mean image of a checkpoint, if it is known, into its folder."""
+    if mean is not None:
+        save_tensors({"mean_image": mean.images}, folder / MEAN)
 
 
 def save(denoise: Denoiser, path: str | Path) -> Path:
@@ -113,6 +147,7 @@ def write_checkpoint(denoise: Denoiser, folder: Path) -> None:
     description = describe_denoiser(denoise)
     assert isinstance(denoise.network, nn.Module)
     save_tensors(denoise.network.state_dict(), folder / WEIGHTS)
+    write_mean(denoise.mean_image, folder)
     about = {"format": FORMAT, "quarterarc": __version__, "denoiser": description}
     write_sealed(folder / CONFIG, {**about, **checksums_of(folder)})
 

@@ -4,8 +4,8 @@
     RUN/index.html                      a page with curves and contact sheets, rewritten while the run trains
     RUN/metrics.jsonl                   losses, one line per `training.log_every` steps
     RUN/samples/step-00000500.png       a contact sheet of images from fixed seeds
-    RUN/checkpoints/step-00000500/      config.json, model.safetensors (the moving average), the training state, and
-                                        tuned.json if grids were tuned for it
+    RUN/checkpoints/step-00000500/      config.json, model.safetensors (the moving average), mean.safetensors (its mean
+                                        image), the training state, and tuned.json if grids were tuned for it
 
 A checkpoint folder gets its name once it is complete.
 """
@@ -22,6 +22,7 @@ from ..common.text import counted
 
 __all__ = [
     "CONFIG",
+    "MEAN",
     "NEAREST",
     "WEIGHTS",
     "checkpoint_name",
@@ -36,7 +37,7 @@ __all__ = [
 
 NEAREST = "nearest.png"
 """Samples beside their nearest training images, in a run folder that was evaluated so."""
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG, WEIGHTS, MEAN = "config.json", "model.safetensors", "mean.safetensors"
 Value = TypeVar("Value")
 _NAME = re.compile(r"step-(\d{8,})")
 _SHEET = re.compile(r"step-(\d{8,})(?:-(\d+))?\.png")

@@ -2,6 +2,7 @@
 
     config.json              description of the exported denoiser, the step, the recipe
     model.safetensors        its weights: the moving average
+    mean.safetensors         its mean image, measured (`quarterarc.mean_image`)
     raw.safetensors          the weights being trained
     optimizer.safetensors    Adam's moments and step counts, by parameter name
 
@@ -23,7 +24,8 @@ from torch import Tensor, nn
 
 from .. import __version__
 from ..common.errors import InputError
-from .checkpoints import FORMAT
+from ..mean_image import MeanImage
+from .checkpoints import FORMAT, write_mean
 from .checksums import DamagedFile, checksums_of, read_sealed, verify, write_sealed
 from .files import replace_folder
 from .runs import CONFIG, WEIGHTS, checkpoint_name, checkpoints, half_deleted_checkpoints
@@ -45,16 +47,24 @@ class State:
         average: the moving average of the weights.
         weights: the weights being trained.
         moments: Adam's moments and step counts, by parameter name.
+        mean: the mean image of the average; None where the first step is evaluated.
         arrived: an event of a GPU, after which the copies are complete.
     """
 
     average: Mapping[str, Tensor]
     weights: Mapping[str, Tensor]
     moments: Mapping[str, Tensor]
+    mean: MeanImage | None = None
     arrived: torch.cuda.Event | None = None
 
     @classmethod
-    def of(cls, network: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> State:
+    def of(
+        cls,
+        network: nn.Module,
+        average: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        mean: MeanImage | None = None,
+    ) -> State:
         """The state of a run; on a GPU the copies are queued behind its work, which is not waited for."""
         averages, weights = _copied(average.state_dict()), _copied(network.state_dict())
         moments = _copied(_moments(network, optimizer))
@@ -63,7 +73,7 @@ class State:
         if device is not None and device.type == "cuda":
             arrived = torch.cuda.Event()
             arrived.record(torch.cuda.current_stream(device))
-        return cls(averages, weights, moments, arrived)
+        return cls(averages, weights, moments, mean, arrived)
 
     def wait(self) -> None:
         """Wait until the copies are complete."""
@@ -104,6 +114,7 @@ def save(run: Path, config: dict[str, Any], state: State, keep: int) -> Path:
             save_tensors(state.average, temporary / WEIGHTS)
             save_tensors(state.weights, temporary / RAW)
             save_tensors(state.moments, temporary / OPTIMIZER)
+            write_mean(state.mean, temporary)
             about = {"format": FORMAT, "quarterarc": __version__, **config}
             write_sealed(temporary / CONFIG, {**about, **checksums_of(temporary)})
     drop_old(run, keep)

@@ -47,7 +47,8 @@ class Previews:
     def __init__(
         self, folder: Path, count: int, every: int, batch: int, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._folder, self._count, self._every, self._batch, self._clock = folder, count, every, batch, clock
+        self._folder, self._count, self._every, self._clock = folder, count, every, clock
+        self.batch = batch
         self._started: float | None = None
         self._next = FIRST
 
@@ -90,7 +91,7 @@ class Previews:
         sheets = {}
         try:
             for steps in (1, 2, 4) if denoise.maps else (None,):
-                images = generate(denoise, seeds, steps=steps, labels=labels, batch_size=self._batch, progress=False)
+                images = generate(denoise, seeds, steps=steps, labels=labels, batch_size=self.batch, progress=False)
                 sheets[self._folder / sheet_name(step, steps)] = contact_sheet(to_uint8(images), rows=rows, names=names)
         except InputError as error:
             logger.warning("no contact sheet at step %d: %s", step, error)

@@ -145,7 +145,8 @@ def student_of(teacher: Denoiser) -> Denoiser:
     """The flow map that starts as a copy of a teacher: it has its network with spans, its schedule and its head."""
     assert isinstance(teacher.network, UNet)
     network = teacher.network.with_spans().requires_grad_(True).train()
-    return replace(teacher, network=network, maps=True, checkpoint=None, altered=None, projection=None, streams=FORMAT)
+    student = replace(teacher, network=network, maps=True, checkpoint=None, mean_image=None)
+    return replace(student, altered=None, projection=None, streams=FORMAT)
 
 
 def new_student(teacher: Denoiser, recipe: Recipe, data: ImageData) -> Denoiser:

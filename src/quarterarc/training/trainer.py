@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from ..common.compiling import decide
 from ..common.devices import Processes
@@ -34,6 +35,7 @@ from ..denoiser import Denoiser
 from ..heads import Head
 from ..heads import head as named_head
 from ..networks import NETWORKS
+from ..sampling.mean_images import with_mean_image
 from ..schedules import Schedule
 from ..schedules import schedule as named_schedule
 from ..storage.checkpoints import describe_denoiser
@@ -161,6 +163,7 @@ class Trainer:
             )
         self.requests = Requests(accelerator)
         self.saved_at = self.step
+        self.averaged: tuple[int, Denoiser] | None = None  # of the last step at which it was used
         self.watch = Watch(accelerator.device)
         self.background = Background()
         self.previews = Previews(
@@ -414,7 +417,8 @@ class Trainer:
         self._check_present()
         self._write_skipped()
         self.background.wait()  # one checkpoint at a time is in memory
-        state, keep = State.of(learner.network, learner.average, learner.optimizer), self.recipe.training.keep
+        mean = self._averaged(learner.average).mean_image
+        state, keep = State.of(learner.network, learner.average, learner.optimizer, mean), self.recipe.training.keep
         self.background.start(lambda: save(self.run, config, state, keep))
 
     def _saved(self) -> Path:
@@ -431,7 +435,7 @@ class Trainer:
         """Write contact sheets; those of an early preview have as many images as take a few seconds."""
         if self.learner.average is None or self.page is None:
             return
-        denoise = replace(self.denoise, network=self.learner.average, projection="velocity")
+        denoise = self._averaged(self.learner.average)
         count = self.previews.affordable(self.page.images_per_second) if early else None
         sheets = self.previews.make(denoise, self.step, count)
         self._check_present()
@@ -441,6 +445,13 @@ class Trainer:
             self.trackers.show(named, self.step)
         self.background.start(lambda: write_sheets(sheets))
         self.page.soon()
+
+    def _averaged(self, average: nn.Module) -> Denoiser:
+        """The denoiser with the moving average of the weights, and its mean image, measured once per step."""
+        if self.averaged is None or self.averaged[0] != self.step:
+            denoise = replace(self.denoise, network=average, projection="velocity")
+            self.averaged = self.step, with_mean_image(denoise, self.previews.batch)
+        return self.averaged[1]
 
     def _check_present(self) -> None:
         """Raise an InputError if the run folder is gone; a new one would have neither recipe nor log."""

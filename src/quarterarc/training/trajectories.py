@@ -71,7 +71,7 @@ class Trajectories:
         declared = traits(teacher)
         assert declared.shape is not None
         self.shape, self.classes = declared.shape, declared.classes
-        self.plan = Sampling("multistep", steps, "angle").plan(teacher, self.shape)
+        self.plan = Sampling("multistep", steps, "angle", {"free_start": False}).plan(teacher, self.shape)
         self.angles = torch.tensor(self.plan.angles)
         fit = MOST_BYTES // (4 * GROUP * len(self.angles) * math.prod(self.shape))
         self.groups = max(1, min(fit, -(-kept // GROUP)))
