@@ -114,7 +114,7 @@ def test_every_command_of_the_page_on_flow_maps_runs(
             assert main([*words, *more.get(words[0], [])]) == 0, words
         if not part:
             draw_few_evaluations.draw("runs/digits", "runs/map", Path("few-evaluations.png"))
-            assert is_whole_png(Path("few-evaluations.png"), (1, 402, 695))
+            assert is_whole_png(Path("few-evaluations.png"), (1, 552, 695))
 
 
 class Halves(FeatureNetwork):

@@ -17,11 +17,14 @@ ROWS = (
     ("map, 1", "map", "jump", 1),
     ("map, 2", "map", "jump", 2),
     ("map, 4", "map", "jump", 4),
+    ("multistep, 1", "teacher", "multistep", 1),
+    ("multistep, 2", "teacher", "multistep", 2),
+    ("multistep, 4", "teacher", "multistep", 4),
+    ("multistep, 10", "teacher", "multistep", 10),
     ("ddim, 1", "teacher", "ddim", 1),
     ("ddim, 2", "teacher", "ddim", 2),
     ("ddim, 4", "teacher", "ddim", 4),
     ("ddim, 10", "teacher", "ddim", 10),
-    ("multistep, 10", "teacher", "multistep", 10),
 )
 """Name of the row, whose denoiser, sampler, evaluations per image."""
 COLUMNS = 12

@@ -1,7 +1,7 @@
-"""Render the tables of docs/results/samplers.md from docs/results/samplers.json.
+"""Render the tables and the figure of docs/results/samplers.md from docs/results/samplers.json.
 
-    python tools/render_samplers.py            # rewrites the page
-    python tools/render_samplers.py --check    # exit status 1 if the page is not what it would be
+    python tools/render_samplers.py            # rewrites page and figure
+    python tools/render_samplers.py --check    # exit status 1 if one of them is not what it would be
 
 A table stands between `<!-- table: NAME -->` and `<!-- end -->`; the text around it is written by hand.
 """
@@ -19,9 +19,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.report import markdown  # noqa: E402
-from benchmarks.samplers.tables import tables  # noqa: E402
+from benchmarks.samplers.tables import figure, tables  # noqa: E402
 
-DATA, PAGE = ROOT / "docs/results/samplers.json", ROOT / "docs/results/samplers.md"
+DATA, PAGE, FIGURE = (ROOT / f"docs/results/samplers.{kind}" for kind in ("json", "md", "svg"))
 BLOCK = re.compile(r"(<!-- table: ([a-z0-9-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Subject = dict[str, Any]
@@ -63,9 +63,8 @@ def network(subject: Subject) -> str:
     return markdown(lines)
 
 
-def rendered(text: str) -> str:
+def rendered(text: str, subjects: Sequence[Subject]) -> str:
     """The page with its tables from the data."""
-    subjects: list[Subject] = json.loads(DATA.read_text(encoding="utf-8"))["subjects"]
     held_out = [subject for subject in subjects if subject.get("held_out") is True]
     search = [subject for subject in subjects if subject.get("held_out") is False]
     networks = {subject["name"]: subject for subject in subjects if "held_out" not in subject}
@@ -93,11 +92,13 @@ def rendered(text: str) -> str:
 
 def main() -> int:
     """Rewrite or check the page."""
-    text = PAGE.read_text(encoding="utf-8")
-    new = rendered(text)
+    subjects: list[Subject] = json.loads(DATA.read_text(encoding="utf-8"))["subjects"]
+    search = [subject for subject in subjects if subject.get("held_out") is False]
+    new = {PAGE: rendered(PAGE.read_text(encoding="utf-8"), subjects), FIGURE: figure(search) + "\n"}
     if "--check" in sys.argv[1:]:
-        return int(new != text)
-    PAGE.write_text(new, encoding="utf-8")
+        return int(any(path.read_text(encoding="utf-8") != text for path, text in new.items()))
+    for path, text in new.items():
+        path.write_text(text, encoding="utf-8")
     return 0
 
 
