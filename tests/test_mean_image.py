@@ -199,6 +199,12 @@ def test_a_declared_mean_image_of_another_shape_is_an_error() -> None:
             replace(Classes.traits, mean_image=MeanImage.of(torch.zeros(shape)))
 
 
+def test_a_denoiser_does_not_declare_the_mean_image_of_other_classes(tiny_run: Path) -> None:
+    other = replace(load(tiny_run), classes=3)
+    assert other.mean_image is not None
+    assert other.traits.mean_image is None
+
+
 def test_guidance_to_infinity_has_no_mean_image() -> None:
     declares = Classes()
     declares.traits = replace(Classes.traits, mean_image=MeanImage.of(Classes.means))

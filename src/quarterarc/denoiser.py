@@ -108,12 +108,17 @@ class Traits:
         if self.mean_image is None:
             return
         count, *shape = self.mean_image.shape
-        expected = 1 if self.classes is None else self.classes + self.unlabelled
+        expected = mean_images_of(self.classes, self.unlabelled)
         if count != expected or (self.shape is not None and tuple(shape) != tuple(self.shape)):
             raise InputError(
                 f"a denoiser of images of shape {self.shape} with {self.classes or 'no'} classes has mean images of "
                 f"shape ({expected}, C, H, W), one per class and one without a label, got {self.mean_image.shape}"
             )
+
+
+def mean_images_of(classes: int | None, unlabelled: bool) -> int:
+    """The number of mean images of a denoiser: one per class, and one for images without a label."""
+    return 1 if classes is None else classes + unlabelled
 
 
 class DeclaresTraits(Denoise, Protocol):
@@ -235,7 +240,13 @@ class Denoiser:
 
     @property
     def traits(self) -> Traits:
-        """Angles, image shape, classes, schedule, device and checkpoint of this denoiser."""
+        """Angles, image shape, classes, schedule, device, checkpoint and mean image of this denoiser.
+
+        A mean image of other classes, as after `replace(denoise, classes=...)`, is not declared.
+        """
+        mean = self.mean_image
+        if mean is not None and mean.shape[0] != mean_images_of(self.classes, self.unlabelled):
+            mean = None
         return Traits(
             smallest_angle=self.smallest_angle,
             largest_angle=self.largest_angle,
@@ -249,7 +260,7 @@ class Denoiser:
             altered=self.altered,
             maps=self.maps,
             streams=self.streams,
-            mean_image=self.mean_image,
+            mean_image=mean,
         )
 
     @cached_property

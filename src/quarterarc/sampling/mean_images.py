@@ -9,7 +9,7 @@ import torch
 
 from ..arc import NOISE_END, ROUNDING
 from ..common.errors import InputError
-from ..denoiser import Denoise, Denoiser, call, traits
+from ..denoiser import Denoise, Denoiser, call, mean_images_of, traits
 from ..mean_image import MeanImage
 from .generation import first_noise
 
@@ -37,7 +37,7 @@ def mean_image(denoise: Denoise, shape: Sequence[int] | None = None, batch: int 
         None if it has more than 4 million numbers, or is not finite.
     """
     declared = traits(denoise)
-    count = 1 if declared.classes is None else declared.classes + declared.unlabelled
+    count = mean_images_of(declared.classes, declared.unlabelled)
     each = max(1, min(POINTS, BATCH // count))
     points = first_noise(denoise, range(FIRST_SEED, FIRST_SEED + each), shape)
     if count * points[0].numel() > LARGEST:

@@ -22,7 +22,7 @@ from ..common.devices import pick_device
 from ..common.errors import InputError
 from ..common.limits import LARGEST_SIDE
 from ..common.text import one_line
-from ..denoiser import DEFAULT_PROJECTION, Denoiser
+from ..denoiser import DEFAULT_PROJECTION, Denoiser, mean_images_of
 from ..heads import Head, LearnedVariance, head
 from ..mean_image import MeanImage
 from ..networks import build_network, describe_network
@@ -99,8 +99,7 @@ def _read_mean(folder: Path, config: Mapping[str, Any], denoise: Denoiser) -> Me
         return None
     verify(path, config)
     images = read_weights(path).get("mean_image")
-    count = 1 if denoise.classes is None else denoise.classes + denoise.unlabelled
-    expected = (count, *(denoise.shape or ()))
+    expected = (mean_images_of(denoise.classes, denoise.unlabelled), *(denoise.shape or ()))
     if images is None or tuple(images.shape) != expected or not images.float().isfinite().all():
         found = "no tensor of this name" if images is None else f"shape {tuple(images.shape)}, or values not finite"
         raise DamagedFile(
