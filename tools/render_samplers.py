@@ -87,7 +87,7 @@ def rendered(text: str, subjects: Sequence[Subject]) -> str:
     missing = blocks.keys() - {name for _, name, _ in BLOCK.findall(text)}
     if missing:
         raise SystemExit(f"{PAGE} has no place for {', '.join(sorted(missing))}")
-    return BLOCK.sub(lambda match: f"{match[1]}\n{blocks[match[2]]}\n{match[3]}", text)
+    return BLOCK.sub(lambda match: f"{match[1]}\n{blocks[match[2]].strip()}\n\n{match[3]}", text)
 
 
 def main() -> int:
