@@ -22,6 +22,7 @@ from benchmarks.report import markdown  # noqa: E402
 from benchmarks.samplers.tables import figure, tables  # noqa: E402
 
 DATA, PAGE, FIGURE = (ROOT / f"docs/results/samplers.{kind}" for kind in ("json", "md", "svg"))
+TUNED = "multistep, tuned"
 BLOCK = re.compile(r"(<!-- table: ([a-z0-9-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Subject = dict[str, Any]
@@ -31,7 +32,8 @@ def ratios(subject: Subject, label: str, against: str = "best peer", measure: st
     """Our row over the best peer by NFE, for the subject's first measure; None if there is no such row."""
     rows = subject["ratios"][measure or next(iter(subject["measures"]))]
     row = next((row for row in rows if row["row"] == f"{label} / {against}"), None)
-    return None if row is None else ["-" if value is None else f"{value:.2f}" for value in row["values"]]
+    digits = 3 if label == TUNED else 2
+    return None if row is None else ["-" if value is None else f"{value:.{digits}f}" for value in row["values"]]
 
 
 def default(subject: Subject) -> str:
@@ -53,7 +55,7 @@ def network(subject: Subject) -> str:
     """A table of ratios on a trained network, by both measures, untuned and tuned."""
     lines = [["", *(f"{nfe} NFE" for nfe in subject["nfe"])]]
     for measure, title in (("error", "distance to its flow"), ("frechet", "Frechet distance")):
-        for label, further in ((default(subject), ""), ("multistep, tuned", ", tuned"), ("*tuned", ", tuned")):
+        for label, further in ((default(subject), ""), (TUNED, ", tuned"), ("*tuned", ", tuned")):
             if label.startswith("*"):
                 label = f"{subject['default'][0]}, tuned"
             values = ratios(subject, label, measure=measure)
@@ -75,8 +77,8 @@ def rendered(text: str, subjects: Sequence[Subject]) -> str:
             [
                 ("default", None, "best peer"),
                 ("first step evaluated", "multistep free_start False, octave", "best peer"),
-                ("tuned", "multistep, tuned", "best peer"),
-                ("tuned, over the best tuned peer", "multistep, tuned", "best tuned peer"),
+                ("tuned", TUNED, "best peer"),
+                ("tuned, over the best tuned peer", TUNED, "best tuned peer"),
             ],
         ),
         "search": comparison(search, usual),
