@@ -162,8 +162,11 @@ def test_labels_outside_the_classes_are_an_error() -> None:
     declares, x = Classes(), noise(range(2), (1, 4, 4))
     declares.traits = replace(Classes.traits, mean_image=MeanImage.of(Classes.means))
     for labels in ([0, 3], torch.tensor([-1, 0])):
-        with pytest.raises(InputError, match=r"the model has the labels 0\.\.1, got the label (3|-1)"):
+        with pytest.raises(InputError, match=r"was trained with the labels 0\.\.1, got the label (3|-1)"):
             sample(declares, x, steps=2, labels=labels)
+    # a world without classes does not use labels
+    world, x = GaussianData(torch.zeros(1, 4, 4), 0.25), noise(range(2), (1, 4, 4))
+    assert torch.equal(sample(world, x, steps=2, labels=[0, 3]).images, sample(world, x, steps=2).images)
 
 
 @pytest.mark.parametrize("unlabelled", [True, False])

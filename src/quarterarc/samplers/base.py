@@ -77,7 +77,7 @@ class Sampler(ABC):
         """Number of steps without an evaluation, because their estimate is known."""
         return 0
 
-    def beginning(self, mean: MeanImage | None, named: bool) -> Sampler:
+    def with_free_start(self, mean: MeanImage | None, named: bool) -> Sampler:
         """The sampler for a grid, which may take the mean image as the first estimate; by default this sampler.
 
         Args:

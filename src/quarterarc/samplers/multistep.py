@@ -168,7 +168,7 @@ class Multistep(Sampler):
     def free(self) -> int:
         return int(self.first is not None)
 
-    def beginning(self, mean: MeanImage | None, named: bool) -> Multistep:
+    def with_free_start(self, mean: MeanImage | None, named: bool) -> Multistep:
         """The sampler whose first estimate is the mean image, if it has a free start; arguments as for `Sampler`.
 
         Raises:

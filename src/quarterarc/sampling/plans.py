@@ -22,7 +22,7 @@ from ..common.devices import send
 from ..common.errors import InputError, unknown_name
 from ..common.streams import Purpose, streams
 from ..common.text import counted, one_line
-from ..denoiser import Denoise, Traits, traits
+from ..denoiser import Denoise, Traits, mean_images_of, traits
 from ..samplers import Draw, Sampler, State, current_options, described, is_plain
 from ..samplers import sampler as named_sampler
 from ..wrappers import Evaluator, Guided, project
@@ -130,7 +130,7 @@ class Sampling:
             sampler, angles = tuned.apply(sampler), np.array(tuned.angles)
             settings["tuned_weights"] = tuned.fingerprint
         else:
-            begun, angles = _begun(sampler, denoise, grid, steps, shape, start)
+            begun, angles = _with_free_start(sampler, denoise, grid, steps, shape, start)
             if begun is not sampler and (mean := traits(denoise).mean_image) is not None:
                 sampler, settings["mean_image"] = begun, mean.fingerprint
         sampler.check(angles)
@@ -242,10 +242,12 @@ def _check_range(labels: Tensor, declared: Traits) -> None:
 
     Those on another device are not checked: reading them waits for it.
     """
-    most = (declared.classes or 0) - (not declared.unlabelled)
-    if labels.device.type == "cpu" and len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) <= most:
-        wrong = int(labels.min()) if int(labels.min()) < 0 else int(labels.max())
-        raise InputError(f"the model has the labels 0..{(declared.classes or 0) - 1}, got the label {wrong}")
+    if declared.classes is None or labels.device.type != "cpu" or not len(labels):
+        return
+    least, most = int(labels.min()), int(labels.max())
+    if least < 0 or most >= mean_images_of(declared.classes, declared.unlabelled):
+        wrong = least if least < 0 else most
+        raise InputError(f"the model was trained with the labels 0..{declared.classes - 1}, got the label {wrong}")
 
 
 @torch.no_grad()
@@ -262,7 +264,7 @@ def _draw(seeds: Sequence[int] | None, format: int) -> Draw:
     return lambda like: drawn.normal(like.shape[1:], like.dtype, like.device)
 
 
-def _begun(
+def _with_free_start(
     sampler: Sampler,
     denoise: Denoise,
     grid: GridLike,
@@ -277,13 +279,13 @@ def _begun(
     angles = resolve_grid(denoise, grid, steps, shape, start)
     named = isinstance(grid, str) and grid in grids.GRIDS and grid not in grids.PUBLISHED
     at_noise = angles[0] > NOISE_END - ROUNDING
-    begun = sampler.beginning(traits(denoise).mean_image if at_noise else None, named)
+    begun = sampler.with_free_start(traits(denoise).mean_image if at_noise else None, named)
     if begun is sampler or not named:
         return begun, angles
     try:
         return begun, resolve_grid(denoise, grid, len(angles) - 1 + begun.free, shape, start)
     except InputError:  # the grid has no more steps
-        return sampler.beginning(None, named), angles
+        return sampler.with_free_start(None, named), angles
 
 
 def resolve_grid(

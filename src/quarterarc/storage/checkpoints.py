@@ -28,7 +28,7 @@ from ..mean_image import MeanImage
 from ..networks import build_network, describe_network
 from ..schedules import Schedule, schedule
 from ..wrappers import project
-from .checksums import DamagedFile, checksums_of, read_sealed, sha256, verify, write_sealed
+from .checksums import OF_FILES, DamagedFile, checksums_of, read_sealed, sha256, verify, write_sealed
 from .files import replace_folder
 from .runs import CONFIG, MEAN, WEIGHTS, read_newest
 from .weights import load_weights, read_weights, save_tensors
@@ -94,7 +94,7 @@ def _read_mean(folder: Path, config: Mapping[str, Any], denoise: Denoiser) -> Me
     """The mean image of a checkpoint; None if it has none, like those of earlier versions."""
     path = folder / MEAN
     if not path.exists():
-        if MEAN in config.get("checksums", {}):
+        if MEAN in config.get(OF_FILES, {}):
             logger.warning("%s is missing: the first step of `multistep` is evaluated; copy it too", path)
         return None
     verify(path, config)

@@ -15,7 +15,7 @@ from typing import Any
 from ..common.errors import InputError
 from .files import read_json, write_json
 
-__all__ = ["DamagedFile", "checksums_of", "read_sealed", "sha256", "verify", "write_sealed"]
+__all__ = ["OF_FILES", "DamagedFile", "checksums_of", "read_sealed", "sha256", "verify", "write_sealed"]
 
 OF_FILES, OWN = "checksums", "checksum"
 
