@@ -55,13 +55,10 @@ def network(subject: Subject) -> str:
     """A table of ratios on a trained network, by both measures, untuned and tuned."""
     lines = [["", *(f"{nfe} NFE" for nfe in subject["nfe"])]]
     for measure, title in (("error", "distance to its flow"), ("frechet", "Frechet distance")):
-        for label, further in ((default(subject), ""), (TUNED, ", tuned"), ("*tuned", ", tuned")):
-            if label.startswith("*"):
-                label = f"{subject['default'][0]}, tuned"
+        for label, further in ((default(subject), ""), (f"{subject['default'][0]}, tuned", ", tuned")):
             values = ratios(subject, label, measure=measure)
-            line = None if values is None else [title + further, *values]
-            if line is not None and line not in lines:
-                lines.append(line)
+            if values is not None:
+                lines.append([title + further, *values])
     return markdown(lines)
 
 
