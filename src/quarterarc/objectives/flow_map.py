@@ -142,16 +142,34 @@ class FlowMap:
         x, part = mix(image, noise, start), self.share(progress) * (start - end)
         estimate = denoise(x, start, labels, to=end)
         with torch.no_grad():
-            image, noise, x_middle = self.step(image, noise, x, start, part, labels)
+            image, noise, x_middle = self.step(estimate, image, noise, x, start, part, labels, progress)
             middle = start - part
             target = denoise(x_middle, middle, labels, to=end).velocity(middle)
             ends = rotate(x_middle, target, end - middle)[0] - rotate(x, estimate.velocity(start), end - start)[0]
         return self.compare(estimate, image, noise, x, start, ends, part)
 
     def step(
-        self, image: Tensor, noise: Tensor, x: Tensor, start: Tensor, part: Tensor, labels: Tensor | None
+        self,
+        estimate: Estimate,
+        image: Tensor,
+        noise: Tensor,
+        x: Tensor,
+        start: Tensor,
+        part: Tensor,
+        labels: Tensor | None,
+        progress: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Image and noise whose velocity at x is the flow's in expectation, and the point at start - part."""
+        """The step to the middle angle.
+
+        Args:
+            estimate: that of the jumps.
+            image, noise, start, labels, progress: as for `losses`.
+            x: the points at the angle start.
+            part: b - m.
+
+        Returns:
+            Image and noise whose velocity at x is the flow's in expectation, and the point at start - part.
+        """
         return image, noise, rotate(x, velocity(image, noise, start), -part)[0]
 
     def __call__(

@@ -102,7 +102,15 @@ class Distillation(FlowMap):
         return (angle[:, None] - self.trajectories.angles).abs().argmin(1)
 
     def step(
-        self, image: Tensor, noise: Tensor, x: Tensor, start: Tensor, part: Tensor, labels: Tensor | None
+        self,
+        estimate: Estimate,
+        image: Tensor,
+        noise: Tensor,
+        x: Tensor,
+        start: Tensor,
+        part: Tensor,
+        labels: Tensor | None,
+        progress: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The teacher's estimate at x, and its midpoint step along the arc to the angle start - part."""
         at = call(self.teacher, x, start, labels)
