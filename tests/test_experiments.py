@@ -403,14 +403,19 @@ def test_all_experiments_end_in_an_index(
 # --- the shipped results --------------------------------------------------------------------------------------------
 
 ROOT = Path(__file__).parent.parent
-SHIPPED = sorted((ROOT / "docs" / "results" / "digits").glob("*/results.json"))
+RESULTS = ROOT / "docs" / "results"
+ON_DIGITS = sorted((RESULTS / "digits").glob("*/results.json"))
+SHIPPED = sorted(RESULTS.glob("*/*/results.json"))
+NAMES = [f"{path.parent.parent.name}-{path.parent.name}" for path in SHIPPED]
+RENDER = runpy.run_path(str(ROOT / "tools" / "render_results.py"))
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=[path.parent.name for path in SHIPPED])
+@pytest.mark.parametrize("path", SHIPPED, ids=NAMES)
 def test_arms_and_cells_of_the_shipped_results_keep_their_names(path: Path) -> None:
     """A change of these hashes would retrain all arms, or measure all cells again, in every existing cache."""
     results = json.loads(path.read_text(encoding="utf-8"))
-    at = scale("digits")
+    at = RENDER["scale_of"](results)
+    assert at.name == path.parent.parent.name
     jobs = jobs_of(experiment(path.parent.name).cells(at, results["seeds"]))
     hashes = {job.arm.hash(at, job.seed) for job in jobs}
     shipped = {arm["hash"] for arm in results["arms"]}
@@ -419,10 +424,9 @@ def test_arms_and_cells_of_the_shipped_results_keep_their_names(path: Path) -> N
 
 def test_the_recipe_of_the_shipped_results_is_that_of_their_scale() -> None:
     """Otherwise experiments that were begun with an earlier version could not be continued."""
-    recipe = scale("digits").recipe
     for path in SHIPPED:
-        shipped = read_recipe(json.loads(path.read_text(encoding="utf-8"))["recipe"])
-        assert decisive(shipped) == decisive(recipe), path
+        results = json.loads(path.read_text(encoding="utf-8"))
+        assert decisive(read_recipe(results["recipe"])) == decisive(RENDER["scale_of"](results).recipe), path
     assert {scale(name).recipe.objective.norm for name in SCALES} == {"mse"}
 
 
@@ -443,8 +447,8 @@ def test_cell_keys_do_not_change(name: str, number: int, key: str) -> None:
 
 
 def test_the_shipped_results_are_those_of_all_experiments_with_three_seeds() -> None:
-    assert {path.parent.name for path in SHIPPED} == set(EXPERIMENTS)
-    for path in SHIPPED:
+    assert {path.parent.name for path in ON_DIGITS} == set(EXPERIMENTS)
+    for path in ON_DIGITS:
         results = json.loads(path.read_text(encoding="utf-8"))
         assert results["seeds"] == [0, 1, 2], path
         cells = experiment(path.parent.name).cells(scale("digits"), (0, 1, 2))
@@ -456,13 +460,12 @@ def named(arm: str, seed: int, measure: str, settings: dict[str, Any]) -> str:
     return json.dumps([arm, seed, measure, hashed_settings(settings)], sort_keys=True)
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=[path.parent.name for path in SHIPPED])
+@pytest.mark.parametrize("path", SHIPPED, ids=NAMES)
 def test_the_shipped_reports_have_the_current_wording(path: Path, tmp_path: Path) -> None:
-    """If not, run `python tools/render_results.py docs/results/digits/*/`."""
-    tool = runpy.run_path(str(ROOT / "tools" / "render_results.py"))
+    """If not, run `python tools/render_results.py docs/results/digits/*/ docs/results/patches16/*/`."""
     shipped, name = path.parent, path.parent.name
     shutil.copytree(shipped, tmp_path / name)
-    tool["render"](tmp_path / name, tmp_path / "cache")
+    RENDER["render"](tmp_path / name, tmp_path / "cache")
     for file in ("results.json", "results.md"):
         assert (tmp_path / name / file).read_text(encoding="utf-8") == (shipped / file).read_text(encoding="utf-8")
 

@@ -1,9 +1,9 @@
 """Write the results of experiments again from their results.json, after a change of the report's wording or layout.
 
-    python tools/render_results.py docs/results/digits/*/
+    python tools/render_results.py docs/results/digits/*/ docs/results/patches16/*/
 
 Nothing is trained or measured: the values of all cells are read from results.json. results.json, results.md and the
-charts are written; contact sheets stay as they are. README.md of the parent folder is written as well.
+charts are written; contact sheets stay as they are. README.md of each parent folder is written as well.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from quarterarc.experiments.cells import Cell, hashed_settings
 from quarterarc.experiments.findings import Findings, Picture
 from quarterarc.experiments.lab import Lab
 from quarterarc.experiments.run import describe_setting
-from quarterarc.experiments.scales import scale
+from quarterarc.experiments.scales import Scale, scale
 from quarterarc.experiments.writing import write_index, write_markdown
 from quarterarc.storage.files import read_json
 
@@ -65,11 +65,7 @@ def _key(fields: Sequence[str], images: int, seed: int, measure: str, settings: 
 def render(folder: Path, cache: Path) -> None:
     """Write results.json, results.md and the charts of one experiment again."""
     results = read_json(folder / "results.json")
-    options = _options(results["command"])
-    chosen_scale = scale(options["scale"], None, options["images"], options["features"])
-    if options["norm"]:
-        chosen_scale = replace(chosen_scale, norms=(options["norm"],))
-    lab = Lab(chosen_scale, cache, progress=False)
+    lab = Lab(scale_of(results), cache, progress=False)
     chosen = experiment(results["experiment"])
     findings = _keep_pictures(chosen.report(StoredMeasurements(lab, folder)), folder)
     about = {name: value for name, value in results.items() if name not in ("tables", "rule", "claims")}
@@ -77,14 +73,16 @@ def render(folder: Path, cache: Path) -> None:
     write_markdown(folder, about, results["cells"], findings)
 
 
-def _options(command: str) -> dict[str, Any]:
-    """The options of the recorded command that decide the scale."""
+def scale_of(results: Mapping[str, Any]) -> Scale:
+    """The scale of a results.json, by the options of its recorded command."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--scale", default="digits")
     parser.add_argument("--images", type=int)
-    parser.add_argument("--features")
+    parser.add_argument("--features", default=results["features"])
     parser.add_argument("--norm")
-    return vars(parser.parse_known_args(shlex.split(command))[0])
+    options = parser.parse_known_args(shlex.split(results["command"]))[0]
+    chosen = scale(options.scale, None, options.images, options.features)
+    return chosen if options.norm is None else replace(chosen, norms=(options.norm,))
 
 
 def _keep_pictures(findings: Findings, folder: Path) -> Findings:
