@@ -99,6 +99,8 @@ def test_the_network_of_the_recipe_follows_the_size() -> None:
 def test_lists_need_no_brackets_which_zsh_would_expand() -> None:
     recipe = read_recipe("photos", ["data.size=48,64", "data.range=0,4095", "optimizer.betas=0.9,0.99"])
     assert (recipe.data.size, recipe.data.range, recipe.optimizer.betas) == ((48, 64), (0, 4095), (0.9, 0.99))
+    one = read_recipe("photos", ["network.attention=8", "network.multipliers=2", "data.size=8"])
+    assert (one.network.attention, one.network.multipliers, one.data.size) == ((8,), (2,), 8)
     assert read_recipe("photos", ["data.crop=1,2,3,4"]).data.crop == (1, 2, 3, 4)
     assert read_recipe("photos", ["data.source=a,b"]).data.source == "a,b"
     with pytest.raises(InputError, match=r"training\.steps"):

@@ -77,14 +77,17 @@ class MapObjective(Objective, Protocol):
 
 @dataclass(frozen=True)
 class FlowMap:
-    """The objective of this module.
+    """Consistency of the jumps of a flow map from angle b to a, by the equations of this module.
 
     Attributes:
         diagonal: share of the examples whose jump has length 0.
-        first_share, last_share: s at the start and at the end of the run; exponential in between.
-        start_mean, start_width: log tan b is normal with this mean and standard deviation, up to tan b = 80.
-        end_mean, end_width: the same of a, which is cut to at most b.
-        power: p, the power of the weight.
+        first_share: share s of a jump after which the jump that it is compared with starts, at the start of the run
+            (in a distillation 0.1); exponential in between.
+        last_share: the same share at the end of the run (in a distillation 0.1).
+        start_mean, start_width: log tan b is normal with this mean and standard deviation (in a distillation 0.5 and
+            1.8), up to tan b = 80.
+        end_mean, end_width: log tan a is normal with this mean and standard deviation, where that is below b.
+        power: power p of the weight (mean q^2 + 1e-3)^-p of an example; 0 weighs all equally.
         residual: weight of the residual of the estimates on the diagonal, for heads with two estimates.
 
     Raises:

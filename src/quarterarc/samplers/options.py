@@ -185,6 +185,6 @@ def _descriptions(target: Callable[..., Sampler]) -> dict[str, str]:
         return {}
     described = {}
     for names, text in re.findall(r"^ {4}(\w+(?:, \w+)*): (.*(?:\n {8}.*)*)", section[1], re.MULTILINE):
-        sentence = re.split(r"(?<=[.;])\s", " ".join(text.split()), maxsplit=1)[0].rstrip(".;")
+        sentence = re.split(r"(?<=[.;])(?<! al\.)(?<!Eq\.)\s", " ".join(text.split()), maxsplit=1)[0].rstrip(".;")
         described.update(dict.fromkeys(names.split(", "), sentence))
     return described

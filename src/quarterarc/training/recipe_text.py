@@ -140,13 +140,15 @@ def _parse_value(path: Sequence[str], text: str) -> Any:
         return text
     if path in _SHORT_SECTIONS and not text.startswith("{"):
         return text
-    lists = any(get_origin(kind) is tuple for kind in _kinds(path, whole=True))
+    lists = [kind for kind in _kinds(path, whole=True) if get_origin(kind) is tuple]
     if lists and "," in text and not text.startswith(("[", "{")):
         text = f"[{text}]"  # brackets may be left out: zsh takes them for a pattern of file names
     try:
-        return load_yaml(text)
+        value = load_yaml(text)
     except yaml.YAMLError:
         return text
+    any_length = any(Ellipsis in get_args(kind) for kind in lists)
+    return [value] if any_length and isinstance(value, int) and not isinstance(value, bool) else value
 
 
 _SHORT_SECTIONS = (["data"], ["schedule"], ["network"], ["objective"])
