@@ -171,23 +171,48 @@ def test_trajectories_have_the_labels_of_their_classes_and_some_have_none() -> N
     assert float((labels == 3).double().mean()) == pytest.approx(float(counts[3]) / 1024, abs=0.05)
 
 
-def test_the_target_of_the_second_stage_converges_in_the_share() -> None:
+@pytest.mark.parametrize("progress", [0.2, 0.8])
+def test_reversed_jumps_are_the_same_ones_the_other_way(progress: float) -> None:
+    given = (uniform(4000), math.pi / 2, progress)
+    start, end = distillation().angles(*given)
+    assert torch.equal(torch.stack(distillation(reversed=1.0).angles(*given)), torch.stack((end, start)))
+    some, other = distillation(reversed=0.3).angles(*given)
+    assert bool((torch.maximum(some, other) == start).all())
+    towards_noise = (some < other)[start > end].double()
+    assert float(towards_noise.mean()) == pytest.approx(0.3, abs=0.03)
+    # whether a jump is reversed does not depend on what the same number decides otherwise
+    low = uniform(4000)[:, 2][start > end] < 0.6
+    assert float(towards_noise[low].mean()) == pytest.approx(0.3, abs=0.04)
+
+
+def test_the_first_stage_compares_reversed_jumps_with_the_exact_flow() -> None:
+    """`multistep` in 60 steps is near the flow of Gaussian data, whose exact map has no loss in either direction."""
+    chosen = distillation(60, power=0.0, reversed=0.5, from_noise=0.0)
+    noise = random(200, *SHAPE)
+    start, end = chosen.angles(uniform(200), math.pi / 2, 0.0)
+    assert 60 < int((start < end).sum()) < 140
+    assert float(chosen.losses(exact, noise, noise, start, end, None, 0.0).total.max()) < 1e-4
+
+
+@pytest.mark.parametrize("angles", [(1.3, 0.2), (0.2, 1.3)])
+def test_the_target_of_the_second_stage_converges_in_the_share(angles: tuple[float, float]) -> None:
     """For the exact map: a midpoint step along the arc has order 3 on Gaussian data, and so has the target's error."""
     image, noise = DATA.draw(200), random(200, *SHAPE, seed=1)
-    start, end = (torch.full((200,), angle, dtype=torch.float64) for angle in (1.3, 0.2))
+    start, end = (torch.full((200,), angle, dtype=torch.float64) for angle in angles)
     sizes = []
     for share in (0.2, 0.1, 0.05):
         chosen = distillation(first_share=share, last_share=share, power=0.0, stage=0.0)
         sizes.append(float(chosen.losses(exact, image, noise, start, end, None, 0.5).total.mean().sqrt()))
     for large, small in pairwise(sizes):
         assert math.log2(large / small) == pytest.approx(3.0, abs=0.2)
-    assert sizes[-1] < 1e-5
+    assert sizes[-1] < (1e-5 if start[0] > end[0] else 1e-4)  # towards the noise the flow spreads
 
 
 def test_the_options_of_distillation_are_checked(tiny_run: Path) -> None:
     for options, message in (
         ({"stage": 1.5}, "teacher.stage of distillation is a share in 0..1, got 1.5"),
         ({"from_noise": -0.1}, "share in 0..1, got -0.1"),
+        ({"reversed": 2.0}, "teacher.reversed of distillation is a share in 0..1, got 2"),
         ({"steps": 0}, "steps of distillation is a whole number from 1, got 0"),
         ({"diagonal": 2.0}, "diagonal of the objective 'flow-map' lies in 0..1"),
     ):
@@ -252,6 +277,28 @@ def test_a_distilled_run_is_a_run(made: Path, tiny_run: Path, cli: Cli, tmp_path
     # the trained span has an effect: a step of the map differs from one of its diagonal
     x = torch.randn(2, *denoise.shape or ())
     assert not torch.equal(denoise(x, 1.2, to=0.1).image, denoise(x, 1.2).image)
+
+
+def test_a_map_that_goes_both_ways_encodes_in_steps(made: Path, tiny_run: Path, tmp_path: Path) -> None:
+    distill(tiny_run, tmp_path / "map", fields={**FIELDS, "teacher.reversed": 0.5}, device="cpu", progress=False)
+    denoise, images = load(tmp_path / "map"), torch.rand(3, 1, 8, 8) * 2 - 1
+    assert denoise.traits.reverses
+    assert not load(made).traits.reverses
+    noise = qa.encode(denoise, images, steps=2, progress=False)
+    largest = denoise.largest_angle
+    middle = qa.rotate(images, denoise(images, 0.0, to=largest / 2).velocity(0.0), largest / 2)[0]
+    expected = qa.rotate(middle, denoise(middle, largest / 2, to=largest).velocity(largest / 2), largest / 2)[0]
+    torch.testing.assert_close(noise, expected, rtol=0, atol=1e-5)
+    again = qa.decode(denoise, noise, steps=2, progress=False)
+    torch.testing.assert_close(again, qa.sample(denoise, noise, "jump", steps=2).images, rtol=0, atol=1e-5)
+    with pytest.raises(InputError, match="by a flow map that goes both ways"):
+        qa.encode(load(made), images, steps=2)
+    with pytest.raises(InputError, match=r"teacher\.reversed=0\.5 trains both ways"):
+        load(made)(images, 0.5, to=1.0)
+    with pytest.raises(InputError, match="decoded in steps by a flow map"):
+        qa.decode(load(tiny_run), noise, steps=2)
+    with pytest.raises(InputError, match="steps are a whole number from 1, got 0"):
+        qa.decode(denoise, noise, steps=0)
 
 
 def test_an_interrupted_distillation_continues_with_the_same_bits(made: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from quarterarc.closed_form import GaussianData, MixtureData
 from quarterarc.common.errors import InputError
 from quarterarc.denoiser import Denoiser
 from quarterarc.estimate import Estimate
+from quarterarc.flow_map import SolvedMap
 from quarterarc.likelihood.flow import (
     FlowLikelihood,
     dequantise,
@@ -123,6 +124,14 @@ def test_encode_equals_the_exact_flow_and_decode_inverts_it(tolerance: float) ->
     # images changes errors by a factor of up to 10
     assert (noise - WORLD.flow(IMAGES, 0.0, NOISE_END)).abs().max() < 50 * tolerance
     assert (decode(WORLD, noise, tolerance=tolerance) - IMAGES).abs().max() < 50 * tolerance
+
+
+def test_the_exact_map_encodes_in_any_number_of_steps() -> None:
+    solved = SolvedMap(WORLD, steps=64)
+    for steps in (1, 2, 3):
+        noise = encode(solved, IMAGES, steps=steps)
+        torch.testing.assert_close(noise, WORLD.flow(IMAGES, 0.0, NOISE_END), rtol=0, atol=1e-5)
+        torch.testing.assert_close(decode(solved, noise, steps=steps), IMAGES, rtol=0, atol=1e-4)
 
 
 def test_encoded_images_of_a_mixture_are_standard_normal_and_decode_to_themselves() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from itertools import pairwise
@@ -17,6 +18,7 @@ from quarterarc.arc import mix, velocity
 from quarterarc.closed_form import GaussianData
 from quarterarc.common.errors import InputError
 from quarterarc.estimate import Estimate
+from quarterarc.heads import head
 from quarterarc.objectives import FlowMap, MapObjective, objective
 from quarterarc.schedules import schedule
 from quarterarc.storage.checkpoints import load
@@ -171,6 +173,72 @@ def test_a_flow_map_is_trained_resumed_and_sampled(tmp_path: Path, tiny: Sequenc
     assert made.isfinite().all()
     guided = qa.generate(denoise, range(3), steps=2, labels=[1, 2, 3], guidance=2.0, progress=False)
     assert not torch.equal(made, guided)
+
+
+# --- the tangent -----------------------------------------------------------------------------------------------------
+
+START = torch.tensor([0.4, 0.9, 1.4], dtype=torch.float64)
+END = torch.tensor([0.1, 0.9, 0.0], dtype=torch.float64)  # the second jump lies on the diagonal
+
+
+def draws() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    image = DATA.draw(len(START), generator)
+    return image, torch.randn(image.shape, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.5, 0.99])
+def test_the_step_along_an_exact_tangent_deviates_from_the_flow_by_the_share(progress: float) -> None:
+    """It has the expectation of the step of one image and noise, and s times its standard deviation."""
+    image, noise = draws()
+    flow_map = FlowMap()
+    x, share = mix(image, noise, START), flow_map.share(progress)
+    plain = DATA(x, START)
+    part = share * (START - END)
+
+    def middle(estimate: Estimate) -> Tensor:
+        *pair, x_middle = flow_map.step(estimate, image, noise, x, START, part, None, progress)
+        assert pair == [image, noise]
+        return x_middle
+
+    along_one, exact = middle(plain), qa.rotate(x, plain.velocity(START), -part)[0]
+    assert (along_one - exact).abs().max() > (1e-3 if progress < 0.9 else 1e-4)
+    along_both = middle(dataclasses.replace(plain, tangent=plain))
+    torch.testing.assert_close(along_both - exact, share * (along_one - exact), rtol=0.0, atol=1e-14)
+
+
+def test_the_tangent_has_the_loss_of_the_velocity_on_every_example() -> None:
+    image, noise = draws()
+    x = mix(image, noise, START)
+    outputs = torch.randn(len(START), 4, 2, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    outputs.requires_grad_()
+    estimate = head("both+tangent", schedule("arc")).read(outputs, x, START)
+    given = (image, noise, x, START, torch.full_like(x, 0.1), 0.2 * (START - END))
+    flow_map = FlowMap(tangent=3.0, power=0.0)
+    jumps = flow_map.compare(dataclasses.replace(estimate, tangent=None), *given).total
+    error = Estimate(outputs[:, 2:3], outputs[:, 3:]).velocity(START) - velocity(image, noise, START)
+    total = flow_map.compare(estimate, *given).total
+    torch.testing.assert_close(total - jumps, 3.0 * error.square().flatten(1).mean(1))
+    (gradient,) = torch.autograd.grad((total - jumps).sum(), outputs)
+    assert gradient[:, :2].abs().max() == 0.0
+    assert gradient[:, 2:].flatten(1).abs().amax(1).min() > 0.0
+
+
+@pytest.mark.parametrize("name", ["both+tangent", "velocity+tangent"])
+def test_a_map_with_a_tangent_is_trained_saved_and_sampled(tmp_path: Path, tiny: Sequence[str], name: str) -> None:
+    fields = ["objective=flow-map", f"head={name}", "training.steps=2"]
+    train(read_recipe("digits", [*tiny, *fields]), tmp_path / "run", progress=False)
+    denoise = load(tmp_path / "run")
+    assert denoise(torch.randn(2, 1, 8, 8), 1.0, to=0.5).tangent is not None
+    for sampler in (None, "multistep"):
+        assert qa.generate(denoise, range(2), steps=2, sampler=sampler, progress=False).isfinite().all()
+    with pytest.raises(InputError, match="belongs to a flow map from scratch"):
+        qa.distill(tmp_path / "run", tmp_path / "map", progress=False)
+
+
+def test_the_tangent_is_for_flow_maps_from_scratch() -> None:
+    with pytest.raises(InputError, match="is for flow maps from scratch"):
+        read_recipe("digits", ["head=both+tangent"])
 
 
 def test_jumps_stay_where_a_head_is_defined(tmp_path: Path, tiny: Sequence[str]) -> None:

@@ -119,14 +119,26 @@ def test_estimates_at_the_ends_are_exact_where_the_head_is_defined(name: str, en
 
 def test_noise_is_undefined_at_noise_and_image_and_mean_at_the_image() -> None:
     heads = {name: head(name, SCHEDULE) for name in HEADS.names()}
-    assert {name for name, reader in heads.items() if not reader.at_noise} == with_variances("noise")
-    undefined = with_variances("image", "mean")
+    assert {name for name, reader in heads.items() if not reader.at_noise} == extended("noise")
+    undefined = extended("image", "mean")
     assert {name for name, reader in heads.items() if not reader.at_image} == undefined
-    assert {name for name, reader in heads.items() if not reader.agrees} == with_variances("both")
+    assert {name for name, reader in heads.items() if not reader.agrees} == extended("both")
 
 
-def with_variances(*names: str) -> set[str]:
-    return {name + suffix for name in names for suffix in ("", "+variance", "+log-variance")}
+def extended(*names: str) -> set[str]:
+    return {name + suffix for name in names for suffix in ("", "+variance", "+log-variance", "+tangent")}
+
+
+@pytest.mark.parametrize("plain", list(HEADS))
+def test_jump_and_tangent_are_read_by_the_same_head(plain: str) -> None:
+    reader, inner = head(plain + "+tangent", SCHEDULE), head(plain, SCHEDULE)
+    image, noise = data()
+    x = arc.mix(image, noise, 0.8)
+    jump, tangent = oracle(plain, image, noise, 0.8), oracle(plain, noise, image, 0.8)
+    estimate = reader.read(torch.cat([jump, tangent], 1), x, 0.8)
+    assert torch.equal(estimate.image, inner.read(jump, x, 0.8).image)
+    assert estimate.tangent is not None
+    assert torch.equal(estimate.tangent.noise, inner.read(tangent, x, 0.8).noise)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -188,6 +200,9 @@ def test_number_of_channels_and_learned_variance(name: str) -> None:
     reader = head(name, SCHEDULE)
     assert reader.name == name
     plain_channels = {"both": 6, "gated": 7}.get(plain, 3)
+    if learned == "tangent":
+        assert reader.channels(3) == 2 * plain_channels
+        return
     assert reader.channels(3) == plain_channels + (3 if learned else 0)
     if not learned:
         return
@@ -233,9 +248,12 @@ def test_gradients_are_finite_and_estimates_have_the_dtype_of_x(name: str, dtype
     estimate = reader.read(output, x, torch.tensor(SCHEDULE.angle([1.0, 7.5, 30.0, 49.0])))
     assert estimate.image.dtype == estimate.noise.dtype == dtype
     total = (estimate.image**2 + estimate.noise**2).sum()
-    for learned in (estimate.variance_fraction, estimate.log_variance):
-        if learned is not None:
-            total = total + (learned**2).sum()
+    further = [estimate.variance_fraction, estimate.log_variance]
+    if estimate.tangent is not None:
+        further += [estimate.tangent.image, estimate.tangent.noise]
+    for values in further:
+        if values is not None:
+            total = total + (values**2).sum()
     total.backward()
     assert output.grad is not None
     assert output.grad.isfinite().all()

@@ -87,7 +87,7 @@ def rotate(x: Tensor, v: Tensor, by: Angle) -> tuple[Tensor, Tensor]:
 
 
 def through(x_b: Tensor, b: Angle, x_a: Tensor, a: Angle) -> tuple[Tensor, Tensor]:
-    """Image and noise of the one arc through two points: x_b at angle b, and x_a at a cleaner angle a < b.
+    """Image and noise of the one arc through two points: x_b at angle b, and x_a at another angle a.
 
         image = (sin b x_a - sin a x_b)/sin(b - a)        noise = (cos a x_b - cos b x_a)/sin(b - a)
 
@@ -95,7 +95,7 @@ def through(x_b: Tensor, b: Angle, x_a: Tensor, a: Angle) -> tuple[Tensor, Tenso
 
     Args:
         x_b, x_a: points, shape (B, *).
-        b, a: their angles, a < b; one for all images or one per image, shape (B,).
+        b, a: their angles, which differ; one for all images or one per image, shape (B,).
     """
     (cos_b, sin_b), (cos_a, sin_a) = cos_sin(b, x_b), cos_sin(a, x_b)
     span = sin_b * cos_a - cos_b * sin_a

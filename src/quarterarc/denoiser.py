@@ -8,6 +8,7 @@ the default traits.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -85,6 +86,7 @@ class Traits:
         altered: how the flow differs from that of the checkpoint, exactly ("guided by 1.5"); None if it does not.
             Grids that were tuned for the checkpoint are not valid for an altered flow.
         maps: whether the denoiser is a flow map, which takes the end of a step, `to`.
+        reverses: whether the steps of a flow map may also go towards the noise.
         streams: the format of the random streams from which the noise of a seed is drawn (`common.streams`).
         mean_image: the image estimate at pi/2, by class, which samplers then need not evaluate; None if it is unknown.
     """
@@ -101,6 +103,7 @@ class Traits:
     checkpoint: Path | None = None
     altered: str | None = None
     maps: bool = False
+    reverses: bool = False
     streams: int = STREAMS
     mean_image: MeanImage | None = None
 
@@ -218,6 +221,7 @@ class Denoiser:
         altered, streams, mean_image: as in `Traits`; the mean image is that of the weights, and of no others.
         class_names: the names of the classes by label; empty where they have none.
         maps: whether it is a flow map.
+        reverses: whether the steps of the map may also go towards the noise.
     """
 
     network: Callable[..., Tensor]
@@ -235,6 +239,7 @@ class Denoiser:
     streams: int = STREAMS
     class_names: tuple[str, ...] = ()
     maps: bool = False
+    reverses: bool = False
     clock: Schedule | None = None
     mean_image: MeanImage | None = None
 
@@ -259,6 +264,7 @@ class Denoiser:
             checkpoint=self.checkpoint,
             altered=self.altered,
             maps=self.maps,
+            reverses=self.reverses,
             streams=self.streams,
             mean_image=mean,
         )
@@ -295,7 +301,8 @@ class Denoiser:
             x: points of the arc, shape (B, C, H, W).
             angle: one for all images, or one per image, shape (B,), within `smallest_angle`..`largest_angle`.
             labels: classes, int64, shape (B,), for a network with classes.
-            to: for a flow map, the end of the step, at most the angle; one for all images, or one per image.
+            to: for a flow map, the end of the step, at most the angle unless the map `reverses`; one for all images, or
+                one per image.
             augmentation: in training, the parameters by which the images were augmented, for a network that takes them.
 
         Returns:
@@ -316,7 +323,7 @@ class Denoiser:
         dtype = x.dtype if weight is None else weight.dtype
         arguments = [self._time(angle, x.device), labels]
         if self.maps:
-            arguments.append(_span(angle, angle if to is None else to, x.device))
+            arguments.append(_span(angle, angle if to is None else to, x.device, self.reverses))
         elif to is not None:
             raise InputError("the end of a step, `to`, is for flow maps, and this denoiser estimates at one angle")
         given = {} if augmentation is None else {"augmentation": augmentation}
@@ -401,24 +408,29 @@ class Denoiser:
         return f"Denoiser({', '.join(parts)})"
 
 
-def _span(angle: Angle, to: Angle, device: torch.device) -> Tensor:
-    """The length of the step from `angle` to `to`, in 0..1000 for 0..pi/2: float32, shape () or (B,)."""
-    scale = 1000.0 / NOISE_END
+def _span(angle: Angle, to: Angle, device: torch.device, reverses: bool) -> Tensor:
+    """The length of the step from `angle` to `to`, in 0..1000 for 0..pi/2: float32, shape () or (B,).
+
+    It is negative towards the noise, which is an error unless the map `reverses`.
+    """
+    scale, least = 1000.0 / NOISE_END, -math.inf if reverses else 0.0
     if not isinstance(angle, Tensor) and not isinstance(to, Tensor):
-        _check_towards(angle - to, angle, to)
-        return torch.full((), max(angle - to, 0.0) * scale, dtype=torch.float32, device=device)  # without a copy
+        if not reverses:
+            _check_towards(angle - to, angle, to)
+        return torch.full((), max(angle - to, least) * scale, dtype=torch.float32, device=device)  # without a copy
     span = float64(angle) - float64(to)
-    if span.device.type == "cpu":  # reading values of another device waits for it
+    if span.device.type == "cpu" and not reverses:  # reading values of another device waits for it
         starts, ends = (float64(value).expand(span.shape).reshape(-1) for value in (angle, to))
         worst = int(span.argmin())
         _check_towards(float(span.min()), float(starts[worst]), float(ends[worst]))
-    return send((span * scale).clamp(min=0.0), device, torch.float32)
+    return send((span * scale).clamp(min=least), device, torch.float32)
 
 
 def _check_towards(span: float, angle: float, to: float) -> None:
     if span < -ROUNDING:
         raise InputError(
-            f"a flow map moves towards the image: the step from angle {angle:.6g} to {to:.6g} moves away from it"
+            f"this flow map moves towards the image alone: the step from angle {angle:.6g} to {to:.6g} moves away from "
+            "it (`quarterarc distill` with teacher.reversed=0.5 trains both ways)"
         )
 
 

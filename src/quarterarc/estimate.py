@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -33,12 +33,15 @@ class Estimate:
             (Nichol & Dhariwal 2021, Eq. 15); nominally in [0, 1]. None for other networks.
         log_variance: of a network whose output is the log variance of DDPM's step itself, shape (B, C, H, W) (Ho et al.
             2020, Table 2). None for other networks.
+        tangent: of a flow map that also estimates the tangent, the estimate of a denoiser at the same point, which
+            training compares jumps with. None for other networks.
     """
 
     image: Tensor
     noise: Tensor
     variance_fraction: Tensor | None = None
     log_variance: Tensor | None = None
+    tangent: Estimate | None = field(default=None, kw_only=True)
 
     @property
     def learned_variance(self) -> bool:

@@ -37,7 +37,7 @@ class SolvedMap:
     def traits(self) -> Traits:
         """The traits of the inner denoiser, as a flow map."""
         inner = traits(self.inner)
-        return replace(inner, maps=True, evaluations=4 * self.steps * inner.evaluations)
+        return replace(inner, maps=True, reverses=True, evaluations=4 * self.steps * inner.evaluations)
 
     def __call__(self, x: Tensor, angle: Angle, labels: Tensor | None = None, to: Angle | None = None) -> Estimate:
         """The estimate of the inner denoiser without `to`, otherwise that whose arc ends at the solved point."""

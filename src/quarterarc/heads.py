@@ -12,8 +12,9 @@ the papers train it.
 | gated    | 2C + 1   | from a mean of the velocities of both outputs, one gate per pixel | | - | both |
 | mean     | C        | from the posterior mean of one training step | from the image | 0 | mean    |
 
-`LearnedVariance` and `LogVariance` add C channels to any head; their name is the head's name with the suffix
-`+variance` (Nichol & Dhariwal 2021) or `+log-variance` (Ho et al. 2020).
+An `Extended` head adds channels to any other one, and has its name with a suffix: `+variance` (Nichol & Dhariwal 2021)
+and `+log-variance` (Ho et al. 2020) C channels for a learned variance, `+tangent` as many channels as the head has, for
+the tangent where the jump of a flow map starts.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from .schedules import Schedule
 __all__ = [
     "HEADS",
     "Both",
+    "Extended",
     "Gated",
     "Head",
     "Image",
@@ -44,6 +46,7 @@ __all__ = [
     "LogVariance",
     "Mean",
     "Noise",
+    "Tangent",
     "Velocity",
     "head",
 ]
@@ -191,22 +194,35 @@ class Mean(Head):
         return Estimate(image, (x - c * image) / s)
 
 
-class LearnedVariance(Head):
-    """A head with C more channels in [-1, 1] for a learned variance (Nichol & Dhariwal 2021, section 3.1).
-
-    They place the variance of DDPM's step between its small and its large one.
+class Extended(Head):
+    """A head with further channels after those of another head.
 
     Args:
-        inner: the head of the other channels, which come first.
+        inner: the head of the first channels.
+
+    Attributes:
+        SUFFIX: what the name of the inner head is extended by.
     """
 
-    SUFFIX: ClassVar[str] = "+variance"
+    SUFFIX: ClassVar[str]
 
     def __init__(self, inner: Head) -> None:
         super().__init__(inner.schedule)
         self.inner = inner
         self.name, self.objective = inner.name + self.SUFFIX, inner.objective
         self.at_noise, self.at_image, self.agrees = inner.at_noise, inner.at_image, inner.agrees
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.inner!r})"
+
+
+class LearnedVariance(Extended):
+    """A head with C more channels in [-1, 1] for a learned variance (Nichol & Dhariwal 2021, section 3.1).
+
+    They place the variance of DDPM's step between its small and its large one.
+    """
+
+    SUFFIX = "+variance"
 
     def channels(self, image_channels: int) -> int:
         return self.inner.channels(image_channels) + image_channels
@@ -218,31 +234,51 @@ class LearnedVariance(Head):
     def _with_variance(self, estimate: Estimate, output: Tensor) -> Estimate:
         return replace(estimate, variance_fraction=(output + 1.0) / 2.0)
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.inner!r})"
-
 
 class LogVariance(LearnedVariance):
     """A head with C more channels that are the log variance of DDPM's step (Ho et al. 2020, Table 2: learned Sigma)."""
 
-    SUFFIX: ClassVar[str] = "+log-variance"
+    SUFFIX = "+log-variance"
 
     def _with_variance(self, estimate: Estimate, output: Tensor) -> Estimate:
         return replace(estimate, log_variance=output)
 
 
-_VARIANCES = {kind.SUFFIX: kind for kind in (LearnedVariance, LogVariance)}
-"""Suffixes of a head's name: the network also learns the variance of DDPM's step."""
+class Tangent(Extended):
+    """A head of flow maps that also estimates the tangent: what a denoiser estimates where the jump starts.
+
+    The objective `flow-map` trains it on every example, and steps along it.
+    """
+
+    SUFFIX = "+tangent"
+
+    def channels(self, image_channels: int) -> int:
+        return 2 * self.inner.channels(image_channels)
+
+    def read(self, output: Tensor, x: Tensor, angle: Angle) -> Estimate:
+        jump, tangent = output.chunk(2, dim=1)
+        return replace(self.inner.read(jump, x, angle), tangent=self.inner.read(tangent, x, angle))
+
+
+_SUFFIXES: dict[str, Callable[[Head], Extended]] = {
+    kind.SUFFIX: kind for kind in (LearnedVariance, LogVariance, Tangent)
+}
+"""The extended heads by the suffix of their names."""
 
 
 def learns_variance(name: str) -> bool:
     """Whether the head of this name also learns the variance of DDPM's step."""
-    return name.endswith(tuple(_VARIANCES))
+    return name.endswith((LearnedVariance.SUFFIX, LogVariance.SUFFIX))
 
 
-def _parts(name: str) -> tuple[str, type[LearnedVariance] | None]:
-    """The name without the suffix of a learned variance, and the head of the suffix; None without a suffix."""
-    for suffix, kind in _VARIANCES.items():
+def estimates_tangent(name: str) -> bool:
+    """Whether the head of this name also estimates the tangent where a jump starts."""
+    return name.endswith(Tangent.SUFFIX)
+
+
+def _parts(name: str) -> tuple[str, Callable[[Head], Extended] | None]:
+    """The name without a suffix, and the extended head of the suffix; None without one."""
+    for suffix, kind in _SUFFIXES.items():
         if name.endswith(suffix):
             return name.removesuffix(suffix), kind
     return name, None
@@ -252,10 +288,10 @@ HeadFactory = Callable[[Schedule], Head]
 
 
 class _HeadRegistry(Registry[HeadFactory]):
-    """A registry whose `lookup` accepts the suffix of a learned variance after every name."""
+    """A registry whose `lookup` accepts the suffix of an extended head after every name."""
 
     def names(self) -> list[str]:
-        return [*self, *(name + suffix for suffix in _VARIANCES for name in self)]
+        return [*self, *(name + suffix for suffix in _SUFFIXES for name in self)]
 
     def lookup(self, name: str) -> HeadFactory:
         plain, kind = _parts(str(name))
@@ -290,7 +326,7 @@ def head(name: str, schedule: Schedule) -> Head:
 
     Args:
         name: a name of `HEADS`, or an import path `package.module:Head`, with the suffix `+variance` or `+log-variance`
-            for a learned variance: "both", "noise+variance".
+            for a learned variance, or `+tangent`: "both", "noise+variance", "both+tangent".
         schedule: the training schedule, from which `mean` derives the training step.
 
     Returns:

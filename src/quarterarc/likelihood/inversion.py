@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
+from ..arc import rotate
+from ..common.errors import InputError
 from ..common.limits import check_batch_size
 from ..data.pixels import to_float
-from ..denoiser import Denoise
+from ..denoiser import Denoise, angle_range, call, traits
 from ..samplers.adaptive import check_tolerance, integrate
 from .inputs import Images, batch_ranges, check_finite, check_images, read_batch
 from .probability_flow import TOLERANCE, ProbabilityFlow, flow_end
@@ -19,6 +24,7 @@ def encode(
     denoise: Denoise,
     images: Images,
     *,
+    steps: int | None = None,
     tolerance: float = TOLERANCE,
     labels: Tensor | None = None,
     batch_size: int = 64,
@@ -29,6 +35,8 @@ def encode(
     Args:
         denoise: a denoiser.
         images: uint8 (levels k / 127.5 - 1) or floating point, any finite values, shape (N, C, H, W).
+        steps: of a flow map that goes both ways (`teacher.reversed`): jumps of equal length, one evaluation each, which
+            approximate the flow; None to solve it.
         tolerance: error tolerance of the solver, in (0, 1).
         labels: classes, shape (N,), for a denoiser with classes.
         batch_size: images per batch.
@@ -38,47 +46,92 @@ def encode(
         The noise at the denoiser's largest angle, in the dtype of the images (float32 for uint8).
 
     Raises:
-        InputError: if images have a wrong shape or are not finite, or the velocity is not finite on the path.
+        InputError: if images have a wrong shape or are not finite, the velocity is not finite on the path, or `steps`
+            are given for a denoiser that has no such jumps.
     """
     check_images(images, labels)
-    return _integrate(denoise, images, 0.0, flow_end(denoise), tolerance, labels, batch_size, "encode", progress)
+    if steps is not None and not traits(denoise).reverses:
+        raise InputError(
+            "an image is encoded in steps by a flow map that goes both ways (`quarterarc distill` with "
+            "teacher.reversed=0.5), and this denoiser is none: leave out steps, which solves the flow"
+        )
+    return _moved(denoise, images, 0.0, flow_end(denoise), steps, tolerance, labels, batch_size, "encode", progress)
 
 
 def decode(
     denoise: Denoise,
     noise: Tensor,
     *,
+    steps: int | None = None,
     tolerance: float = TOLERANCE,
     labels: Tensor | None = None,
     batch_size: int = 64,
     progress: bool = True,
 ) -> Tensor:
-    """The images that the flow makes from noise, shape (N, C, H, W), on the CPU; arguments as for `encode`."""
+    """The images that the flow makes from noise, shape (N, C, H, W), on the CPU; arguments as for `encode`.
+
+    `steps` are jumps of any flow map.
+    """
     check_images(noise, labels)
-    return _integrate(denoise, noise, flow_end(denoise), 0.0, tolerance, labels, batch_size, "decode", progress)
+    if steps is not None and not traits(denoise).maps:
+        raise InputError(
+            "noise is decoded in steps by a flow map, and this denoiser is none: leave out steps, which solves the "
+            "flow, or use `quarterarc.sample`"
+        )
+    return _moved(denoise, noise, flow_end(denoise), 0.0, steps, tolerance, labels, batch_size, "decode", progress)
 
 
-def _integrate(
+def _moved(
     denoise: Denoise,
     points: Images,
     start: float,
     end: float,
+    steps: int | None,
     tolerance: float,
     labels: Tensor | None,
     batch_size: int,
     description: str,
     progress: bool,
 ) -> Tensor:
-    """Points along the flow from one angle to another."""
+    """Points along the flow from one angle to another, by jumps or by the solver."""
     check_tolerance(tolerance)
     check_batch_size(batch_size)
+    move = _solver(denoise, start, end, tolerance) if steps is None else _jumps(denoise, start, end, steps)
     parts = []
     for first, last in batch_ranges(len(points), batch_size, description, progress):
         rows = read_batch(points, first, last)
         rows = rows if rows.is_floating_point() else to_float(rows)
         check_finite(rows, first)
-        flow = ProbabilityFlow(denoise, rows, None if labels is None else labels[first:last])
         with torch.no_grad():
-            moved, _, _ = integrate(flow.velocity, flow.start, start, end, tolerance)
+            moved = move(rows, None if labels is None else labels[first:last])
         parts.append(moved.to(rows.dtype).reshape(rows.shape).cpu())
     return torch.cat(parts)
+
+
+Move = Callable[[Tensor, Tensor | None], Tensor]
+"""From points and their labels to where the flow takes them."""
+
+
+def _solver(denoise: Denoise, start: float, end: float, tolerance: float) -> Move:
+    def move(rows: Tensor, labels: Tensor | None) -> Tensor:
+        flow = ProbabilityFlow(denoise, rows, labels)
+        return integrate(flow.velocity, flow.start, start, end, tolerance)[0]
+
+    return move
+
+
+def _jumps(denoise: Denoise, start: float, end: float, steps: int) -> Move:
+    """Jumps of equal length, which is the grid of the sampler `jump`."""
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise InputError(f"steps are a whole number from 1, got {steps!r}")
+    start = max(start, angle_range(denoise)[0])
+    angles = [start + (end - start) * step / steps for step in range(steps + 1)]
+
+    def move(rows: Tensor, labels: Tensor | None) -> Tensor:
+        device = traits(denoise).device or rows.device
+        x, labels = rows.to(device), None if labels is None else labels.to(device)
+        for b, a in pairwise(angles):
+            x, _ = rotate(x, call(denoise, x, b, labels, to=a).velocity(b), a - b)
+        return x
+
+    return move

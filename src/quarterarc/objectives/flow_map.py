@@ -11,6 +11,11 @@ For an image, noise, a jump from angle b to a, and a share s of it, with m = b -
 The gradient of <F, q> is that of |X' - X|^2/(2 sin(b - a)(b - m)), and for s -> 0 its expectation vanishes for the
 exact flow map alone; the bias is linear in s. A share of the examples has a = b and the ordinary loss of the velocity,
 w |F - v|^2. The weight w = (mean q^2 + 1e-3)^-p lets large errors count less (Geng et al. 2024).
+
+A head that also estimates the tangent (`both+tangent`) is trained on it with every example, by the same loss of the
+velocity, and x_m lies along s v + (1 - s) v', where v' is the velocity of that estimate without gradient. Both have the
+flow's velocity as their expectation, and v' has no variance: for small s the comparison is one of networks, without
+noise, as in a distillation.
 """
 
 from __future__ import annotations
@@ -89,6 +94,7 @@ class FlowMap:
         end_mean, end_width: log tan a is normal with this mean and standard deviation, where that is below b.
         power: power p of the weight (mean q^2 + 1e-3)^-p of an example; 0 weighs all equally.
         residual: weight of the residual of the estimates on the diagonal, for heads with two estimates.
+        tangent: weight of the loss of the tangent, for heads that estimate it.
 
     Raises:
         InputError: for a value outside its range.
@@ -103,6 +109,7 @@ class FlowMap:
     end_width: float = 1.6
     power: float = 0.75
     residual: float = 0.0
+    tangent: float = 1.0
 
     def __post_init__(self) -> None:
         for name, value, low, high in (
@@ -115,6 +122,7 @@ class FlowMap:
             ("end_mean", self.end_mean, -10.0, 10.0),
             ("power", self.power, 0.0, 1.0),
             ("residual", self.residual, 0.0, math.inf),
+            ("tangent", self.tangent, 0.0, math.inf),
         ):
             if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
                 raise InputError(f"{name} of the objective 'flow-map' lies in {low:g}..{high:g}, got {value!r}")
@@ -173,7 +181,11 @@ class FlowMap:
         Returns:
             Image and noise whose velocity at x is the flow's in expectation, and the point at start - part.
         """
-        return image, noise, rotate(x, velocity(image, noise, start), -part)[0]
+        along = velocity(image, noise, start)
+        if estimate.tangent is not None:
+            share = self.share(progress)
+            along = share * along + (1.0 - share) * estimate.tangent.velocity(start)
+        return image, noise, rotate(x, along, -part)[0]
 
     def __call__(
         self, estimate: Estimate, image: Tensor, noise: Tensor, x: Tensor, times: Tensor, schedule: Schedule
@@ -192,13 +204,13 @@ class FlowMap:
             image, noise: those whose velocity is compared on the diagonal.
             x, start: where the jumps start.
             ends: X' - X.
-            part: b - m; 0 on the diagonal.
+            part: b - m; 0 on the diagonal, negative towards the noise.
         """
         jump = estimate.velocity(start)
         with torch.no_grad():
             on_diagonal = spread(part == 0.0, x).bool()
             error = jump - velocity(image, noise, start)
-            q = torch.where(on_diagonal, 2.0 * error, ends / spread(part.clamp(min=1e-9), x))
+            q = torch.where(on_diagonal, 2.0 * error, ends / spread(part.where(part != 0.0, 1.0), x))
             size = mse(torch.where(on_diagonal, error, q))
             weight = (size + 1e-3) ** -self.power
             direction = weight.reshape(on_diagonal.shape) * q
@@ -206,7 +218,14 @@ class FlowMap:
         total = weight * size + (surrogate - surrogate.detach())  # the value of the loss, the gradient of <F, w q>
         if self.residual:
             total = total + self.residual * on_diagonal.flatten() * mse(estimate.residual(x, start))
+        if estimate.tangent is not None:
+            total = total + self.tangent * self._loss_of_velocity(estimate.tangent, image, noise, start)
         return Losses.of(total, estimate, image, noise, x, start)
+
+    def _loss_of_velocity(self, estimate: Estimate, image: Tensor, noise: Tensor, start: Tensor) -> Tensor:
+        """The weighted squared error of the velocity per example."""
+        size = mse(estimate.velocity(start) - velocity(image, noise, start))
+        return (size.detach() + 1e-3) ** -self.power * size
 
 
 def _log_normal(uniform: Tensor, mean: float, width: float) -> Tensor:

@@ -23,7 +23,7 @@ from ..common.errors import InputError
 from ..common.limits import LARGEST_SIDE
 from ..common.text import one_line
 from ..denoiser import DEFAULT_PROJECTION, Denoiser, mean_images_of
-from ..heads import Head, LearnedVariance, head
+from ..heads import Extended, Head, head
 from ..mean_image import MeanImage
 from ..networks import build_network, describe_network
 from ..schedules import Schedule, schedule
@@ -180,6 +180,8 @@ def describe_denoiser(denoise: Denoiser) -> dict[str, Any]:
     }
     if denoise.maps:
         description["maps"] = True
+    if denoise.reverses:
+        description["reverses"] = True
     if denoise.class_names:
         description["class_names"] = list(denoise.class_names)
     if denoise.clock is not None:
@@ -190,8 +192,8 @@ def describe_denoiser(denoise: Denoiser) -> dict[str, Any]:
 
 
 def _classes(head: Head) -> list[type[Head]]:
-    """The class of a head, and that of the head within a `LearnedVariance`."""
-    return [type(head), *(_classes(head.inner) if isinstance(head, LearnedVariance) else [])]
+    """The class of a head, and that of the head within an extended one."""
+    return [type(head), *(_classes(head.inner) if isinstance(head, Extended) else [])]
 
 
 def _describe_schedule(table: Schedule) -> dict[str, Any]:
@@ -242,6 +244,7 @@ def build_denoiser(description: Mapping[str, Any], precision: torch.dtype | None
             time_shift=description.get("time_shift", 0.0),
             time_scale=description.get("time_scale"),
             maps=description.get("maps", False) is True,
+            reverses=description.get("reverses", False) is True,
             clock=build_clock(description),
             streams=description.get("streams", 1),  # which version 0.2 did not record
         )

@@ -37,6 +37,7 @@ class Distillation(FlowMap):
         stage: share of the run that is the first stage, in [0, 1].
         from_noise: share of the first stage's jumps that start at the largest angle, as those of one evaluation do;
             the others start anywhere on their trajectory.
+        reversed: share of all jumps that go the other way, from their end to their start.
         first_share, last_share: the share s of a jump in the second stage.
 
     Raises:
@@ -48,6 +49,7 @@ class Distillation(FlowMap):
     length: int
     stage: float = 0.75
     from_noise: float = 0.4
+    reversed: float = 0.0
     first_share: float = 0.1
     last_share: float = 0.1
     start_mean: float = 0.5
@@ -55,7 +57,8 @@ class Distillation(FlowMap):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, value in (("stage", self.stage), ("from_noise", self.from_noise)):
+        for name in ("stage", "from_noise", "reversed"):
+            value = getattr(self, name)
             if not 0.0 <= value <= 1.0:
                 raise InputError(f"teacher.{name} of distillation is a share in 0..1, got {value!r}")
 
@@ -65,8 +68,16 @@ class Distillation(FlowMap):
 
     def angles(self, uniform: Tensor, largest: float, progress: float, smallest: float = 0.0) -> tuple[Tensor, Tensor]:
         """Start and end of each jump; in the first stage angles of the trajectory, half of them ending at its end."""
-        if not self.regresses(progress):
-            return super().angles(uniform, min(largest, traits(self.teacher).largest_angle), progress, smallest)
+        if self.regresses(progress):
+            start, end = self._on_grid(uniform)
+        else:
+            largest = min(largest, traits(self.teacher).largest_angle)
+            start, end = super().angles(uniform, largest, progress, smallest)
+        other_way = (1024.0 * uniform[:, 2]) % 1.0 < self.reversed  # the first digits have decided the end already
+        return torch.where(other_way, end, start), torch.where(other_way, start, end)
+
+    def _on_grid(self, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        """Start and end of each jump of the first stage, towards the image."""
         first, second, third = uniform.unbind(1)
         grid = self.trajectories.angles
         last = len(grid) - 1

@@ -242,6 +242,8 @@ class TeacherSpec(Section):
     """Share of the steps in which jumps are compared with the teacher's own trajectories, without data."""
     from_noise: Annotated[float, Field(ge=0.0, le=1.0)] = 0.4
     """Share of these jumps that start at the noise, as those of one evaluation do."""
+    reversed: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Share of all jumps that go the other way, towards the noise: the map then encodes images too."""
     steps: Positive = 8
     """Steps of such a trajectory, by the sampler `multistep`."""
     trajectories: Positive = 1024
@@ -327,7 +329,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
-        from ..heads import HEADS, learns_variance
+        from ..heads import HEADS, estimates_tangent, learns_variance
         from ..networks import NETWORKS
         from ..objectives import OBJECTIVES
         from ..objectives.base import check_norm
@@ -358,10 +360,17 @@ class Recipe(Section):
             raise InputError("a flow map starts as a copy of its teacher: leave out training.init")
         if self.teacher is None and self.data.source == TEACHER:
             raise InputError("data.source=teacher needs the teacher that makes the images: give teacher.source=RUN")
-        if self.objective.name == "flow-map" and (self.head == "mean" or learns_variance(self.head)):
+        if self.objective.name == "flow-map" and (self.head in ("mean", "mean+tangent") or learns_variance(self.head)):
             raise InputError(
                 f"a flow map (objective=flow-map) has no head '{self.head}', which belongs to one step of DDPM: give "
                 "head=both, velocity, image, noise or gated"
+            )
+        if estimates_tangent(self.head) and (
+            self.teacher is not None or self.objective.name in {*OBJECTIVES} - {"flow-map"}
+        ):
+            raise InputError(
+                f"head={self.head} is for flow maps from scratch, whose jumps are compared with the tangent: give "
+                "objective=flow-map and no teacher, or leave out +tangent"
             )
         unconditioned = "a flow map" if self.objective.name == "flow-map" else f"'{self.network.name}'"
         if self.data.augment not in (0.0, "auto") and unconditioned != "'unet'":

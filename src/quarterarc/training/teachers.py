@@ -19,7 +19,7 @@ from ..common.text import counted
 from ..data import ImageData
 from ..data.pixels import to_uint8
 from ..denoiser import Denoise, Denoiser
-from ..heads import LearnedVariance, Mean
+from ..heads import Extended, Mean, Tangent
 from ..interop.opening import load
 from ..interop.pipelines import with_own_network
 from ..networks import UNet
@@ -134,9 +134,10 @@ def check_teacher(teacher: Denoiser, what: str) -> None:
     if not isinstance(teacher, Denoiser) or type(teacher.network) is not UNet:
         kind = type(teacher.network if isinstance(teacher, Denoiser) else teacher).__name__
         raise InputError(f"the teacher {what} is a {kind}: a flow map starts from a Denoiser with a quarterarc UNet")
-    if isinstance(teacher.head, Mean | LearnedVariance):
+    if isinstance(teacher.head, Mean | Extended):
+        belongs = "a flow map from scratch" if isinstance(teacher.head, Tangent) else "one step of DDPM"
         raise InputError(
-            f"the teacher {what} has the head '{teacher.head.name}', which belongs to one step of DDPM: a teacher has "
+            f"the teacher {what} has the head '{teacher.head.name}', which belongs to {belongs}: a teacher has "
             "the head both, velocity, image, noise or gated"
         )
 
@@ -158,11 +159,18 @@ def new_student(teacher: Denoiser, recipe: Recipe, data: ImageData) -> Denoiser:
     if teacher.classes is not None and (data.classes is None or data.classes > teacher.classes):
         has = "no labels" if data.classes is None else f"{data.classes} classes"
         raise InputError(f"the teacher has {teacher.classes} classes, and the data {has}: give data with its labels")
+    reverses = recipe.teacher is not None and recipe.teacher.reversed > 0.0
+    if reverses and not teacher.head.at_image:
+        raise InputError(
+            f"a jump from the image needs an estimate there, and the head '{teacher.head.name}' has none: leave out "
+            "teacher.reversed"
+        )
     torch.manual_seed(torch_seed(recipe.training.seed, Purpose.WEIGHTS))
     return replace(
         student_of(teacher),
         precision=torch.bfloat16 if recipe.training.precision == "bf16" else None,
         unlabelled=teacher.unlabelled and recipe.training.drop_labels > 0,
+        reverses=reverses,
     )
 
 
@@ -198,7 +206,7 @@ def distillation_of(
     try:
         return Distillation(
             teacher=followed, trajectories=trajectories, length=training.steps, stage=settings.stage,
-            from_noise=settings.from_noise, **recipe.objective.options,
+            from_noise=settings.from_noise, reversed=settings.reversed, **recipe.objective.options,
         )  # fmt: skip
     except TypeError as error:
         raise InputError(
