@@ -125,16 +125,18 @@ def test_an_exact_map_agrees_with_its_teacher_and_with_itself() -> None:
     assert max(distances["flow"]["map"].values()) < 2e-3 < min(distances["flow"]["teacher"].values())
     assert max(distances["semigroup"].values()) < 2e-3
     assert distances["another"] > 0.3
+    assert max(value for values in distances["inversion"].values() for value in values.values()) < 1e-2
     untrained = agreement.measure(teacher, _Still(teacher), 8)  # a jump by the estimate at its start
     assert untrained["flow"]["map"]["1"] > 0.1
     assert max(untrained["semigroup"].values()) > 0.1
+    assert min(untrained["inversion"][what]["1"] for what in ("noise", "images")) > 0.1
 
 
 class _Still:
     """A denoiser that calls itself a flow map."""
 
     def __init__(self, inner: Any) -> None:
-        self.inner, self.traits = inner, replace(traits(inner), maps=True)
+        self.inner, self.traits = inner, replace(traits(inner), maps=True, reverses=True)
 
     def __call__(self, x: Any, angle: Any, labels: Any = None, to: Any = None) -> Any:
         return self.inner(x, angle)
@@ -142,13 +144,15 @@ class _Still:
 
 def test_agreement_of_a_run(capsys: pytest.CaptureFixture[str], tiny_run: Path, tmp_path: Path) -> None:
     run = quarterarc.distill(
-        tiny_run, tmp_path / "map", fields={"training.steps": 1, "teacher.images": 8, "teacher.trajectories": 64},
+        tiny_run, tmp_path / "map", fields={"training.steps": 1, "teacher.images": 8, "teacher.trajectories": 64, "teacher.reversed": 0.5},
         progress=False,
     )  # fmt: skip
     assert main(["agreement", str(tiny_run), str(run), "--images", "4", "--out", str(tmp_path / "report.json")]) == 0
     shown = capsys.readouterr().out
     assert re.search(r"\| evaluations \| 1 \| 2 \| 4 \| 8 \|", shown)
-    assert json.loads((tmp_path / "report.json").read_text())["flow"]["map"].keys() == {"1", "2", "4", "8"}
+    assert re.search(r"\| evaluations each way \| 1 \| 2 \| 4 \| 8 \|", shown)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["flow"]["map"].keys() == report["inversion"]["noise"].keys() == {"1", "2", "4", "8"}
 
 
 def split(line: str) -> list[str]:
