@@ -84,7 +84,7 @@ def _inversion(teacher: Denoise, student: Denoise, noise: Tensor, images: Tensor
     decoded = {
         jumps: qa.decode(student, encoded, steps=int(jumps), progress=False) for jumps, encoded in noises.items()
     }
-    solved = {jumps: qa.sample(teacher, encoded, steps=FINE).images for jumps, encoded in noises.items()}
+    solved = {jumps: qa.decode(teacher, encoded, tolerance=1e-3, progress=False) for jumps, encoded in noises.items()}
     return {
         "noise": {jumps: _distance(encoded, noise) for jumps, encoded in noises.items()},
         "images": {jumps: _distance(image, images) for jumps, image in decoded.items()},

@@ -144,8 +144,8 @@ class _Still:
 
 def test_agreement_of_a_run(capsys: pytest.CaptureFixture[str], tiny_run: Path, tmp_path: Path) -> None:
     run = quarterarc.distill(
-        tiny_run, tmp_path / "map", fields={"training.steps": 1, "teacher.images": 8, "teacher.trajectories": 64, "teacher.reversed": 0.5},
-        progress=False,
+        tiny_run, tmp_path / "map", progress=False,
+        fields={"training.steps": 1, "teacher.images": 8, "teacher.trajectories": 64, "teacher.reversed": 0.5},
     )  # fmt: skip
     assert main(["agreement", str(tiny_run), str(run), "--images", "4", "--out", str(tmp_path / "report.json")]) == 0
     shown = capsys.readouterr().out
