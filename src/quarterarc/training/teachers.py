@@ -25,6 +25,7 @@ from ..interop.pipelines import with_own_network
 from ..networks import UNet
 from ..sampling.generation import generate
 from ..storage.files import replace_file
+from ..storage.runs import TEACHER_IMAGES
 from ..storage.weights import hash_of_weights, read_weights, save_tensors
 from ..wrappers import Guided, project
 from .distillation import Distillation
@@ -46,8 +47,6 @@ __all__ = [
 
 logger = logging.getLogger("quarterarc")
 
-IMAGES = "teacher-images.safetensors"
-"""The images of the teacher in the run folder, so that a resumed run has the same ones."""
 FIRST_SEED = 2**40
 """Seeds of the teacher's images, far from those of samples and previews."""
 
@@ -220,7 +219,7 @@ def images_of(teacher: Denoiser, recipe: Recipe, run: Path, processes: Processes
     They are made by the first process, once per run, and read from the run folder by a resumed one.
     """
     assert recipe.teacher is not None
-    path, count = run / IMAGES, recipe.teacher.images
+    path, count = run / TEACHER_IMAGES, recipe.teacher.images
     with processes.raising_together():
         if processes.rank == 0 and not path.is_file():
             logger.info("the teacher makes %s", counted(count, "image"))
