@@ -859,6 +859,17 @@ def test_a_run_without_a_format_of_its_random_streams_continues_with_numpys(tmp_
     assert not torch.equal(made, sample(denoise, noise([5], (1, 8, 8)), steps=2, seeds=[5]).images)
 
 
+def test_a_run_is_not_resumed_to_fewer_steps_than_it_has(tmp_path: Path, tiny_run: Path, cli: Cli) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    wrong = cli("train", "--out", run, "--resume", "training.steps=1")
+    assert wrong.returncode == 2
+    assert f"training.steps=1, but {run} is at step 6: give at least 6" in wrong.stderr
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert cli("train", "--out", run, "--resume", "training.steps=6").returncode == 0
+
+
 def test_checkpoints_that_a_killed_process_did_not_delete_are_deleted_on_resume(tmp_path: Path, tiny_run: Path) -> None:
     """A kill between writing the last checkpoint and deleting an old one leaves nothing to train."""
     run = tmp_path / "run"

@@ -35,6 +35,7 @@ __all__ = [
     "run_of",
     "sheet_name",
     "sheets",
+    "steps_of",
 ]
 
 NEAREST = "nearest.png"
@@ -50,6 +51,11 @@ _SHEET = re.compile(r"step-(\d{8,})(?:-(\d+))?\.png")
 def checkpoint_name(step: int) -> str:
     """The folder name of the checkpoint after `step` optimiser steps."""
     return f"step-{step:08d}"
+
+
+def steps_of(checkpoint: Path) -> int:
+    """The optimiser steps after which a checkpoint of a run was written, from the name of its folder."""
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def sheet_name(step: int, evaluations: int | None = None) -> str:
