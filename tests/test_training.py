@@ -33,7 +33,7 @@ from quarterarc.data import from_memory
 from quarterarc.objectives import Losses, WeightedErrors
 from quarterarc.storage.checkpoints import load, save
 from quarterarc.storage.checksums import read_sealed, write_sealed
-from quarterarc.storage.files import replace_file, replace_folder
+from quarterarc.storage.files import check_writable, replace_file, replace_folder, write_json
 from quarterarc.storage.pictures import write_png
 from quarterarc.storage.runs import checkpoints, read_newest
 from quarterarc.storage.temporary import is_temporary
@@ -176,6 +176,20 @@ def test_an_incomplete_write_is_not_a_checkpoint_and_is_removed(tmp_path: Path, 
     resumed = train(read_recipe("digits", tiny), run, resume=True, progress=False)
     assert same_weights(resumed, checkpoints(tiny_run)[-1])
     assert not any(is_temporary(path) for path in run.rglob("*"))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no FIFOs")
+def test_a_fifo_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    """As root, a device would be: `--out /dev/full`."""
+    os.mkfifo(tmp_path / "out.json")
+    with pytest.raises(
+        InputError, match=r"cannot write to .*out\.json: it is not a regular file; give the path of a file"
+    ):
+        check_writable(tmp_path / "out.json")
+    with pytest.raises(OSError, match="it is a FIFO, not a regular file"):
+        write_json(tmp_path / "out.json", {})
+    assert (tmp_path / "out.json").is_fifo()
+    assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
 
 
 def test_an_error_leaves_neither_a_temporary_path_nor_a_changed_file(tmp_path: Path) -> None:
