@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -265,6 +266,22 @@ def test_requests_that_no_teacher_or_map_can_meet_are_one_line(made: Path, tmp_p
         assert wrong.returncode == 2, arguments
         assert message in wrong.stderr.splitlines()[-1]
         assert not (tmp_path / "x").exists()
+
+
+def test_the_command_that_tune_prints_for_a_map_samples_with_the_tuned_grid(
+    made: Path, tmp_path: Path, cli: Cli
+) -> None:
+    """The default sampler of a map is another one."""
+    shutil.copytree(made / "map", tmp_path / "map")
+    tuned = cli("tune", "map", "--nfe", "2", "--images", "8", "--device", "cpu")
+    assert tuned.returncode == 0, tuned.stderr
+    words = (
+        tuned.stdout.splitlines()[-1].removeprefix("Sample with ").partition(" (")[0].replace("--steps N", "").split()
+    )
+    steps = re.search(r"\((\d+) step", tuned.stdout)
+    assert steps is not None
+    done = cli("sample", "map", "--out", "out", "--seeds", "0", *words, "--steps", steps[1])
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_map_is_sampled_by_every_sampler_and_written_as_no_pipeline(made: Path, tmp_path: Path) -> None:
