@@ -19,6 +19,8 @@ from quarterarc.cli import main
 from quarterarc.data import DataSpec, open_data
 from quarterarc.evaluation.features import collect
 from quarterarc.storage.pictures import write_png
+from quarterarc.training.api import train
+from quarterarc.training.recipe_text import read_recipe
 
 Fails = Callable[..., str]
 
@@ -147,8 +149,8 @@ def test_an_interrupted_likelihood_continues_at_the_next_image(
         return measure(*args, **{**options, **coarse})
 
     def command(out: str) -> list[str]:
-        return ["evaluate", str(tiny_run), "--metrics", name, "--terms", "3", "--count", "5", "--batch-size",
-                "3" if name == "bits-per-dim" else "1", "--out", str(tmp_path / out)]  # fmt: skip
+        words = ["--terms", "3", "--batch-size", "3"] if name == "bits-per-dim" else ["--batch-size", "1"]
+        return ["evaluate", str(tiny_run), "--metrics", name, "--count", "5", *words, "--out", str(tmp_path / out)]
 
     monkeypatch.setattr(models, function, interrupted)
     assert main(command("a.json")) == 130
@@ -232,6 +234,21 @@ def test_every_error_is_one_line_and_leaves_no_file(
                                    "--out", tmp_path / "stats.pkl" / "a.json")  # fmt: skip
     of_run = [tiny_run, "--reference", "digits", *use]
     assert "not both" in fails(*of_run, "--seeds", "0-9", "--count", 5)
+    for metrics, words, message in (
+        ("fid", ["--variance", "large"], "variance has no effect on fid: it belongs to bits-per-dim; leave it out"),
+        ("fid", ["--terms", 2], "terms has no effect on fid"),
+        ("fid,kid", ["--neighbours", 3], "neighbours has no effect on fid, kid: it belongs to precision, recall"),
+        ("fid", ["--splits", 10], "splits has no effect on fid"),
+        ("fid", ["--inception-score", "adm"], "inception_score has no effect on fid"),
+    ):
+        assert message in fails(*of_run, "--metrics", metrics, *words)
+    likelihood = [tiny_run, "--out", tmp_path / "deep" / "out.json", "--metrics"]
+    assert "neighbours has no effect on bits-per-dim" in fails(*likelihood, "bits-per-dim", "--neighbours", 7)
+    assert "terms has no effect on flow-bits-per-dim" in fails(*likelihood, "flow-bits-per-dim", "--terms", 7)
+    assert "features has no effect on bits-per-dim" in fails(*likelihood, "bits-per-dim", "--features", "pixels")
+    assert "weights has no effect on bits-per-dim" in fails(*likelihood, "bits-per-dim", "--weights", "a.pth")
+    saved = [folder, "--features", "digits", "--save-reference", tmp_path / "deep" / "ref.npz"]
+    assert "neighbours has no effect on statistics" in fails(*saved, "--neighbours", 7)
     assert "did you mean 'heun'" in fails(*of_run, "--sampler", "huen")
     assert "without labels" in fails(*of_run, "--labels", 3)
     assert "--guidance needs --labels" in fails(*of_run, "--guidance", 2)
@@ -248,6 +265,17 @@ def test_every_error_is_one_line_and_leaves_no_file(
         folder, "--reference", "digits", "--features", "inception", "--weights", tmp_path / "no.pth"
     )
     assert not (tmp_path / "deep").exists()
+
+
+def test_bits_of_a_model_that_needs_labels_name_the_function_that_takes_them(
+    tiny: tuple[str, ...], tmp_path: Path, fails: Fails
+) -> None:
+    fields = (*tiny, "data.labels=true", "training.drop_labels=0", "training.steps=1")
+    train(read_recipe("digits", fields), tmp_path / "run", progress=False)
+    for metric, function in (("bits-per-dim", "bits_per_dim"), ("flow-bits-per-dim", "log_likelihood")):
+        message = fails(tmp_path / "run", "--metrics", metric)
+        assert f"one of the labels 0..9 for every image, and {metric} is evaluated here without labels" in message
+        assert f"quarterarc.{function}(denoise, images, labels=labels)" in message
 
 
 def test_a_full_disk_is_one_line_and_leaves_no_file(

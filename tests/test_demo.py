@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from conftest import Cli
+from conftest import TINY, Cli
 from quarterarc.cli import main
 from quarterarc.experiments import demo_map
 from quarterarc.experiments.demo_map import distil_map
@@ -137,6 +137,35 @@ def test_the_steps_of_the_flow_map_are_checked_before_training(steps: int, tmp_p
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert "--map-steps is the number of optimiser steps of the flow map, 0 for none" in wrong.stderr
     assert not (tmp_path / "demo").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (["data.labels=true", "training.drop_labels=0"], "the demo samples without labels"),
+        (["data.size=4"], "the demo"),
+        (["data.channels=3"], "the demo"),
+    ],
+)
+def test_what_the_demo_cannot_sample_or_measure_is_an_error_before_training(
+    fields: list[str], message: str, tmp_path: Path, cli: Cli, tiny: tuple[str, ...]
+) -> None:
+    wrong = cli("demo", "--out", tmp_path / "demo", *tiny, *fields)
+    assert wrong.returncode == 2
+    assert message in wrong.stderr
+    assert len(wrong.stderr.splitlines()) == 1
+    assert not (tmp_path / "demo").exists()
+
+
+def test_fewer_steps_than_the_flow_map_has_are_an_error_before_training(
+    tmp_path: Path, tiny_run: Path, cli: Cli
+) -> None:
+    out = tmp_path / "demo"
+    shutil.copytree(checkpoints(tiny_run)[-1], out / "maps" / "step-00000006" / "checkpoints" / "step-00000004")
+    wrong = cli("demo", "--out", out, "--map-steps", "3", *TINY)
+    assert wrong.returncode == 2
+    assert f"--map-steps 3, but the flow map in {out} is at step 4: give at least 4" in wrong.stderr
+    assert not (out / "recipe.yaml").exists()
 
 
 def test_too_few_images_to_compare_with_are_an_error_before_training(

@@ -17,20 +17,23 @@ from torch import Tensor
 
 import quarterarc as qa
 from conftest import Cli
+from quarterarc.app.server import training_of
 from quarterarc.arc import through
 from quarterarc.closed_form import GaussianData
 from quarterarc.common.errors import InputError
 from quarterarc.common.streams import Purpose, streams
 from quarterarc.estimate import Estimate
+from quarterarc.evaluation import open_reference
 from quarterarc.heads import head
 from quarterarc.samplers import Multistep
 from quarterarc.storage.checkpoints import load
-from quarterarc.storage.runs import checkpoints
+from quarterarc.storage.runs import TEACHER_IMAGES, checkpoints
+from quarterarc.storage.weights import read_weights
 from quarterarc.training import trajectories as trajectories_module
 from quarterarc.training.distillation import Distillation
 from quarterarc.training.distilling import distill, distillation_recipe
 from quarterarc.training.recipe_text import read_recipe
-from quarterarc.training.teachers import IMAGES, student_of
+from quarterarc.training.teachers import student_of
 from quarterarc.training.trajectories import GROUP, Trajectories
 
 SHAPE = (1, 2, 2)
@@ -279,6 +282,29 @@ def test_a_distilled_run_is_a_run(made: Path, tiny_run: Path, cli: Cli, tmp_path
     assert not torch.equal(denoise(x, 1.2, to=0.1).image, denoise(x, 1.2).image)
 
 
+def test_the_training_images_of_a_map_without_data_are_those_of_its_teacher(
+    made: Path, cli: Cli, tmp_path: Path
+) -> None:
+    run = tmp_path / "map"
+    shutil.copytree(made, run)
+    stored = read_weights(run / TEACHER_IMAGES)["images"]
+    reference = open_reference(checkpoints(run)[-1], progress=False)
+    assert reference.images is not None
+    assert torch.equal(torch.cat([batch for _, batch in reference.images.batches(5, lambda number: True)]), stored)
+    bits = cli("evaluate", run, "--metrics", "bits-per-dim", "--terms", "2", "--count", "3")
+    assert bits.returncode == 0, bits.stderr
+    shown = training_of(run, (1, 8, 8))
+    assert shown is not None
+    assert torch.equal(shown.picture(3), stored[3])
+    (run / TEACHER_IMAGES).unlink()
+    for words in (["--metrics", "bits-per-dim"], ["--reference", run, "--features", "pixels"]):
+        wrong = cli("evaluate", run, *words)
+        assert wrong.returncode == 2
+        assert "was distilled without data, and the images of its teacher (teacher-images.safetensors)" in wrong.stderr
+        assert len(wrong.stderr.splitlines()) == 1
+    assert training_of(run, (1, 8, 8)) is None
+
+
 def test_a_map_that_goes_both_ways_encodes_in_steps(made: Path, tiny_run: Path, tmp_path: Path) -> None:
     distill(tiny_run, tmp_path / "map", fields={**FIELDS, "teacher.reversed": 0.5}, device="cpu", progress=False)
     denoise, images = load(tmp_path / "map"), torch.rand(3, 1, 8, 8) * 2 - 1
@@ -306,9 +332,9 @@ def test_an_interrupted_distillation_continues_with_the_same_bits(made: Path, tm
     shutil.copytree(made, run)
     for folder in checkpoints(run)[1:]:
         shutil.rmtree(folder)
-    images = (run / IMAGES).read_bytes()
+    images = (run / TEACHER_IMAGES).read_bytes()
     qa.train(None, run, resume=True, device="cpu", progress=False)
-    assert (run / IMAGES).read_bytes() == images
+    assert (run / TEACHER_IMAGES).read_bytes() == images
     assert [path.name for path in checkpoints(run)] == [path.name for path in checkpoints(made)]
     for name in WEIGHTS:
         assert (checkpoints(run)[-1] / name).read_bytes() == (checkpoints(made)[-1] / name).read_bytes()
@@ -342,7 +368,7 @@ def test_a_guided_teacher_with_classes_and_data_of_its_own(tiny: Sequence[str], 
     qa.train(read_recipe("digits", [*tiny, "data.labels=true", "training.steps=2"]), teacher, progress=False)
     fields = {**FIELDS, "training.steps": 2, "teacher.guidance": 2.0, "teacher.stage": 0.0}
     distill(teacher, tmp_path / "map", data="digits", fields=fields, device="cpu", progress=False)
-    assert not (tmp_path / "map" / IMAGES).exists()
+    assert not (tmp_path / "map" / TEACHER_IMAGES).exists()
     denoise = load(tmp_path / "map")
     assert denoise.classes == 10
     assert qa.generate(denoise, range(3), steps=1, labels=[1, 2, 3], progress=False).isfinite().all()

@@ -167,6 +167,13 @@ def test_the_ends_of_an_interpolation_are_the_images(gaussian: qa.GaussianData, 
     assert not torch.allclose(made.images[2], (images[0] + images[1]) / 2, atol=0.01)
 
 
+def test_the_experiments_go_the_same_way_between_two_noises() -> None:
+    """With its guard: the way from a noise to itself divides by the sine of their angle otherwise."""
+    from quarterarc.experiments import measures
+
+    assert vars(measures)["slerp"] is slerp
+
+
 def test_the_way_between_two_noises_is_a_great_circle() -> None:
     a, b = torch.randn(2, 1, 3, 8, 8, generator=generator(), dtype=torch.float64)
     b *= a.norm() / b.norm()

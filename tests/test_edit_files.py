@@ -40,6 +40,9 @@ def files(tmp_path: Path) -> Path:
     large = np.zeros((30, 40), np.uint8)
     large[:, 20:] = 255
     Image.fromarray(large).convert("RGB").save(tmp_path / "large.jpg")
+    edge = np.zeros((30, 40), np.uint8)
+    edge[:, :4] = 255
+    Image.fromarray(edge).save(tmp_path / "edge.png")
     (tmp_path / "text.png").write_text("no picture")
     return tmp_path
 
@@ -128,6 +131,18 @@ def test_the_command_makes_what_python_makes(
             "takes the samplers ddpm, ddim and rotation",
         ),
         ("--image a.png --mask black.png", "the mask black.png is black, so there is nothing to make"),
+        (
+            "--image photo.png --mask edge.png",
+            "the mask edge.png is white only outside the centre of the image that is used, of the aspect 8:8",
+        ),
+        ("--image a.png --mask mask.png --seeds=", "--seeds takes whole numbers and ranges"),
+        ("--image a.png --mask mask.png --method=", "unknown method ''"),
+        (
+            "--image a.png --mask mask.png --method resample --jump 4 --steps 4 --resamplings 100",
+            "jump=4 with 4 steps resamples nothing",
+        ),
+        ("--image a.png --mask mask.png --method resample --jump 3 --steps 4", "give at least 5 steps"),
+        ("--image a.png --strength 0.5 --option eta=0.5 --option eta=0.7", "--option eta=0.7: 'eta' is given twice"),
         ("--image a.png --mask white.png", "the mask white.png is white, so nothing of the image is kept"),
         ("--image a.png --mask red.png", "the mask red.png has colours: paint white where new content is made"),
         (
@@ -226,7 +241,7 @@ def test_the_commands_of_the_photographs_make_their_picture(
         draw_photo_editing, "originals", lambda: dict.fromkeys(draw_photo_editing.SUBJECTS, Path("photograph.png"))
     )
     monkeypatch.setattr(draw_photo_editing, "CROPS", 5)
-    monkeypatch.setattr(draw_photo_editing, "STEPS", 2)
+    monkeypatch.setattr(draw_photo_editing, "STEPS", 3)
     monkeypatch.setattr("sys.argv", making.split()[1:])
     draw_photo_editing.main()
     assert len(list(Path("photos").glob("*/IMG_000[0-4].*"))) == 4 * 5

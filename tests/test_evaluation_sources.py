@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from quarterarc.app.server import training_of
 from quarterarc.cli import main
 from quarterarc.common.errors import InputError
 from quarterarc.data import DataSpec, open_data, to_uint8
@@ -21,8 +23,9 @@ from quarterarc.evaluation import EXTRACTORS, FeatureNetwork, Settings, evaluate
 from quarterarc.evaluation.references import open_reference
 from quarterarc.likelihood import LikelihoodSettings
 from quarterarc.sampling import Sampling, noise, sample
+from quarterarc.sharing.card import about_run
 from quarterarc.storage.checkpoints import load
-from quarterarc.storage.runs import checkpoints
+from quarterarc.storage.runs import checkpoints, run_of
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +35,8 @@ def digits() -> Tensor:
 
 
 def measure(source: object, reference: object = "digits", metrics: Any = "fid", **arguments: Any) -> dict[str, Any]:
-    return evaluate(source, reference, metrics, features="digits", progress=False, **arguments)
+    features = "auto" if metrics == "bits-per-dim" else "digits"
+    return evaluate(source, reference, metrics, features=features, progress=False, **arguments)
 
 
 def test_a_run_is_sampled_as_by_the_command_line(tiny_run: Path, tmp_path: Path) -> None:
@@ -50,6 +54,30 @@ def test_a_checkpoint_as_the_reference_stands_for_the_training_images_of_its_run
     """`train` returns a checkpoint."""
     run, checkpoint = (open_reference(place) for place in (tiny_run, checkpoints(tiny_run)[-1]))
     assert checkpoint.fingerprint == run.fingerprint
+
+
+def test_the_run_of_a_checkpoint_is_found_from_every_folder(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A short relative path has no parents in its text."""
+    newest = checkpoints(tiny_run)[-1]
+    for folder, path in ((newest.parent, newest.name), (newest, "."), (tiny_run, f"checkpoints/{newest.name}")):
+        monkeypatch.chdir(folder)
+        assert open_reference(path).fingerprint == open_reference(tiny_run).fingerprint
+        shown = training_of(path, (1, 8, 8))
+        assert shown is not None
+        assert about_run(Path(path), Path(path), load(path)).name == tiny_run.name
+    assert run_of(tiny_run) == tiny_run
+    # an exported model beside a recipe of something else
+    shutil.copytree(newest, tmp_path / "models" / "short")
+    (tmp_path / "recipe.yaml").write_text("data: {source: digits, size: 8, channels: 1}")
+    for folder, path in ((tmp_path / "models", "short"), (tmp_path, "models/short"), (tmp_path / "models/short", ".")):
+        monkeypatch.chdir(folder)
+        assert run_of(path) is None
+        assert training_of(path, (1, 8, 8)) is None
+        for arguments in (("digits", path, "fid"), (path, None, "bits-per-dim"), (path, path, "fid")):
+            with pytest.raises(InputError, match="is a model without a recipe, so that its training images"):
+                measure(*arguments)
 
 
 def test_a_denoiser_gives_the_numbers_of_its_run(tiny_run: Path) -> None:
@@ -137,6 +165,8 @@ def test_arguments_that_do_not_apply_raise(tiny_run: Path, digits: Tensor) -> No
 
     assert "steps applies to sampled images" in fails(digits, steps=3)
     assert "steps has no effect on bits-per-dim" in fails(tiny_run, None, "bits-per-dim", steps=3)
+    assert "features has no effect on bits-per-dim" in fails(tiny_run, None, ["bits-per-dim"])
+    assert "variance has no effect on fid: it belongs to bits-per-dim" in fails(digits, settings={"variance": "large"})
     assert "no features to save" in fails(tiny_run, None, "bits-per-dim", save_to="statistics.npz")
     assert "digits is not a run or a denoiser" in fails("digits", "digits", "bits-per-dim")
     assert "a denoiser has no training images" in fails(load(tiny_run), None, "bits-per-dim")

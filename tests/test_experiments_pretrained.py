@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import quarterarc as qa
-from conftest import Cli
+from conftest import TINY, Cli
 from data_samples import write_parquet
 from quarterarc.common.errors import InputError
-from quarterarc.experiments.arms import Arm
+from quarterarc.experiments.arms import Arm, distilled
+from quarterarc.experiments.lab import Lab
 from quarterarc.experiments.pretrained import with_pretrained
 from quarterarc.experiments.scales import scale
 from quarterarc.experiments.zhang2023.ablation import DDIM, OURS
 from quarterarc.schedules import Schedule
+from quarterarc.storage.checkpoints import load
+from quarterarc.training.recipe_text import read_recipe
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +79,20 @@ def test_the_rows_of_the_paper_take_given_networks(tiny_run: Path, theirs: Path,
     assert OURS.arm.hash(again, 0) == OURS.arm.hash(chosen, 0)  # the content decides, and not the place
 
 
+def test_a_map_is_distilled_from_a_given_network_of_another_size(tiny_run: Path, tmp_path: Path) -> None:
+    """Network, schedule and head of its recipe are those of the given one, and not of the scale."""
+    recipe = read_recipe("digits", [*TINY, "network.channels=16", "training.steps=1", "schedule.steps=500"])
+    small = replace(scale("digits"), recipe=recipe, pretrained=())
+    lab = Lab(with_pretrained(small, [f"ours={tiny_run}"]), tmp_path / "cache", torch.device("cpu"), progress=False)
+    made = lab.denoiser(distilled(OURS.arm, "teacher.images=8"), 0)
+    assert isinstance(made, qa.Denoiser)
+    assert made.checkpoint is not None
+    assert made.schedule.steps == load(tiny_run).schedule.steps == 1000
+    config = json.loads((made.checkpoint / "config.json").read_text())
+    assert config["recipe"]["network"]["channels"] == 8
+    assert config["recipe"]["schedule"]["steps"] == 1000
+
+
 def test_what_cannot_be_given_is_one_line(tiny_run: Path, tmp_path: Path, cli: Cli) -> None:
     digits = scale("digits")
     for text, words in (
@@ -87,6 +106,17 @@ def test_what_cannot_be_given_is_one_line(tiny_run: Path, tmp_path: Path, cli: C
         with_pretrained(digits, [f"ours={tiny_run}", f"ours={tiny_run}"])
     with pytest.raises(InputError, match="makes images of shape"):
         with_pretrained(scale("cifar10-short"), [f"ours={tiny_run}"])
+    plan = ("experiment", "robustness", "--dry-run", "--seeds", "0", "--features")
+    wrong = cli(*plan, "pixels", "--pretrained", f"BOGUS={tiny_run}")
+    assert wrong.returncode == 2
+    assert f"--pretrained BOGUS={tiny_run}: no network of robustness has this name: give one of 'DDIM'" in wrong.stderr
+    for row in ("ours", "DDIM", "both, jsd"):
+        assert f"'{row}'" in wrong.stderr
+    norm = cli(*plan, "pixels", "--pretrained", f"ours={tiny_run}", "--norm", "l2")
+    assert "no network of robustness has this name" in norm.stderr  # its arm is the one of the other norm
+    assert "did you mean 'pixels'" in cli(*plan, "pixel").stderr
+    teacher = cli("experiment", "few-evaluations", *plan[2:], "pixels", "--pretrained", f"ours={tiny_run}")
+    assert teacher.returncode == 0, teacher.stderr
     done = cli("experiment", "pretrained", "--features", "pixels")
     assert done.returncode == 2
     assert "given networks" in done.stderr

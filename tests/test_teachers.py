@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +13,13 @@ import pytest
 import torch
 
 import quarterarc as qa
-from conftest import Cli
+from conftest import TINY, Cli
 from quarterarc.interop import load_pipeline
 from quarterarc.interop.pipelines import with_own_network
 from quarterarc.storage.checkpoints import load
 from quarterarc.storage.runs import checkpoints
-from quarterarc.training.distilling import distill, distillation_recipe
+from quarterarc.training.distilling import distill, distillation_recipe, recipe_of_map
+from quarterarc.training.recipe_text import read_recipe
 from quarterarc.training.teachers import identity_of, read_teacher
 
 FIELDS = {
@@ -86,6 +88,12 @@ def test_another_teacher_is_an_error(made: Path, tmp_path: Path, cli: Cli) -> No
     with pytest.raises(qa.InputError, match=r"distilled from another teacher: the weights of object"):
         distill(load(other), tmp_path / "map", resume=True, device="cpu", progress=False)
     assert (tmp_path / "map" / "recipe.yaml").read_text() == before
+    # also one that does not fit the images, which are opened after the teacher
+    labelled = made / "labelled"
+    fields = (*TINY, "data.labels=true", "training.steps=1")
+    qa.train(read_recipe("digits", fields), labelled, device="cpu", progress=False)
+    wrong = cli("distill", labelled, "--out", "map", "--resume", "training.steps=6")
+    assert "map was distilled from another teacher" in wrong.stderr
     # the same one as an object
     same = load(made / "teacher" / "checkpoints" / "step-00000004")
     distill(same, tmp_path / "map", resume=True, fields={"training.steps": 5}, device="cpu", progress=False)
@@ -187,6 +195,51 @@ def test_other_pipelines_are_one_line(tmp_path: Path, cli: Cli) -> None:
     assert "has the head 'noise+variance', which belongs to one step of DDPM" in wrong.stderr
 
 
+# --- sections that a map has from its teacher -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("field", "expected"),
+    [
+        ("network.channels=64", "network.channels=8, got 64"),
+        ("network.dropout=0.1", "network.dropout=0.0, got 0.1"),
+        ("network.attention=8", r"network.attention=\[4\], got \[8\]"),
+        ("network.name=adm", "network.name=unet, got adm"),
+        ("head=velocity", "head=both, got velocity"),
+        ("schedule.name=cosine", "schedule.name=arc, got cosine"),
+        ("schedule.steps=10", "schedule.steps=1000, got 10"),
+    ],
+)
+def test_a_map_has_network_head_and_schedule_of_its_teacher(
+    made: Path, tmp_path: Path, field: str, expected: str
+) -> None:
+    recipe = distillation_recipe(made / "teacher").model_dump(mode="json")
+    if field == "network.name=adm":
+        recipe["network"] = {}
+    wrong = read_recipe(recipe, [*WORDS, field])
+    with pytest.raises(qa.InputError, match=f"a map starts as a copy of its teacher.*{expected}: leave"):
+        qa.train(wrong, tmp_path / "map", device="cpu", progress=False)
+    assert not (tmp_path / "map").exists()
+
+
+def test_a_recipe_that_leaves_out_defaults_of_the_network_fits_the_teacher(made: Path, tmp_path: Path) -> None:
+    recipe = recipe_of_map(read_recipe(made / "teacher" / "recipe.yaml"), str(made / "teacher"))
+    assert "groups" not in recipe.network.arguments
+    qa.train(recipe, tmp_path / "map", fields={**FIELDS, "training.steps": 1}, device="cpu", progress=False)
+    assert load(tmp_path / "map").maps
+
+
+def test_a_schedule_without_a_name_is_that_of_the_teacher(made: Path, tmp_path: Path) -> None:
+    own = qa.Schedule("own", qa.schedule("cosine", 50).angles[:-3])
+    teacher = replace(load(made / "teacher"), schedule=own, clock=None)
+    fields = {**FIELDS, "training.steps": 1}
+    distill(teacher, tmp_path / "map", fields=fields, device="cpu", progress=False)
+    assert load(tmp_path / "map").schedule.steps == own.steps
+    distill(teacher, tmp_path / "map", fields={"training.steps": 2}, resume=True, device="cpu", progress=False)
+    with pytest.raises(qa.InputError, match=r"schedule.steps=1000, got 10: leave schedule.steps out"):
+        distill(teacher, tmp_path / "no", fields={**fields, "schedule.steps": 10}, device="cpu", progress=False)
+
+
 # --- requests that no teacher or map can meet ------------------------------------------------------------------------
 
 
@@ -213,6 +266,22 @@ def test_requests_that_no_teacher_or_map_can_meet_are_one_line(made: Path, tmp_p
         assert wrong.returncode == 2, arguments
         assert message in wrong.stderr.splitlines()[-1]
         assert not (tmp_path / "x").exists()
+
+
+def test_the_command_that_tune_prints_for_a_map_samples_with_the_tuned_grid(
+    made: Path, tmp_path: Path, cli: Cli
+) -> None:
+    """The default sampler of a map is another one."""
+    shutil.copytree(made / "map", tmp_path / "map")
+    tuned = cli("tune", "map", "--nfe", "2", "--images", "8", "--device", "cpu")
+    assert tuned.returncode == 0, tuned.stderr
+    words = (
+        tuned.stdout.splitlines()[-1].removeprefix("Sample with ").partition(" (")[0].replace("--steps N", "").split()
+    )
+    steps = re.search(r"\((\d+) step", tuned.stdout)
+    assert steps is not None
+    done = cli("sample", "map", "--out", "out", "--seeds", "0", *words, "--steps", steps[1])
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_map_is_sampled_by_every_sampler_and_written_as_no_pipeline(made: Path, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from quarterarc.data import from_memory
 from quarterarc.objectives import Losses, WeightedErrors
 from quarterarc.storage.checkpoints import load, save
 from quarterarc.storage.checksums import read_sealed, write_sealed
-from quarterarc.storage.files import replace_file, replace_folder
+from quarterarc.storage.files import check_writable, replace_file, replace_folder, write_json
 from quarterarc.storage.pictures import write_png
 from quarterarc.storage.runs import checkpoints, read_newest
 from quarterarc.storage.temporary import is_temporary
@@ -176,6 +176,20 @@ def test_an_incomplete_write_is_not_a_checkpoint_and_is_removed(tmp_path: Path, 
     resumed = train(read_recipe("digits", tiny), run, resume=True, progress=False)
     assert same_weights(resumed, checkpoints(tiny_run)[-1])
     assert not any(is_temporary(path) for path in run.rglob("*"))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no FIFOs")
+def test_a_fifo_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    """As root, a device would be: `--out /dev/full`."""
+    os.mkfifo(tmp_path / "out.json")
+    with pytest.raises(
+        InputError, match=r"cannot write to .*out\.json: it is not a regular file; give the path of a file"
+    ):
+        check_writable(tmp_path / "out.json")
+    with pytest.raises(OSError, match="it is a FIFO, not a regular file"):
+        write_json(tmp_path / "out.json", {})
+    assert (tmp_path / "out.json").is_fifo()
+    assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
 
 
 def test_an_error_leaves_neither_a_temporary_path_nor_a_changed_file(tmp_path: Path) -> None:
@@ -857,6 +871,17 @@ def test_a_run_without_a_format_of_its_random_streams_continues_with_numpys(tmp_
     made = generate(denoise, [5], steps=2)
     assert torch.equal(made, sample(denoise, noise([5], (1, 8, 8), format=1), steps=2, seeds=[5]).images)
     assert not torch.equal(made, sample(denoise, noise([5], (1, 8, 8)), steps=2, seeds=[5]).images)
+
+
+def test_a_run_is_not_resumed_to_fewer_steps_than_it_has(tmp_path: Path, tiny_run: Path, cli: Cli) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    wrong = cli("train", "--out", run, "--resume", "training.steps=1")
+    assert wrong.returncode == 2
+    assert f"training.steps=1, but {run} is at step 6: give at least 6" in wrong.stderr
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert cli("train", "--out", run, "--resume", "training.steps=6").returncode == 0
 
 
 def test_checkpoints_that_a_killed_process_did_not_delete_are_deleted_on_resume(tmp_path: Path, tiny_run: Path) -> None:

@@ -10,8 +10,8 @@ from torch import Tensor
 from ..common.errors import InputError
 from ..data.images import MappedImages
 from ..data.loading import is_on_the_hub, open_source
-from ..evaluation.image_files import data_of
-from ..storage.runs import is_checkpoint
+from ..evaluation.image_files import data_of, teacher_images
+from ..storage.runs import run_of
 
 __all__ = ["TrainingImages"]
 
@@ -30,11 +30,13 @@ class TrainingImages:
     """
 
     def __init__(self, model: str | Path) -> None:
-        run = Path(model).expanduser()
-        spec = data_of(run.parents[1] if is_checkpoint(run) else run).model_copy(update={"skip_bad": False})
+        run = run_of(model)
+        if run is None:
+            raise InputError(f"{model} has no recipe, so that its training images are unknown: give a run folder")
+        spec, images = teacher_images(run, data_of(run).model_copy(update={"skip_bad": False}))
         if is_on_the_hub(spec.source):
             raise InputError(f"the images of {run} are on the hub")
-        self._images = MappedImages(open_source(spec, progress=False), spec, torch.device("cpu"), {})
+        self._images = MappedImages(open_source(spec, progress=False, images=images), spec, torch.device("cpu"), {})
         self.count = self._images.count
 
     @property

@@ -184,8 +184,14 @@ def parse_labels(text: str | None) -> list[int | str] | None:
 
 
 def parse_options(texts: Sequence[str]) -> dict[str, Any]:
-    """Options of a sampler from texts such as "eta=0.5"."""
-    return dict(parse_option(text) for text in texts)
+    """Options of a sampler from texts such as "eta=0.5"; none may occur twice."""
+    options: dict[str, Any] = {}
+    for text in texts:
+        name, value = parse_option(text)
+        if name in options:
+            raise InputError(f"--option {text}: '{name}' is given twice")
+        options[name] = value
+    return options
 
 
 def parse_option(text: str) -> tuple[str, Any]:

@@ -61,7 +61,9 @@ def add_arguments(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the results; 0 when all are there."""
     _check_one_edit(args)
-    seeds = list(range(args.count or COUNT)) if args.between else parse_seeds(args.seeds or SEEDS)
+    seeds = (
+        list(range(args.count or COUNT)) if args.between else parse_seeds(SEEDS if args.seeds is None else args.seeds)
+    )
     request, labels = sampling_request(args), parse_labels(args.labels)
 
     import torch
@@ -93,10 +95,12 @@ def run(args: argparse.Namespace) -> int:
 def _edit(args: argparse.Namespace, denoise: Denoise, request: Sampling, labels: list[int | str] | None) -> Edit:
     """The edit that the arguments describe."""
     from ..edit.files import from_image, inpainted, interpolated, varied
+    from ..edit.plans import METHODS
 
     if args.mask is not None:
         repeated = {name: getattr(args, name) for name in ("resamplings", "jump") if getattr(args, name) is not None}
-        return inpainted(denoise, request, args.image, args.mask, args.method or "project", **repeated)
+        method = METHODS[0] if args.method is None else args.method
+        return inpainted(denoise, request, args.image, args.mask, method, **repeated)
     if args.strength is not None:
         return from_image(denoise, request, args.image, args.strength)
     if args.variations is not None:

@@ -61,12 +61,12 @@ def add_arguments(parser: Parser) -> None:
     run.add_argument("--seeds", metavar="LIST", help=seeds)
     add_sampling_arguments(run)
     settings = parser.add_argument_group("settings of the metrics")
-    neighbours = "the k of precision, recall, density and coverage (default: %(default)s)"
-    settings.add_argument("--neighbours", type=int, default=3, metavar="K", help=neighbours)
-    score = "convention of the inception score, torch-fidelity or adm (default: %(default)s)"
-    settings.add_argument("--inception-score", default="torch-fidelity", metavar="NAME", help=score)
-    splits = "number of splits of the inception score (default: %(default)s)"
-    settings.add_argument("--splits", type=int, default=10, metavar="N", help=splits)
+    neighbours = "the k of precision, recall, density and coverage (default: 3)"
+    settings.add_argument("--neighbours", type=int, metavar="K", help=neighbours)
+    score = "convention of the inception score, torch-fidelity or adm (default: torch-fidelity)"
+    settings.add_argument("--inception-score", metavar="NAME", help=score)
+    splits = "number of splits of the inception score (default: 10)"
+    settings.add_argument("--splits", type=int, metavar="N", help=splits)
     variance = "reverse variance for bits-per-dim: small, large or learned (default: the model's)"
     settings.add_argument("--variance", metavar="NAME", help=variance)
     terms = "terms of the bound per image for bits-per-dim, drawn at random (default: all)"
@@ -84,15 +84,12 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from ..evaluation.measure import DEFAULT_METRICS, evaluate
-    from ..evaluation.metrics import Settings
-    from ..likelihood.evaluation import LIKELIHOOD_METRICS, LikelihoodSettings
 
     default = "" if args.save_reference else ",".join(DEFAULT_METRICS)
     text = default if args.metrics is None else args.metrics
     names = [name.strip().lower() for name in text.split(",") if name.strip()]
-    settings: Settings | LikelihoodSettings = Settings(args.neighbours, args.inception_score, args.splits)
-    if any(name in LIKELIHOOD_METRICS for name in names):
-        settings = LikelihoodSettings(args.variance, args.terms)
+    of_metrics = ("neighbours", "inception_score", "splits", "variance", "terms")
+    settings = {name: getattr(args, name) for name in of_metrics if getattr(args, name) is not None}
     if args.metrics is not None and not names:
         raise InputError("--metrics names no metric: give some, such as fid,precision,recall")
     result = evaluate(

@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     from ..common.devices import pick_device, processes
     from ..experiments import EXPERIMENTS, experiment
     from ..experiments.lab import Lab
-    from ..experiments.pretrained import with_pretrained
+    from ..experiments.pretrained import check_rows, with_pretrained
     from ..experiments.run import plan_experiments, run_experiment
     from ..experiments.scales import scale
     from ..experiments.writing import write_index
@@ -78,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
         chosen = replace(chosen, norms=(args.norm,))
     if args.pretrained:
         chosen = with_pretrained(chosen, args.pretrained)
+        check_rows(chosen, experiments, seeds)
     lab = Lab(chosen, args.cache, pick_device(args.device))
     out = args.out or Path("runs/experiments") / lab.scale.name / ("" if args.name == "all" else args.name)
     if args.dry_run:

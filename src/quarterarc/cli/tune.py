@@ -30,7 +30,9 @@ def run(args: argparse.Namespace) -> int:
     counts = parse_numbers(args.nfe, "--nfe")
     options = parse_options(args.option)
 
-    from ..sampling.plans import Sampling
+    from ..denoiser import traits
+    from ..interop.opening import load
+    from ..sampling.plans import DEFAULT_SAMPLER, Sampling
     from ..sampling.tuning import tune_run
 
     # as a request: an option named like an argument of `tune_run` must not be taken for that
@@ -52,7 +54,10 @@ def run(args: argparse.Namespace) -> int:
         free = "" if tuned.first is None else " after a free first one"
         steps = f"{counted(tuned.steps, 'step')}{free}{requested}"
         print(f"  {counted(tuned.nfe, 'evaluation')} ({steps}): {errors}; {kept}")
-    same = "" if args.sampler is None else f"--sampler {args.sampler} "
+    sampler = args.sampler
+    if sampler is None and traits(load(args.model)).maps:  # whose default is another one, `jump`
+        sampler = DEFAULT_SAMPLER
+    same = "" if sampler is None else f"--sampler {sampler} "
     same += "".join(f"--option {option} " for option in args.option)
     same += "" if args.guidance is None else f"--guidance {args.guidance} --labels LIST "
     print(f"Sample with {same}--grid tuned --steps N (the grids are in tuned.json beside the weights)")

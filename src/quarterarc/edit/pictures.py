@@ -69,6 +69,11 @@ def read_mask(path: Path, image: Path, shape: tuple[int, int, int]) -> Tensor:
     if int((colours.max(2) - colours.min(2)).max()) > _COLOURFUL:
         raise InputError(f"the mask {path} has colours: paint white where new content is made, and black elsewhere")
     unknown = _tensor(_decoded(data, _spec(path, height, width, 1), path))[0] >= 128
+    if not bool(unknown.any()) and bool((_decoded(data, _spec(path, *size, 1), path) >= 128).any()):
+        raise InputError(
+            f"the mask {path} is white only outside the centre of the image that is used, of the aspect "
+            f"{width}:{height}, or in places that vanish at {height}x{width}: paint white within it, or crop both"
+        )
     if not bool(unknown.any()):
         raise InputError(f"the mask {path} is black, so there is nothing to make: paint white where new content goes")
     if bool(unknown.all()):

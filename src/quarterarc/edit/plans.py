@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..arc import NOISE_END, float64, mix
 from ..common.errors import InputError, unknown_name
+from ..common.text import counted
 from ..denoiser import Denoise, traits
 from ..samplers import LinearSampler
 from ..sampling.plans import Plan, Sampling
@@ -54,8 +55,8 @@ def inpainting(plan: Plan, image: Tensor, unknown: Tensor, method: str, resampli
     """The plan that makes the unknown pixels of images; arguments as for `edit.inpaint` and `Kept`.
 
     Raises:
-        InputError: for a sampler that the method cannot use, resamplings or a jump below 1, or a grid that ends before
-            the image.
+        InputError: for a sampler that the method cannot use, resamplings or a jump below 1, a jump that no part of the
+            grid is long enough for, or a grid that ends before the image.
     """
     if plan.angles[-1] != 0.0:
         raise InputError(f"inpainting ends at the image, but the grid ends at angle {plan.angles[-1]:.6g}: end at 0")
@@ -72,6 +73,12 @@ def inpainting(plan: Plan, image: Tensor, unknown: Tensor, method: str, resampli
     for name, value in (("resamplings", resamplings), ("jump", jump)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InputError(f"{name} is a whole number of at least 1, got {value!r}")
+    steps = len(plan.angles) - 1
+    if resamplings > 1 and jump >= steps - 1:
+        raise InputError(
+            f"jump={jump} with {counted(steps, 'step')} resamples nothing, since parts of {counted(jump, 'step')} "
+            f"between the first step and the last are sampled again: give at least {jump + 2} steps"
+        )
     return replace(plan, sampler=Resampled(plan.sampler, image, unknown, resamplings, jump), start=start)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -11,20 +12,24 @@ from ..common.compiling import Compile
 from ..common.errors import InputError
 from ..common.text import counted
 from ..data.image_set import ImageSet, Shape
+from ..denoiser import Denoise, traits
 from ..sampling.plans import Sampling
 from .extractors import EXTRACTORS, Extractor
 from .features import ImageFeatures
-from .metrics import Metric, Settings, needs
+from .metrics import METRICS, Metric, Settings, needs
 from .references import Reference
 from .sources import is_model, source_name
 
 __all__ = [
     "check_counts",
+    "check_features",
     "check_kinds",
     "check_pair",
     "check_same_shape",
     "check_sampling",
     "check_saved",
+    "check_settings",
+    "check_unlabelled",
     "usable_reference",
 ]
 
@@ -65,6 +70,54 @@ def check_sampling(
         )
     if request.guidance is not None and labels is None:
         raise InputError("guidance needs labels: it steers towards a class")
+
+
+_USES = {
+    **{name: metric.uses for name, metric in METRICS.items()},
+    "bits-per-dim": ("variance", "terms", "seed"),
+    "flow-bits-per-dim": ("probes", "seed"),
+}
+"""The settings that each metric depends on."""
+
+
+def check_settings(given: Mapping[str, Any], metrics: Sequence[str]) -> None:
+    """Raise an InputError for a setting of other metrics; unknown settings are left to the settings themselves.
+
+    Args:
+        given: the settings that were given, by name.
+        metrics: names of metrics.
+    """
+    used = {setting for name in metrics for setting in _USES[name]}
+    for name in given:
+        others = [metric for metric, settings in _USES.items() if name in settings]
+        if others and name not in used:
+            raise InputError(
+                f"{name} has no effect on {', '.join(metrics) or 'statistics'}: it belongs to {', '.join(others)}; "
+                "leave it out"
+            )
+
+
+def check_features(features: str | Extractor, weights: object, likelihoods: Sequence[str]) -> None:
+    """Raise an InputError for features, or their weights, where all metrics are likelihoods, which use none."""
+    given = [
+        name for name, is_given in (("features", features != "auto"), ("weights", weights is not None)) if is_given
+    ]
+    if given and likelihoods:
+        raise InputError(
+            f"{given[0]} has no effect on {', '.join(likelihoods)}, which computes no features: leave it out"
+        )
+
+
+def check_unlabelled(denoise: Denoise, what: str, likelihoods: Sequence[str]) -> None:
+    """Raise an InputError for a model that needs a label per image: `evaluate` computes likelihoods without labels."""
+    declared = traits(denoise)
+    if declared.classes is not None and not declared.unlabelled:
+        functions = {"bits-per-dim": "bits_per_dim", "flow-bits-per-dim": "log_likelihood"}
+        raise InputError(
+            f"{what} was trained with one of the labels 0..{declared.classes - 1} for every image, and "
+            f"{likelihoods[0]} is evaluated here without labels: in Python call "
+            f"quarterarc.{functions[likelihoods[0]]}(denoise, images, labels=labels)"
+        )
 
 
 def check_kinds(metrics: Mapping[str, Metric], extractor: Extractor) -> None:

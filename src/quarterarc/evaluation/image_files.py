@@ -37,9 +37,12 @@ from ..sampling.folders import is_sample
 from ..sampling.records import LABELS, NAMES
 from ..storage.files import read_json, read_text
 from ..storage.npz import Npz
+from ..storage.runs import TEACHER_IMAGES
+from ..storage.weights import read_weights
+from ..training.recipe import TEACHER
 from .sets import batch_rows
 
-__all__ = ["FileSet", "NpzSet", "held_out_images", "open_pictures", "open_set", "training_images"]
+__all__ = ["FileSet", "NpzSet", "held_out_images", "open_pictures", "open_set", "teacher_images", "training_images"]
 
 logger = logging.getLogger("quarterarc")
 
@@ -283,18 +286,45 @@ def data_of(run: Path) -> DataSpec:
         raise InputError(f"{run / 'recipe.yaml'} does not describe the training data: {reason}") from None
 
 
+def teacher_images(run: Path, spec: DataSpec) -> tuple[DataSpec, Any]:
+    """The images that a teacher made for the training of a flow map, in the form that `open_data` takes.
+
+    Args:
+        run: the run folder.
+        spec: its `data_of`.
+
+    Returns:
+        The description of the images, and the images in memory; for a run on other images `spec` and None.
+
+    Raises:
+        InputError: if the images of the teacher are not in the run folder.
+    """
+    if spec.source != TEACHER:
+        return spec, None
+    path = run / TEACHER_IMAGES
+    if not path.is_file():
+        raise InputError(
+            f"{run} was distilled without data, and the images of its teacher ({TEACHER_IMAGES}) are not in the "
+            "folder: give images as the reference (a folder, a data set or an npz)"
+        )
+    tensors = read_weights(path)
+    labelled = spec.labels and "labels" in tensors
+    images = (tensors["images"], tensors["labels"]) if labelled else tensors["images"]
+    return spec.model_copy(update={"source": MEMORY, "labels": labelled}), images
+
+
 def _images_of(run: Path, limit: int | None, held_out: bool, progress: bool) -> ImageSet:
-    spec = data_of(run)
+    spec, images = teacher_images(run, data_of(run))
     if not spec.holdout:  # the choice of held-out images depends on the number of all
         limits = [number for number in (limit, spec.limit) if number is not None]
         spec = spec.model_copy(update={"limit": min(limits, default=None)})
     try:
-        data = open_data(spec, progress=progress)
+        data = open_data(spec, progress=progress, images=images)
         if not held_out:  # otherwise the training images, of the same source, were described before
             for note in data.notes:
                 logger.info("%s", note)
             log_bad(data)
-        identity = open_source(spec, progress=progress).identity
+        identity = open_source(spec, progress=progress, images=images).identity
         if not spec.holdout:
             return FileSet(data, spec, f"the training images of {run}", identity)
         part = divide(data, spec.holdout)[held_out]
@@ -302,6 +332,6 @@ def _images_of(run: Path, limit: int | None, held_out: bool, progress: bool) -> 
         what = "the images held out of training" if held_out else "the training images"
         return FileSet(part, spec, f"{what} of {run}", digest(identity, part.identity))
     except InputError as error:
-        relative = not Path(spec.source).is_absolute()
+        relative = images is None and not Path(spec.source).is_absolute()
         hint = "; a relative path is relative to the folder where the run was trained" if relative else ""
         raise InputError(f"the training images of {run} cannot be read{hint}: {error}") from None

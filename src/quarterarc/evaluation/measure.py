@@ -34,11 +34,14 @@ from ..storage.runs import NEAREST
 from ..wrappers import project
 from .checks import (
     check_counts,
+    check_features,
     check_kinds,
     check_pair,
     check_same_shape,
     check_sampling,
     check_saved,
+    check_settings,
+    check_unlabelled,
     usable_reference,
 )
 from .extractors import Extractor, usual_features
@@ -153,6 +156,9 @@ def evaluate(
         raise InputError("feature vectors are saved with the statistics: give the file of the statistics (save_to) too")
     request = Sampling.of(sampler, steps, grid, options or {}, guidance, projection)
     check_sampling(source, request, seeds, labels, precision, compile, likelihoods)
+    check_features(features, weights, likelihoods)
+    if isinstance(settings, Mapping):  # of an object it is not known which ones were given
+        check_settings(settings, names)
     result_path, statistics_path = (None if path is None else Path(path) for path in (out, save_to))
     for path in (result_path, statistics_path):
         if path is not None:
@@ -160,8 +166,9 @@ def evaluate(
     folder = None if cache is None else Path(cache)
     if likelihoods:
         likelihood_settings = _of_kind(settings, LikelihoodSettings)
-        images = _likelihood_images(source, reference, count, likelihoods, progress)
         model = open_model(source, device, precision, request.projection)
+        check_unlabelled(model.denoise, model.what, likelihoods)
+        images = _likelihood_images(source, reference, count, likelihoods, progress)
         about = {key: value for key, value in model.about.items() if key not in ("model", "guidance")}
         with partial_results(None if cache else result_path, "partial") as partial:
             result = evaluate_likelihood(

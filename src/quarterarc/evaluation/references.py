@@ -22,9 +22,10 @@ from torch import Tensor
 from ..common.errors import InputError
 from ..common.text import shortened
 from ..data.image_set import ImageSet, Shape
+from ..interop.pipeline_folders import is_pipeline
 from ..storage.files import parse_json, replace_file
 from ..storage.npz import Npz
-from ..storage.runs import is_checkpoint
+from ..storage.runs import is_checkpoint, run_of
 from ..storage.weights import save_tensors
 from .features import ImageFeatures
 from .image_files import NpzSet, open_set, training_images
@@ -107,10 +108,14 @@ def open_reference(
         )
     if suffix in (".npz", ".safetensors"):
         return read_statistics(path)
-    if is_checkpoint(path) and (path.parents[1] / "recipe.yaml").is_file():  # what `train` returns
-        path = path.parents[1]
-    if (path / "recipe.yaml").is_file():
-        return _of(training_images(path, limit, progress=progress))
+    run = run_of(path)
+    if run is not None:
+        return _of(training_images(run, limit, progress=progress))
+    if is_checkpoint(path) or is_pipeline(path):
+        raise InputError(
+            f"{path} is a model without a recipe, so that its training images are unknown: give the images as the "
+            "reference (a folder, a data set or an npz)"
+        )
     return _of(open_set(given, limit, split, progress=progress))
 
 

@@ -15,7 +15,7 @@ from ..data import DataSpec
 from ..heads import head as named_head
 from ..heads import learns_variance
 from ..schedules import schedule as named_schedule
-from ..storage.runs import checkpoints
+from ..storage.runs import checkpoints, steps_of
 from ..training.distilling import recipe_of_map
 from ..training.recipe import Recipe
 from ..training.recipe_text import read_recipe
@@ -79,7 +79,7 @@ class Arm:
     def steps_done(self, scale: Scale, seed: int, cache: Path) -> int:
         """The number of optimiser steps of the newest checkpoint; 0 without a checkpoint."""
         saved = checkpoints(self.folder(scale, seed, cache))
-        return int(saved[-1].name.removeprefix("step-")) if saved else 0
+        return steps_of(saved[-1]) if saved else 0
 
 
 def arm(

@@ -19,6 +19,7 @@ from ..common.text import duration
 from ..data import open_data
 from ..data.pixels import to_uint8
 from ..denoiser import Denoiser
+from ..evaluation.extractors import extractor
 from ..evaluation.measure import DEFAULT_METRICS
 from ..evaluation.metrics import METRICS, Settings
 from ..report import Series, data_url, responsive_chart, write_page
@@ -29,6 +30,7 @@ from ..sampling.trajectories import sample, trajectory
 from ..storage.checkpoints import hash_of, load
 from ..storage.files import make_folder, write_json
 from ..storage.pictures import contact_sheet, write_png
+from ..storage.runs import checkpoint_name, checkpoints, steps_of
 from ..storage.temporary import sweep
 from ..training.api import train
 from ..training.log import read_log, seconds_of
@@ -64,7 +66,8 @@ def run_demo(recipe: Recipe, out: Path, measured: int = 400, map_steps: int = MA
         The content of metrics.json.
 
     Raises:
-        InputError: for too few or too many images to measure, and as for `quarterarc.train`.
+        InputError: for too few or too many images to measure, a recipe whose samples cannot be made without labels or
+            measured, fewer steps than the flow map has, and as for `quarterarc.train`.
     """
     fewest = max(METRICS[name].fewest(Settings()) for name in DEFAULT_METRICS)
     if not fewest <= measured <= MOST_IMAGES:
@@ -77,6 +80,7 @@ def run_demo(recipe: Recipe, out: Path, measured: int = 400, map_steps: int = MA
             f"--map-steps is the number of optimiser steps of the flow map, 0 for none and at most {MOST_STEPS:,}, got "
             f"{map_steps}"
         )
+    _check_recipe(recipe, out, map_steps)
     data = open_data(recipe.data, progress=False)
     count = data.count or 0
     if count < fewest:
@@ -120,6 +124,23 @@ def run_demo(recipe: Recipe, out: Path, measured: int = 400, map_steps: int = MA
     write_json(out / "metrics.json", metrics)
     _write_report(out, metrics, log, rows, compared, angles, len(real))
     return metrics
+
+
+def _check_recipe(recipe: Recipe, out: Path, map_steps: int) -> None:
+    """Raise an InputError, before training, for what the demo cannot sample, measure or continue."""
+    data = recipe.data
+    extractor(FEATURES).check((data.channels, data.height, data.width), "the demo")
+    if data.labels and recipe.training.drop_labels == 0.0:
+        raise InputError(
+            "the demo samples without labels, which training.drop_labels=0 leaves untrained: leave it out, or give "
+            "data.labels=false"
+        )
+    begun = checkpoints(out / "maps" / checkpoint_name(recipe.training.steps))
+    if begun and 0 < map_steps < (done := steps_of(begun[-1])):
+        raise InputError(
+            f"--map-steps {map_steps}, but the flow map in {out} is at step {done}: give at least {done}, 0 for "
+            "none, or another --out"
+        )
 
 
 def _without_pictures(compared: Mapping[str, Any]) -> dict[str, Any]:

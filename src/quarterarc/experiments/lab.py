@@ -35,7 +35,8 @@ from ..storage.locks import waiting_lock
 from ..storage.temporary import sweep
 from ..storage.training_state import drop_old, sweep_run
 from ..training.api import train
-from ..training.teachers import read_teacher
+from ..training.recipe_text import read_recipe
+from ..training.teachers import check_teacher, read_teacher, sections_of
 from ..training.trainer import Diverged
 from .arms import Arm
 from .given import open_given
@@ -165,6 +166,10 @@ class Lab:
                 if network is None and (why := self._train(teacher, seed, folder)):
                     return self._mark_unstable(run, f"its teacher's {why}")
                 loaded = read_teacher(folder if network is None else network.path, self.device)
+                if network is not None:  # whose sections are not those of the scale
+                    check_teacher(loaded, network.path)
+                    fields = {**recipe.model_dump(mode="json"), "schedule": {}, **sections_of(loaded)}
+                    recipe = read_recipe(fields)
             started = time.perf_counter()
             try:
                 with only_warnings():

@@ -26,6 +26,7 @@ from ..common.streams import Purpose, normal, stream
 from ..data.order import permutation
 from ..data.pixels import to_float, to_uint8
 from ..denoiser import DEFAULT_PROJECTION, Denoise, Denoiser
+from ..edit.plans import slerp
 from ..evaluation import evaluate
 from ..evaluation.sets import SampledSet, TensorSet
 from ..likelihood.evaluation import LikelihoodSettings, evaluate_likelihood
@@ -378,20 +379,15 @@ def _interpolation(lab: Lab, denoise: Denoiser, cell: Cell, folder: Path) -> dic
             missed[str(share)].append(_distance(decoded[0], first))
         ends = encode(denoise, torch.stack([first, second]).cpu(), tolerance=INVERSION_TOLERANCE, progress=False)
         decoded = decode(
-            denoise, _slerp(ends[0], ends[1], weights.cpu()), tolerance=INVERSION_TOLERANCE, progress=False
+            denoise,
+            torch.cat([slerp(ends[:1], ends[1:], share) for share in weights.flatten().tolist()]),
+            tolerance=INVERSION_TOLERANCE,
+            progress=False,
         ).to(first)
         rows += [first[None], decoded, second[None]]
         missed["flow"].append(_distance(decoded[0], first))
     _write(folder / "interpolation.png", torch.cat(rows), columns=cell["weights"] + 2)
     return {"picture": "interpolation.png", "missed": missed}
-
-
-def _slerp(first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
-    """Points on the great circle through two noises, with interpolated norms: shape (len(weights), *)."""
-    cosine = torch.dot(first.flatten(), second.flatten()) / (first.norm() * second.norm())
-    angle = torch.arccos(cosine.clamp(-1.0, 1.0))
-    direction = ((1 - weights) * angle).sin() * first / first.norm() + (weights * angle).sin() * second / second.norm()
-    return direction / angle.sin() * ((1 - weights) * first.norm() + weights * second.norm())
 
 
 def _distance(first: Tensor, second: Tensor) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +10,13 @@ import torch
 
 from ..common.errors import InputError
 from ..interop.opening import identity, is_model, read_model
+from .arms import Arm
+from .base import Experiment
 from .given import open_given
 from .scales import Pretrained, Scale
 from .zhang2023.ablation import PAPER_ROWS
 
-__all__ = ["with_pretrained"]
+__all__ = ["check_rows", "with_pretrained"]
 
 
 def with_pretrained(scale: Scale, texts: Sequence[str]) -> Scale:
@@ -47,3 +49,23 @@ def with_pretrained(scale: Scale, texts: Sequence[str]) -> Scale:
         open_given(network, scale, torch.device("cpu"))
         networks.append(network)
     return replace(scale, pretrained=tuple(networks))
+
+
+def check_rows(scale: Scale, experiments: Sequence[Experiment], seeds: Sequence[int]) -> None:
+    """Raise an InputError, which lists the rows, for a given network that stands for no arm of the experiments."""
+    cells = [cell for experiment in experiments for cell in experiment.cells(scale, seeds[:1])]
+    arms = {arm.name for cell in cells for arm in _with_teachers(cell.arm)}
+    rows = {row.label for row in PAPER_ROWS if row.arm.name in arms} | arms - {row.arm.name for row in PAPER_ROWS}
+    for network in scale.pretrained:
+        if network.arm not in arms:
+            known = ", ".join(f"'{row}'" for row in sorted(rows))  # names of arms have commas
+            raise InputError(
+                f"--pretrained {network.label}={network.path}: no network of "
+                f"{' and '.join(experiment.name for experiment in experiments)} has this name: give one of {known}"
+            )
+
+
+def _with_teachers(arm: Arm) -> Iterator[Arm]:
+    yield arm
+    if arm.teacher is not None:
+        yield from _with_teachers(arm.teacher)

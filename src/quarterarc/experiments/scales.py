@@ -11,7 +11,7 @@ from pathlib import Path
 from ..common.errors import InputError, unknown_name
 from ..common.limits import MOST_IMAGES
 from ..data import DataSpec, ImageData, open_data
-from ..evaluation.extractors import usual_features
+from ..evaluation.extractors import EXTRACTORS, usual_features
 from ..training.recipe import Recipe
 from ..training.recipe_text import read_recipe
 
@@ -267,8 +267,10 @@ def scale(name: str, data: str | None = None, images: int | None = None, feature
             as for `quarterarc.evaluate`.
 
     Raises:
-        InputError: for an unknown scale, an unreadable recipe, or fewer than 8 images.
+        InputError: for an unknown scale or extractor, an unreadable recipe, or fewer than 8 images.
     """
+    if features is not None:
+        EXTRACTORS.require(features)
     if name in SCALES:
         chosen = SCALES[name]()
     elif name.endswith((".yaml", ".yml")) or "/" in name:

@@ -22,7 +22,7 @@ from ..common.text import counted
 from ..denoiser import Denoiser
 from ..interop.opening import hash_of
 from ..storage.files import parse_json, read_json, read_regular
-from ..storage.runs import CONFIG, is_checkpoint
+from ..storage.runs import CONFIG, is_checkpoint, run_of
 
 __all__ = ["CARD", "PICTURE", "About", "about_run", "model_card"]
 
@@ -61,7 +61,7 @@ def about_run(run: Path, checkpoint: Path, denoise: Denoiser) -> About:
         denoise: the denoiser.
     """
     config = read_json(checkpoint / CONFIG) if is_checkpoint(checkpoint) else {}
-    root = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else run
+    root = run_of(checkpoint) or run
     recipe, step = config.get("recipe"), config.get("step")
     return About(
         root.resolve().name,

@@ -52,6 +52,8 @@ def check_writable(file: Path) -> None:
     """Raise an InputError if a file cannot be written, before long work for it begins. Creates nothing."""
     if file.is_dir():
         raise InputError(f"cannot write to {file}: it is a folder; give a file, such as {file / 'result.json'}")
+    if file.exists() and not file.is_file():  # a FIFO or a device, which would be replaced
+        raise InputError(f"cannot write to {file}: it is not a regular file; give the path of a file")
     folder = next(parent for parent in file.absolute().parents if parent.exists())
     if not (folder.is_dir() and os.access(folder, os.W_OK)):
         raise InputError(f"cannot write {file}: {folder} is not a writable folder")
@@ -69,8 +71,10 @@ def replace_file(path: Path, durable: bool = True) -> Iterator[Path]:
             for files that are cheap to write again.
 
     Raises:
-        OSError: naming `path`, if it cannot be written.
+        OSError: naming `path`, if it cannot be written, or is a FIFO, a device or a socket, which a file would replace.
     """
+    if path.exists() and not path.is_dir():  # of a folder the system has an error of its own
+        check_regular(path)
     beside = temporary(path)
     if durable:
         sweep_beside(path)

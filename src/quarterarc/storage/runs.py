@@ -24,6 +24,7 @@ __all__ = [
     "CONFIG",
     "MEAN",
     "NEAREST",
+    "TEACHER_IMAGES",
     "WEIGHTS",
     "checkpoint_name",
     "checkpoints",
@@ -31,12 +32,16 @@ __all__ = [
     "is_run",
     "newest_checkpoint",
     "read_newest",
+    "run_of",
     "sheet_name",
     "sheets",
+    "steps_of",
 ]
 
 NEAREST = "nearest.png"
 """Samples beside their nearest training images, in a run folder that was evaluated so."""
+TEACHER_IMAGES = "teacher-images.safetensors"
+"""The images that a teacher made for the run of a flow map, so that a resumed run has the same ones."""
 CONFIG, WEIGHTS, MEAN = "config.json", "model.safetensors", "mean.safetensors"
 Value = TypeVar("Value")
 _NAME = re.compile(r"step-(\d{8,})")
@@ -46,6 +51,11 @@ _SHEET = re.compile(r"step-(\d{8,})(?:-(\d+))?\.png")
 def checkpoint_name(step: int) -> str:
     """The folder name of the checkpoint after `step` optimiser steps."""
     return f"step-{step:08d}"
+
+
+def steps_of(checkpoint: Path) -> int:
+    """The optimiser steps after which a checkpoint of a run was written, from the name of its folder."""
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def sheet_name(step: int, evaluations: int | None = None) -> str:
@@ -71,6 +81,19 @@ def is_checkpoint(path: Path) -> bool:
 def is_run(path: Path) -> bool:
     """Whether a folder is a run, or a checkpoint."""
     return (path / "recipe.yaml").is_file() or (path / "checkpoints").is_dir() or is_checkpoint(path)
+
+
+def run_of(path: str | Path) -> Path | None:
+    """The run that a path belongs to: the path itself, or the folder of a run around a checkpoint.
+
+    Returns:
+        A folder with a recipe.yaml; None for another path, such as an exported model, whose training is unknown.
+    """
+    path = Path(path).expanduser()
+    if is_checkpoint(path):
+        folder = path.resolve().parent  # a relative path may have no parents in its text
+        path = folder.parent if folder.name == "checkpoints" else path
+    return path if (path / "recipe.yaml").is_file() else None
 
 
 def checkpoints(run: Path) -> list[Path]:

@@ -25,7 +25,7 @@ from ..data.memory import MEMORY
 from ..denoiser import Denoiser
 from ..storage.files import make_folder, replace_file
 from ..storage.locks import locked
-from ..storage.runs import checkpoints
+from ..storage.runs import checkpoints, steps_of
 from ..storage.training_state import drop_old, set_aside, sweep_run
 from .initial import read_start, recipe_from
 from .log import check_not_lost
@@ -98,6 +98,7 @@ def train(
                 chosen = _recipe_of_run(given, run, resume)
                 if given is None and (data is not None or fields):
                     chosen = _recipe_of_run(_with_changes(chosen, data, fields), run, resume)
+                _check_steps(chosen, run)
                 start = None if checkpoints(run) else read_start(chosen)
                 if start is not None:
                     chosen = recipe_from(chosen, start)
@@ -223,6 +224,16 @@ def _recipe_of_run(given: Recipe | None, run: Path, resume: bool) -> Recipe:
                 "recipe, or choose another folder (--out)"
             )
     return given
+
+
+def _check_steps(recipe: Recipe, run: Path) -> None:
+    """Raise an InputError for a run that has more steps than the recipe."""
+    complete, steps = checkpoints(run), recipe.training.steps
+    if complete and steps < (done := steps_of(complete[-1])):
+        raise InputError(
+            f"training.steps={steps}, but {run} is at step {done}: give at least {done}, or choose another folder "
+            "(--out)"
+        )
 
 
 def _with_network_of(saved: Recipe, given: Recipe) -> Recipe:

@@ -12,15 +12,12 @@ from ..common.errors import InputError
 from ..denoiser import Denoiser
 from ..interop.pipeline_folders import is_pipeline
 from ..interop.pipelines import with_own_network
-from ..networks import UNet
-from ..schedules import schedule
 from ..storage.files import read_json
 from ..storage.runs import CONFIG, checkpoints, is_checkpoint, newest_checkpoint
 from .api import train
-from .network import network_fields
 from .recipe import OBJECT, TEACHER, Recipe
 from .recipe_text import read_recipe
-from .teachers import check_teacher, read_teacher
+from .teachers import check_teacher, read_teacher, sections_of
 
 __all__ = ["distill", "distillation_recipe", "recipe_of_map", "resumed_recipe"]
 
@@ -120,24 +117,17 @@ def distillation_recipe(teacher: str | Path | Denoiser, fields: Mapping[str, Any
             f"the teacher {source} does not declare the shape of its images: Denoiser(..., shape=(C, H, W))"
         )
     channels, height, width = denoise.shape
-    assert isinstance(denoise.network, UNet)
     values: dict[str, Any] = {
         "name": "distillation",
         "data": {
             "source": TEACHER, "size": height if height == width else [height, width], "channels": channels,
             "labels": denoise.classes is not None,
         },
-        "schedule": {"name": denoise.schedule.name, "steps": denoise.schedule.steps},
-        "network": network_fields(denoise.network, height),
-        "head": denoise.head.name,
+        **sections_of(denoise),
         "objective": {"name": "flow-map"},
         "teacher": {"source": source},
         **_training(denoise),
     }  # fmt: skip
-    try:
-        schedule(denoise.schedule.name, denoise.schedule.steps)
-    except InputError:  # the teacher's own, which the map has too
-        del values["schedule"]
     return read_recipe(values, fields=fields)
 
 

@@ -24,11 +24,14 @@ from ..interop.opening import load
 from ..interop.pipelines import with_own_network
 from ..networks import UNet
 from ..sampling.generation import generate
+from ..schedules import schedule
 from ..storage.files import replace_file
+from ..storage.runs import TEACHER_IMAGES
 from ..storage.weights import hash_of_weights, read_weights, save_tensors
 from ..wrappers import Guided, project
 from .distillation import Distillation
-from .recipe import OBJECT, Recipe
+from .network import network_fields, recipe_network
+from .recipe import OBJECT, Recipe, ScheduleSpec, flatten_fields
 from .trajectories import Trajectories
 
 __all__ = [
@@ -41,13 +44,12 @@ __all__ = [
     "new_student",
     "open_teacher",
     "read_teacher",
+    "sections_of",
     "student_of",
 ]
 
 logger = logging.getLogger("quarterarc")
 
-IMAGES = "teacher-images.safetensors"
-"""The images of the teacher in the run folder, so that a resumed run has the same ones."""
 FIRST_SEED = 2**40
 """Seeds of the teacher's images, far from those of samples and previews."""
 
@@ -117,6 +119,7 @@ def open_teacher(recipe: Recipe, given: Denoiser | None, device: torch.device) -
     shape = (data.channels, data.height, data.width)
     if teacher.shape != shape:
         raise InputError(f"the teacher {source} makes images of shape {teacher.shape}, and the data have {shape}")
+    _check_sections(recipe, teacher, source)
     if recipe.teacher.guidance is not None and teacher.classes is None:
         raise InputError(f"the teacher {source} has no classes, so that guidance does not apply: leave it out")
     if data.labels and teacher.classes is None:
@@ -127,6 +130,55 @@ def open_teacher(recipe: Recipe, given: Denoiser | None, device: torch.device) -
             f"{recipe.training.drop_labels:g}"
         )
     return teacher
+
+
+def sections_of(teacher: Denoiser) -> dict[str, Any]:
+    """The sections of a recipe that a map has from its teacher: `network`, `head`, and `schedule` if it has a name."""
+    assert isinstance(teacher.network, UNet)
+    assert teacher.shape is not None
+    sections: dict[str, Any] = {
+        "network": network_fields(teacher.network, teacher.shape[1]),
+        "head": teacher.head.name,
+        "schedule": {"name": teacher.schedule.name, "steps": teacher.schedule.steps},
+    }
+    try:
+        schedule(teacher.schedule.name, teacher.schedule.steps)
+    except InputError:  # the teacher's own, which the map has too
+        del sections["schedule"]
+    return sections
+
+
+def _check_sections(recipe: Recipe, teacher: Denoiser, source: str) -> None:
+    """Raise an InputError for a recipe whose network, head or schedule are not those of the teacher."""
+    # in place of a schedule without a name a recipe has the default one
+    expected = _flat({"network": {"name": "unet"}}, {"schedule": ScheduleSpec().model_dump()}, sections_of(teacher))
+    own = _own_sections(recipe, teacher)
+    name = next((name for name in (*own, *expected) if own.get(name) != expected.get(name)), None)
+    if name is not None:
+        raise InputError(
+            f"a map starts as a copy of its teacher, and the recipe for the teacher {source} has "
+            f"{name}={expected.get(name)}, got {own.get(name)}: leave {name} out"
+        )
+
+
+def _own_sections(recipe: Recipe, teacher: Denoiser) -> dict[str, Any]:
+    """The fields of a recipe in the form of `sections_of`, by dotted name."""
+    if recipe.network.name != "unet":
+        return {"network.name": recipe.network.name}
+    assert isinstance(teacher.network, UNet)
+    config = teacher.network.config
+    with torch.device("meta"):  # the arguments that the recipe leaves out are the defaults of the U-Net
+        network = recipe_network(recipe, config["in_channels"], config["out_channels"], config["classes"])
+    assert isinstance(network, UNet)
+    return _flat(
+        {"network": {"name": "unet"}},
+        {"schedule": recipe.schedule.model_dump()},
+        {"network": network_fields(network, recipe.data.height), "head": recipe.head},
+    )
+
+
+def _flat(*sections: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for section in sections for name, value in flatten_fields(section)}
 
 
 def check_teacher(teacher: Denoiser, what: str) -> None:
@@ -220,7 +272,7 @@ def images_of(teacher: Denoiser, recipe: Recipe, run: Path, processes: Processes
     They are made by the first process, once per run, and read from the run folder by a resumed one.
     """
     assert recipe.teacher is not None
-    path, count = run / IMAGES, recipe.teacher.images
+    path, count = run / TEACHER_IMAGES, recipe.teacher.images
     with processes.raising_together():
         if processes.rank == 0 and not path.is_file():
             logger.info("the teacher makes %s", counted(count, "image"))

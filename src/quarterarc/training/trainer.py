@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, nullcontext
+from contextlib import closing, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -39,7 +39,7 @@ from ..sampling.mean_images import with_mean_image
 from ..schedules import Schedule
 from ..schedules import schedule as named_schedule
 from ..storage.checkpoints import describe_denoiser
-from ..storage.checksums import DamagedFile
+from ..storage.checksums import DamagedFile, read_sealed
 from ..storage.files import write_json
 from ..storage.runs import CONFIG, checkpoint_name, checkpoints
 from ..storage.training_state import BETWEEN, State, restore, save
@@ -134,6 +134,7 @@ class Trainer:
         compiled = decide(settings.compile, accelerator.device, settings.steps, "training.compile")
         self.teacher = open_teacher(recipe, teacher, accelerator.device)
         self.teacher_identity = None if self.teacher is None else identity_of(self.teacher)
+        self._check_teacher()
         self.data: ImageData = images if is_open(images) else self._open(images)
         held: ImageData | None = None
         if recipe.data.holdout:
@@ -361,12 +362,20 @@ class Trainer:
             return
         config = self._restore(complete)
         self.same_data.check(self.run, config)
-        if self.teacher_identity is not None:
-            check_same_teacher(self.teacher_identity, self.recipe, config, self.run)
         self.step, self.init = config["step"], config.get("init")
         self.pending = Pending.of(config["pending"], self.accelerator.device)
         self.denoise = replace(self.denoise, streams=config["denoiser"].get("streams", 1))
         self.description["streams"] = self.denoise.streams
+
+    def _check_teacher(self) -> None:
+        """Compare the teacher with that of the run: another one may not fit the data, which are opened later."""
+        if self.teacher_identity is None:
+            return
+        for folder in reversed(checkpoints(self.run)):
+            with suppress(DamagedFile):  # an older one is continued from
+                config = read_sealed(folder / CONFIG)
+                check_same_teacher(self.teacher_identity, self.recipe, config, self.run)
+                return
 
     def _restore(self, complete: Sequence[Path]) -> dict[str, Any]:
         """Continue from the newest of these checkpoints that can be read: its config.json."""
