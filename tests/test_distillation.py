@@ -382,8 +382,10 @@ def test_a_guided_teacher_with_classes_and_data_of_its_own(tiny: Sequence[str], 
         qa.train(None, tmp_path / "object", resume=True, fields={"training.steps": 4}, progress=False)
 
 
-def test_what_cannot_be_a_teacher(tiny_run: Path) -> None:
+def test_what_cannot_be_a_teacher(tiny_run: Path, tmp_path: Path) -> None:
     teacher = load(tiny_run)
+    with pytest.raises(InputError, match=r"got a Guided: give the Denoiser that it wraps; .* 'teacher\.guidance'"):
+        distill(qa.Guided(teacher, 2.0), tmp_path / "map")  # type: ignore[arg-type]
     for wrong, message in (
         (replace(teacher, head=head("mean", teacher.schedule)), "has the head 'mean', which belongs to one step"),
         (replace(teacher, network=torch.nn.Identity()), "is a Identity: a flow map starts from a Denoiser"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from quarterarc import heads
 from quarterarc.arc import NOISE_END
 from quarterarc.closed_form import GaussianData, MixtureData
 from quarterarc.common.errors import InputError
-from quarterarc.denoiser import Denoiser
+from quarterarc.denoiser import Denoiser, Traits
 from quarterarc.estimate import Estimate
 from quarterarc.flow_map import SolvedMap
 from quarterarc.likelihood.flow import (
@@ -264,7 +265,7 @@ def test_description_of_a_trained_run_is_json(tiny_run: Path) -> None:
         ({"tolerance": 0.0}, r"tolerance lies in \(0, 1\), got 0.0"),
         ({"tolerance": math.nan}, r"tolerance lies in \(0, 1\), got nan"),
         ({"batch_size": 0}, "batch_size .* at least 1"),
-        ({"labels": torch.zeros(3)}, "3 labels: give one per image"),
+        ({"labels": [0, 0, 0]}, "3 labels: give one per image"),
         ({"numbers": [0]}, "1 numbers: give one per image"),
     ],
 )
@@ -272,6 +273,28 @@ def test_invalid_arguments_raise(given: dict, message: str) -> None:
     given = {"images": IMAGES[:2], **given}
     with pytest.raises(InputError, match=message):
         log_likelihood(WORLD, given.pop("images"), **given)
+
+
+def test_labels_are_numbers_or_names_within_the_classes() -> None:
+    def shifted(x: Tensor, angle: Tensor, labels: Tensor) -> Estimate:
+        image, noise = WORLD(x, angle).image, labels.reshape(-1, 1, 1, 1).to(x)
+        return Estimate(image, noise.expand_as(x))
+
+    shifted.traits = Traits(classes=2, class_names=("cat", "dog"), unlabelled=False)  # type: ignore[attr-defined]
+    functions: list[Any] = [log_likelihood, flow_bits_per_dim, encode, decode]
+    for function in functions:
+        for labels in ([0, 2], torch.tensor([0, 2]), [-1, 0]):
+            with pytest.raises(InputError, match=r"trained with the labels 0\.\.1, got the label (2|-1)"):
+                function(shifted, IMAGES[:2], labels=labels, progress=False)
+        with pytest.raises(InputError, match="labels are whole numbers of shape"):
+            function(shifted, IMAGES[:2], labels=3, progress=False)
+    given = torch.tensor([1, 0])
+    alike: list[Any] = [[1, 0], np.array([1, 0]), ["dog", "cat"]]
+    for same in alike:
+        made = encode(shifted, IMAGES[:2], labels=same, progress=False)
+        assert torch.equal(made, encode(shifted, IMAGES[:2], labels=given, progress=False))
+    densities = [log_likelihood(shifted, IMAGES[:2], labels=same, progress=False) for same in (alike[0], given)]
+    assert np.array_equal(densities[0].log_density, densities[1].log_density)
 
 
 def test_denoisers_without_a_usable_velocity_raise() -> None:

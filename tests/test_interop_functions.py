@@ -17,6 +17,7 @@ from quarterarc.arc import NOISE_END
 from quarterarc.heads import Head, Image, Noise, Velocity
 from quarterarc.interop import EDM, FlowMatching, ScoreVE, ScoreVP, TrigFlow
 from quarterarc.samplers import EULER, FORMS, HEUN, MIDPOINT, RK4, Gradient, Tableau
+from quarterarc.sampling.mean_images import mean_image
 from quarterarc.schedules import Schedule
 
 Adapter = EDM | ScoreVE | ScoreVP | FlowMatching | TrigFlow
@@ -194,6 +195,27 @@ def test_a_network_is_called_in_its_own_dtype(x: Tensor) -> None:
             return self.inner(x)
 
     assert FlowMatching(Model())(x, 0.4).image.dtype == torch.float64
+
+
+def rows_of_classes(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    """A velocity by an embedding with one row per class, and none for "no label"."""
+    return x - torch.linspace(-1, 1, 3, dtype=x.dtype)[labels].reshape(-1, 1, 1, 1)
+
+
+def test_a_model_without_the_label_no_label_is_tuned(caplog: pytest.LogCaptureFixture) -> None:
+    declared = FlowMatching(rows_of_classes, shape=(1, 2, 2), classes=3, unlabelled=False)
+    assert qa.tune(declared, 2, images=8, progress=False).steps == 2
+    with pytest.raises(InputError, match="needs a denoiser that was trained with dropped labels"):
+        qa.Guided(declared)
+    mean = mean_image(declared)
+    assert mean is not None
+    assert len(mean.images) == 3
+    assert "no free start is tried" not in caplog.text
+    undeclared = FlowMatching(rows_of_classes, shape=(1, 2, 2), classes=3)
+    with caplog.at_level("INFO", "quarterarc"):
+        tuned = qa.tune(undeclared, 2, images=8, progress=False)
+    assert (tuned.steps, tuned.first) == (2, None)
+    assert "no free start is tried, because the mean image could not be measured (IndexError" in caplog.text
 
 
 def test_guidance_evaluates_with_the_label_and_with_no_label(world: GaussianData, x: Tensor) -> None:

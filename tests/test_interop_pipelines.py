@@ -266,21 +266,35 @@ def test_labels_and_null_labels_are_passed_to_the_network(null_label: int | None
     expected = theirs(unet, scheduler, 5, labels=labels)
     made = qa.sample(denoise, start(), "ddim", grid=pipeline_grid(scheduler, 5), labels=labels).images
     assert apart(made, expected) < CLOSE
-    with pytest.raises(InputError, match=r"class-conditional: give one of the labels 0\.\.4 per image"):
-        denoise(start(), 0.5)
-
-    guided = qa.Guided(denoise, scale=3.0)
+    assert denoise.unlabelled == (null_label is not None)
     if null_label is None:
+        with pytest.raises(InputError, match=r"one of the labels 0\.\.4 for every image: give labels"):
+            denoise(start(), 0.5)
         with pytest.raises(InputError, match="null_label="):
-            guided(start(), 0.5, labels)
+            qa.Guided(denoise, scale=3.0)
+        with pytest.raises(InputError, match="null_label="):
+            denoise(start(), 0.5, torch.full_like(labels, 5))
         return
+    guided = qa.Guided(denoise, scale=3.0)
     angle = denoise.schedule.angle(400.0)
     with torch.no_grad():
         conditional = unet(start(), 399, class_labels=labels).sample
         none = unet(start(), 399, class_labels=torch.full_like(labels, null_label)).sample
         estimate = guided(start(), angle, labels)
+        without = denoise(start(), angle)
     assert apart(estimate.noise, none + 3.0 * (conditional - none)) < CLOSE
+    assert apart(without.noise, none) < CLOSE
     assert denoise.classes == (4 if null_label == 4 else 5)
+
+
+@pytest.mark.parametrize("null_label", [None, 0, 3])
+def test_a_class_conditional_pipeline_has_mean_images_of_the_labels_that_it_has(null_label: int | None) -> None:
+    scheduler = diffusers.DDIMScheduler(rescale_betas_zero_snr=True, prediction_type="v_prediction")
+    denoise = pipeline_denoiser(tiny(num_class_embeds=4), scheduler, null_label=null_label)
+    mean = qa.with_mean_image(denoise).traits.mean_image
+    assert mean is not None
+    assert len(mean.images) == {None: 4, 0: 5, 3: 4}[null_label]
+    assert qa.tune(denoise, 2, images=8, weights=False, progress=False).steps == 2
 
 
 def test_labels_that_the_network_does_not_have_raise() -> None:

@@ -24,7 +24,7 @@ from quarterarc.data import DataSpec, ImageData, from_memory, open_data
 from quarterarc.data.labels import Labels, limited
 from quarterarc.data.order import balanced_indices
 from quarterarc.sampling import fitting
-from quarterarc.sampling.plans import Sampling, numbered_labels
+from quarterarc.sampling.plans import Sampling, note_missing_labels, numbered_labels
 from quarterarc.sampling.sheets import labels_of_sheet, rows_of
 from quarterarc.sampling.tuned_grids import read_tuned
 from quarterarc.storage.pictures import read_png
@@ -270,6 +270,27 @@ def test_labels_are_given_by_number_range_or_name(labelled: Path, tmp_path: Path
             numbered_labels(replace(denoise, classes=None, class_names=()), [label])
     with pytest.raises(InputError, match=r"a label is the number or the name of a class, got 1\.5"):
         numbered_labels(denoise, [1.5])  # type: ignore[list-item]
+
+
+def test_labels_outside_the_classes_are_an_error_with_every_sampler(labelled: Path) -> None:
+    denoise = load(labelled)
+    without = replace(denoise, unlabelled=False)
+    for network, labels, wrong in ((denoise, [11, 2], 11), (denoise, [-1, 2], -1), (without, [3, 2], 3)):
+        for sampler in ("ddim", "multistep"):
+            with pytest.raises(InputError, match=rf"with the labels 0\.\.2, got the label {wrong}"):
+                generate(network, range(2), sampler, 2, labels=labels, progress=False)
+    assert generate(denoise, range(2), "ddim", 2, labels=[3, 2], progress=False).isfinite().all()  # 3 is "no label"
+
+
+def test_the_note_on_missing_labels_is_for_models_that_can_do_without(
+    labelled: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    denoise = load(labelled)
+    with caplog.at_level("INFO", "quarterarc"):
+        note_missing_labels(replace(denoise, unlabelled=False), None)
+        assert not caplog.text
+        note_missing_labels(denoise, None)
+    assert "no labels were given" in caplog.text
 
 
 def test_a_grid_is_tuned_to_a_guided_flow_and_used_with_it_alone(

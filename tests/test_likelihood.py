@@ -16,7 +16,7 @@ from quarterarc import heads
 from quarterarc.closed_form import GaussianData
 from quarterarc.common.errors import InputError
 from quarterarc.common.streams import Purpose, normal, stream
-from quarterarc.denoiser import Denoiser
+from quarterarc.denoiser import Denoiser, Traits
 from quarterarc.estimate import Estimate
 from quarterarc.likelihood.moments import Moments
 from quarterarc.likelihood.variational import (
@@ -305,6 +305,22 @@ def test_labels_stay_with_their_images() -> None:
     np.testing.assert_allclose(bound.error.mean, float(squares.mean()), rtol=1e-12)
 
 
+def test_labels_outside_the_classes_are_an_error() -> None:
+    class Labelled:
+        traits = Traits(classes=2, unlabelled=False)
+
+        def __call__(self, x: Tensor, angle: Tensor, labels: Tensor) -> Estimate:
+            return Estimate(labels.reshape(-1, 1, 1, 1) * torch.ones_like(x), x)
+
+    images, table = levels(2), schedule("arc", 4)
+    with pytest.raises(InputError, match=r"trained with the labels 0\.\.1, got the label 2"):
+        bits_per_dim(Labelled(), images, schedule=table, labels=[0, 2])
+    listed, given = (
+        bits_per_dim(Labelled(), images, schedule=table, labels=of) for of in ([0, 1], torch.tensor([0, 1]))
+    )
+    assert np.array_equal(listed.total.mean(), given.total.mean())
+
+
 def test_memory_mapped_arrays_uint8_and_float_levels_agree_exactly(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(256, size=(5, 1, 2, 3), dtype=np.uint8)
     np.save(tmp_path / "images.npy", pixels)
@@ -357,7 +373,8 @@ def test_description_of_a_trained_run_is_json(tiny_run: Path) -> None:
         ({"terms": 31}, r"must be in 2..30 .* got 31"),
         ({"terms": True}, r"must be in 2..30 .* got True"),
         ({"batch_size": 0}, "batch_size .* at least 1 .*, got 0"),
-        ({"labels": torch.zeros(3)}, "got 2 images but 3 labels: give one per image"),
+        ({"labels": [0, 0, 0]}, "got 2 images but 3 labels: give one per image"),
+        ({"labels": 3}, r"labels are whole numbers of shape \(B,\)"),
         ({"numbers": [1]}, "got 2 images but 1 numbers"),
         ({"numbers": [0, -1]}, "whole numbers from 0, got -1"),
     ],

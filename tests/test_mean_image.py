@@ -208,6 +208,49 @@ def test_a_denoiser_does_not_declare_the_mean_image_of_other_classes(tiny_run: P
     assert other.traits.mean_image is None
 
 
+def test_images_of_another_size_are_sampled_without_the_mean_image(tiny_run: Path) -> None:
+    denoise, x = load(tiny_run), noise(range(2), (1, 16, 16))
+    assert Sampling(steps=3).plan(denoise).sampler.free == 1
+    expected = sample(denoise, x, "multistep", 3, free_start=False)
+    other = replace(denoise, shape=(1, 16, 16))
+    assert other.traits.mean_image is None
+    for made in (sample(denoise, x, steps=3), sample(other, x, steps=3)):
+        assert made.nfe == 3
+        assert torch.equal(made.images, expected.images)
+    generated = generate(denoise, range(2), steps=3, shape=(1, 16, 16), progress=False)
+    assert torch.equal(generated, expected.images)
+    with pytest.raises(InputError, match="the images have another shape than the mean"):
+        sample(denoise, x, "multistep", 3, free_start=True)
+    with pytest.raises(InputError, match=r"takes images of shape \(B, 1, H, W\), got \(1, 8, 8\)"):
+        sample(denoise, noise([0], (8, 8)), steps=3)
+    tuned = tune(denoise, 2, images=8, weights=False, shape=(1, 16, 16), progress=False)
+    assert tuned.first is None or tuned.first.shape[1:] == (1, 16, 16)
+    known = Multistep(first=denoise.mean_image)
+    with pytest.raises(InputError, match=r"images of shape \(1, 8, 8\) alone, got \(1, 16, 16\)"):
+        sample(denoise, x, known, steps=3)
+
+
+def test_a_known_first_estimate_takes_a_step_of_its_own_from_pure_noise(world: MixtureData) -> None:
+    known, x = Multistep(first=traits(world).mean_image), noise(range(2), SHAPE, dtype=torch.float64)
+    result = sample(world, x, known, 5)
+    assert result.nfe == 5
+    assert torch.equal(result.images, sample(world, x, steps=5).images)
+    with pytest.raises(InputError, match=r"pure noise, at angle 1\.5708, and the grid starts at 1\.2: start at"):
+        sample(world, x, known, grid=[1.2, 0.6, 0.0])
+
+
+def test_a_mean_image_that_is_not_declared_is_measured_and_not_written(tiny_run: Path, tmp_path: Path) -> None:
+    denoise = load(tiny_run)
+    for number, changes in enumerate(({"classes": 3}, {"shape": (1, 16, 16)}, {"shape": None})):
+        changed = replace(denoise, **changes)  # type: ignore[arg-type]
+        again = load(save(changed, tmp_path / str(number)))
+        assert again.mean_image == changed.traits.mean_image
+        assert (again.mean_image is None) == (number < 2)
+    larger = with_mean_image(replace(denoise, shape=(1, 16, 16))).traits.mean_image
+    assert larger is not None
+    assert larger.shape == (1, 1, 16, 16)
+
+
 def test_guidance_to_infinity_has_no_mean_image() -> None:
     declares = Classes()
     declares.traits = replace(Classes.traits, mean_image=MeanImage.of(Classes.means))
@@ -349,6 +392,7 @@ def test_a_mean_image_is_saved_and_read_and_checked(
     for tensors, found in (
         ({"other": torch.zeros(1, 1, 8, 8)}, "no tensor of this name"),
         ({"mean_image": torch.zeros(2, 1, 8, 8)}, r"shape \(2, 1, 8, 8\)"),
+        ({"mean_image": torch.tensor(0.0)}, r"shape \(\)"),
         ({"mean_image": torch.full((1, 1, 8, 8), math.inf)}, "values not finite"),
     ):
         save_tensors(tensors, path)

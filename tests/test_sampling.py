@@ -122,7 +122,7 @@ def with_labels(x: Tensor, angle: arc.Angle, labels: Tensor | None = None) -> Es
     return Estimate(image, (x - c * image) / s)
 
 
-with_labels.traits = Traits(classes=0)  # type: ignore[attr-defined]
+with_labels.traits = Traits(classes=5)  # type: ignore[attr-defined]
 
 
 def test_labels_reach_the_denoiser_and_guidance_takes_two_evaluations() -> None:
@@ -133,7 +133,7 @@ def test_labels_reach_the_denoiser_and_guidance_takes_two_evaluations() -> None:
     )
     assert result.nfe == 6
     guided = sample(Guided(with_labels, 2.5), noise(), "rotation", 6, labels=labels)
-    torch.testing.assert_close(guided.images, 2.5 * result.images, rtol=0, atol=1e-12)
+    torch.testing.assert_close(guided.images, 5.0 + 2.5 * (result.images - 5.0), rtol=0, atol=1e-12)
     assert guided.nfe == 12
 
 
@@ -385,7 +385,11 @@ def test_a_folder_has_the_options_of_a_sampler_that_was_given_as_an_object(tmp_p
         ({"grid": [1.0]}, "at least two angles"),
         ({"seeds": [1, 2]}, "got 4 images but 2 seeds"),
         ({"seeds": [1, 2, 3, -4]}, "seeds are whole numbers from 0"),
-        ({"labels": torch.zeros(3)}, "got 4 images but 3 labels"),
+        ({"labels": [0, 0, 0]}, "got 4 images but 3 labels"),
+        ({"labels": 3}, r"labels are whole numbers of shape \(B,\), got torch\.int64 of shape \(\)"),
+        ({"seeds": 3}, "seeds are a list or a range of whole numbers, one per image, got 3"),
+        ({"seeds": {1, 2, 3, 4}}, "seeds are a list or a range of whole numbers, one per image"),
+        ({"grid": "os:getcwd"}, "the grid 'os:getcwd' cannot be called with a quarterarc.grids.GridRequest: "),
     ],
 )
 def test_invalid_arguments_raise_before_the_first_evaluation(arguments: dict, message: str) -> None:

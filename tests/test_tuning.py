@@ -417,6 +417,17 @@ def test_tune_run_yields_each_grid_as_soon_as_it_is_stored(run: Path) -> None:
         assert len(read_tuned(checkpoint)) == count
 
 
+def test_numbers_of_numpy_are_numbers_and_text_is_an_error(world: MixtureData) -> None:
+    settings: dict[str, Any] = {"shape": (1, 6, 6), "weights": False, "progress": False}
+    expected = tune(world, nfe=2, images=8, **settings)
+    assert tune(world, nfe=np.int64(2), images=np.int64(8), **settings) == expected  # type: ignore[call-overload]
+    assert tune(world, nfe=np.array([2]), images=8, **settings) == [expected]  # type: ignore[call-overload]
+    with pytest.raises(InputError, match="at least 8 images and at most 100,000, got '8'"):
+        tune(world, nfe=2, images="8", **settings)  # type: ignore[call-overload]
+    with pytest.raises(InputError, match=r"nfe is a whole number or a list of them, .*, got 2\.5"):
+        tune(world, nfe=2.5, **settings)  # type: ignore[call-overload]
+
+
 def test_an_nfe_below_two_steps_raises_before_any_tuning(run: Path, world: MixtureData) -> None:
     nfes: list[int | list[int]] = [[8, 7], 7, []]
     for nfe in nfes:

@@ -110,9 +110,8 @@ class Traits:
     def __post_init__(self) -> None:
         if self.mean_image is None:
             return
-        count, *shape = self.mean_image.shape
-        expected = mean_images_of(self.classes, self.unlabelled)
-        if count != expected or (self.shape is not None and tuple(shape) != tuple(self.shape)):
+        if not are_mean_images(self.mean_image.shape, self.shape, self.classes, self.unlabelled):
+            expected = mean_images_of(self.classes, self.unlabelled)
             raise InputError(
                 f"a denoiser of images of shape {self.shape} with {self.classes or 'no'} classes has mean images of "
                 f"shape ({expected}, C, H, W), one per class and one without a label, got {self.mean_image.shape}"
@@ -122,6 +121,12 @@ class Traits:
 def mean_images_of(classes: int | None, unlabelled: bool) -> int:
     """The number of mean images of a denoiser: one per class, and one for images without a label."""
     return 1 if classes is None else classes + unlabelled
+
+
+def are_mean_images(given: Sequence[int], shape: Sequence[int] | None, classes: int | None, unlabelled: bool) -> bool:
+    """Whether a tensor of the shape `given` can hold the mean images of a denoiser of images of shape (C, H, W)."""
+    size = given[1:] if shape is None else shape
+    return len(given) == 4 and list(given) == [mean_images_of(classes, unlabelled), *size]
 
 
 class DeclaresTraits(Denoise, Protocol):
@@ -247,10 +252,10 @@ class Denoiser:
     def traits(self) -> Traits:
         """Angles, image shape, classes, schedule, device, checkpoint and mean image of this denoiser.
 
-        A mean image of other classes, as after `replace(denoise, classes=...)`, is not declared.
+        A mean image of other classes or another shape, as after `replace(denoise, classes=...)`, is not declared.
         """
         mean = self.mean_image
-        if mean is not None and mean.shape[0] != mean_images_of(self.classes, self.unlabelled):
+        if mean is not None and not are_mean_images(mean.shape, self.shape, self.classes, self.unlabelled):
             mean = None
         return Traits(
             smallest_angle=self.smallest_angle,

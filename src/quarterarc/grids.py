@@ -105,7 +105,13 @@ def grid(
     if not 0.0 < start <= NOISE_END:
         raise InputError(f"a grid starts in (0, pi/2], got {start!r}")
     start = float(start)
-    angles = function(GridRequest(int(steps), start, float(smallest), schedule or named_schedule(), dimensions))
+    request = GridRequest(int(steps), start, float(smallest), schedule or named_schedule(), dimensions)
+    try:
+        angles = function(request)
+    except TypeError as error:  # such as that of a function with other arguments
+        raise InputError(
+            f"the grid '{name}' cannot be called with a quarterarc.grids.GridRequest: {one_line(error)}"
+        ) from None
     return explicit(angles) if name in PUBLISHED else _checked(angles, name, int(steps), start)
 
 

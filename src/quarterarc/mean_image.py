@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .common.devices import send
+from .common.errors import InputError
 from .common.hashes import digest
 from .estimate import Estimate
 
@@ -84,7 +85,15 @@ class MeanImage:
             x: points, shape (B, C, H, W).
             angle: their angle, above 0.
             labels: classes, int64, shape (B,); None for images without a label.
+
+        Raises:
+            InputError: for points of another shape than the images.
         """
+        if x.shape[1:] != self.shape[1:]:
+            raise InputError(
+                f"the first estimate is known for images of shape {self.shape[1:]} alone, got {tuple(x.shape[1:])}: "
+                "give noise of that shape, or a grid that is not tuned"
+            )
         images = send(self.images, x.device, x.dtype)
         image = images[-1:] if labels is None or len(images) == 1 else images[labels]
         noise = (x - math.cos(angle) * image) / math.sin(angle)

@@ -102,7 +102,10 @@ class Guided:
         if not math.isfinite(self.scale):
             raise InputError(f"the guidance scale is a finite number, got {self.scale}")
         if not traits(self.inner).unlabelled:
-            raise InputError("guidance needs a denoiser that was trained with dropped labels (training.drop_labels)")
+            raise InputError(
+                "guidance needs a denoiser that was trained with dropped labels (training.drop_labels), or a diffusers "
+                "pipeline that is loaded with null_label=..., if it was trained with one"
+            )
 
     @cached_property
     def traits(self) -> Traits:

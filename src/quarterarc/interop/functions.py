@@ -14,14 +14,15 @@ arctan(q / p). The output of the model then determines image and noise by two li
 A model is called as `model(x', level)`, or `model(x', level, labels)` if there are labels, with one level per image,
 shape (B,), in the dtype of x', or in the dtype of the network's parameters if it has any. Wrap a model with other
 arguments, such as one-hot labels or t in 0..1000, in a function. Labels are classes, int64, shape (B,). Classifier-free
-guidance (`quarterarc.Guided`) needs the number of `classes`; the label `classes` itself then means "no label".
+guidance (`quarterarc.Guided`) needs the number of `classes`; the label `classes` itself then means "no label". A model
+that does not have this label, because it was trained with a label for every image, is declared by `unlabelled=False`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -45,11 +46,13 @@ class _Adapter:
         model: the callable, as in the documentation of the module.
         shape: (C, H, W) of the training images, if known.
         classes: number of labels; the label `classes` itself means "no label".
+        unlabelled: whether the model has that label. By keyword only.
     """
 
     model: Model
     shape: tuple[int, int, int] | None = None
     classes: int | None = None
+    unlabelled: bool = field(default=True, kw_only=True)
 
     @property
     def device(self) -> torch.device:
@@ -75,6 +78,7 @@ class _Adapter:
             largest_angle=self.largest_angle,
             shape=self.shape,
             classes=self.classes,
+            unlabelled=self.unlabelled,
             device=self.device,
         )
 
@@ -142,6 +146,7 @@ class EDM(_VarianceExploding):
     Attributes:
         model: `D(x', sigma)`, x' of shape (B, C, H, W), sigma of shape (B,).
         shape, classes: (C, H, W) of the images, and number of labels.
+        unlabelled: whether the label `classes` means "no label"; False for a model without this label.
         largest_sigma, smallest_sigma: the range of sigma in training (EDM's, Table 1).
 
     Raises:
@@ -167,6 +172,7 @@ class ScoreVE(_VarianceExploding):
     Attributes:
         model: `s(x', sigma)`, x' of shape (B, C, H, W), sigma of shape (B,).
         shape, classes: (C, H, W) of the images, and number of labels.
+        unlabelled: whether the label `classes` means "no label"; False for a model without this label.
         largest_sigma, smallest_sigma: the range of sigma in training; the paper's largest depends on the data.
 
     Raises:
@@ -188,6 +194,7 @@ class ScoreVP(_Adapter):
     Attributes:
         model: `s(x, alpha_bar)`, x of shape (B, C, H, W), alpha_bar of shape (B,).
         shape, classes: (C, H, W) of the images, and number of labels.
+        unlabelled: whether the label `classes` means "no label"; False for a model without this label.
         smallest_alpha_bar, largest_alpha_bar: the range in training (DDPM's linear schedule, Ho et al. 2020).
 
     Raises:
@@ -231,6 +238,7 @@ class FlowMatching(_Adapter):
     Attributes:
         model: `u(x', t)`, x' of shape (B, C, H, W), t of shape (B,) in [0, 1].
         shape, classes: (C, H, W) of the images, and number of labels.
+        unlabelled: whether the label `classes` means "no label"; False for a model without this label.
         noise_at: the t of pure noise, 0 or 1. 0 is the reversed convention, x' = t image + (1 - t) noise and
             u = image - noise.
 
@@ -269,6 +277,7 @@ class TrigFlow(_Adapter):
     Attributes:
         model: `F(x' / d, t)`, x' / d of shape (B, C, H, W), t of shape (B,) in [0, pi/2].
         shape, classes: (C, H, W) of the images, and number of labels.
+        unlabelled: whether the label `classes` means "no label"; False for a model without this label.
         sigma_data: d, the standard deviation of the images in [-1, 1] in the network's definition, above 0.
 
     Raises:

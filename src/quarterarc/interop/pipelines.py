@@ -133,8 +133,7 @@ def with_own_network(denoise: Denoiser) -> Denoiser:
             f"the label {network.null_label} of this pipeline means 'no label', which is the last one of a "
             "quarterarc UNet: load it without null_label"
         )
-    unlabelled = network.rows is None or network.null_label is not None
-    return replace(denoise, network=network.inner, unlabelled=unlabelled)
+    return replace(denoise, network=network.inner)
 
 
 def pipeline_denoiser(
@@ -170,6 +169,7 @@ def pipeline_denoiser(
         _head(config, learned=shape["out_channels"] == 2 * channels) if head is None else named_head(head, schedule),
         shape=None if size is None else (channels, *size),
         classes=classes,
+        unlabelled=rows is None or null_label is not None,
         time_shift=-1.0,
         time_scale=1.0,
     )
@@ -347,7 +347,7 @@ class _Unet(nn.Module):
 
 
 class _Network(nn.Module):
-    """A network with or without labels; the label `classes` is replaced by its null label."""
+    """A network with or without labels; its null label stands for the label `classes`, and for missing labels."""
 
     def __init__(self, inner: nn.Module, rows: int | None, classes: int | None, null_label: int | None) -> None:
         super().__init__()
@@ -358,17 +358,17 @@ class _Network(nn.Module):
             if labels is not None:
                 raise InputError("the network has no classes: call it without labels")
             return self.inner(x, time)
+        if self.null_label is not None:
+            labels = torch.full((len(x),), self.classes, device=x.device) if labels is None else labels
+            return self.inner(x, time, torch.where(labels == self.classes, self.null_label, labels))
         if labels is None:
             raise InputError(f"the network is class-conditional: give one of the labels 0..{self.rows - 1} per image")
-        if self.null_label is None:
-            # this waits for the device, but an index beyond the table would abort the process on it
-            if int(labels.max()) >= self.rows:
-                raise InputError(
-                    f"the network has the labels 0..{self.rows - 1} and none for 'no label': load it with "
-                    "null_label=... if it was trained with one, otherwise sample without guidance"
-                )
-        else:
-            labels = torch.where(labels == self.classes, self.null_label, labels)
+        # this waits for the device, but an index beyond the table would abort the process on it
+        if int(labels.max()) >= self.rows:
+            raise InputError(
+                f"the network has the labels 0..{self.rows - 1} and none for 'no label': load it with "
+                "null_label=... if it was trained with one, otherwise sample without guidance"
+            )
         return self.inner(x, time, labels)
 
 

@@ -30,6 +30,7 @@ from ..common.streams import Purpose, stream
 from ..data.pixels import to_uint8
 from ..denoiser import Denoise
 from ..samplers.adaptive import check_tolerance, integrate
+from ..sampling.plans import label_tensor
 from .inputs import Images, batch_ranges, check_finite, check_images, read_batch, read_levels
 from .moments import Moments
 from .probability_flow import TOLERANCE, ProbabilityFlow, flow_end
@@ -106,7 +107,7 @@ def log_likelihood(
     tolerance: float = TOLERANCE,
     seed: int = 0,
     numbers: Sequence[int] | None = None,
-    labels: Tensor | None = None,
+    labels: Tensor | Sequence[int | str] | None = None,
     batch_size: int = 64,
     progress: bool = True,
 ) -> FlowLikelihood:
@@ -120,13 +121,13 @@ def log_likelihood(
         tolerance: error tolerance of the solver, in (0, 1). The path is float64; the denoiser sees the images' dtype.
         seed: seed of the probes.
         numbers: number of each image in the whole set, from which its random stream follows; 0, 1, ... by default.
-        labels: classes, shape (N,), for a denoiser with classes.
+        labels: classes by number or name, shape (N,), for a denoiser with classes.
         batch_size: images per batch.
         progress: whether to show progress: a bar, or lines in a log file.
 
     Raises:
-        InputError: if images have a wrong shape or are not finite, a number is out of range, the velocity is not
-            finite somewhere on the path, or autograd finds no dependence of the velocity on x.
+        InputError: if images have a wrong shape or are not finite, a number or a label is out of range, the velocity is
+            not finite somewhere on the path, or autograd finds no dependence of the velocity on x.
     """
 
     def read(first: int, last: int) -> Tensor:
@@ -138,9 +139,10 @@ def log_likelihood(
         check_finite(points, first)
         return points
 
-    check_images(images, labels, numbers)
+    classes = label_tensor(denoise, labels)
+    check_images(images, classes, numbers)
     numbers = range(len(images)) if numbers is None else numbers
-    return _log_likelihood(denoise, read, probes, tolerance, seed, numbers, labels, batch_size, progress)
+    return _log_likelihood(denoise, read, probes, tolerance, seed, numbers, classes, batch_size, progress)
 
 
 def flow_bits_per_dim(
@@ -151,7 +153,7 @@ def flow_bits_per_dim(
     tolerance: float = TOLERANCE,
     seed: int = 0,
     numbers: Sequence[int] | None = None,
-    labels: Tensor | None = None,
+    labels: Tensor | Sequence[int | str] | None = None,
     batch_size: int = 64,
     progress: bool = True,
 ) -> FlowLikelihood:
@@ -163,13 +165,14 @@ def flow_bits_per_dim(
 
     The other arguments and errors are those of `log_likelihood`.
     """
-    check_images(images, labels, numbers)
+    classes = label_tensor(denoise, labels)
+    check_images(images, classes, numbers)
     order = range(len(images)) if numbers is None else numbers
 
     def read(first: int, last: int) -> Tensor:
         return dequantise(read_levels(images, first, last), seed, order[first:last])
 
-    return _log_likelihood(denoise, read, probes, tolerance, seed, order, labels, batch_size, progress)
+    return _log_likelihood(denoise, read, probes, tolerance, seed, order, classes, batch_size, progress)
 
 
 def dequantise(images: Tensor, seed: int, numbers: Sequence[int]) -> Tensor:

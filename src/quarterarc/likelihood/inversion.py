@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -14,6 +14,7 @@ from ..common.limits import check_batch_size
 from ..data.pixels import to_float
 from ..denoiser import Denoise, angle_range, call, traits
 from ..samplers.adaptive import check_tolerance, integrate
+from ..sampling.plans import label_tensor
 from .inputs import Images, batch_ranges, check_finite, check_images, read_batch
 from .probability_flow import TOLERANCE, ProbabilityFlow, flow_end
 
@@ -26,7 +27,7 @@ def encode(
     *,
     steps: int | None = None,
     tolerance: float = TOLERANCE,
-    labels: Tensor | None = None,
+    labels: Tensor | Sequence[int | str] | None = None,
     batch_size: int = 64,
     progress: bool = True,
 ) -> Tensor:
@@ -38,7 +39,7 @@ def encode(
         steps: of a flow map that goes both ways (`teacher.reversed`): jumps of equal length, one evaluation each, which
             approximate the flow; None to solve it.
         tolerance: error tolerance of the solver, in (0, 1).
-        labels: classes, shape (N,), for a denoiser with classes.
+        labels: classes by number or name, shape (N,), for a denoiser with classes.
         batch_size: images per batch.
         progress: whether to show progress: a bar, or lines in a log file.
 
@@ -46,16 +47,17 @@ def encode(
         The noise at the denoiser's largest angle, in the dtype of the images (float32 for uint8).
 
     Raises:
-        InputError: if images have a wrong shape or are not finite, the velocity is not finite on the path, or `steps`
-            are given for a denoiser that has no such jumps.
+        InputError: if images have a wrong shape or are not finite, labels are outside the classes, the velocity is not
+            finite on the path, or `steps` are given for a denoiser that has no such jumps.
     """
-    check_images(images, labels)
+    classes = label_tensor(denoise, labels)
+    check_images(images, classes)
     if steps is not None and not traits(denoise).reverses:
         raise InputError(
             "an image is encoded in steps by a flow map that goes both ways (`quarterarc distill` with "
             "teacher.reversed=0.5), and this denoiser is none: leave out steps, which solves the flow"
         )
-    return _moved(denoise, images, 0.0, flow_end(denoise), steps, tolerance, labels, batch_size, "encode", progress)
+    return _moved(denoise, images, 0.0, flow_end(denoise), steps, tolerance, classes, batch_size, "encode", progress)
 
 
 def decode(
@@ -64,7 +66,7 @@ def decode(
     *,
     steps: int | None = None,
     tolerance: float = TOLERANCE,
-    labels: Tensor | None = None,
+    labels: Tensor | Sequence[int | str] | None = None,
     batch_size: int = 64,
     progress: bool = True,
 ) -> Tensor:
@@ -72,13 +74,14 @@ def decode(
 
     `steps` are jumps of any flow map.
     """
-    check_images(noise, labels)
+    classes = label_tensor(denoise, labels)
+    check_images(noise, classes)
     if steps is not None and not traits(denoise).maps:
         raise InputError(
             "noise is decoded in steps by a flow map, and this denoiser is none: leave out steps, which solves the "
             "flow, or use `quarterarc.sample`"
         )
-    return _moved(denoise, noise, flow_end(denoise), 0.0, steps, tolerance, labels, batch_size, "decode", progress)
+    return _moved(denoise, noise, flow_end(denoise), 0.0, steps, tolerance, classes, batch_size, "decode", progress)
 
 
 def _moved(

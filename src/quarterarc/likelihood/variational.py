@@ -34,6 +34,7 @@ from ..common.streams import Purpose, normal, stream
 from ..denoiser import Denoise, angle_range, call, traits
 from ..estimate import Estimate
 from ..objectives.bound import VARIANCES, prior_term, step_term
+from ..sampling.plans import label_tensor
 from ..schedules import Schedule
 from .inputs import Images, check_images, read_levels
 from .moments import Moments
@@ -179,7 +180,7 @@ def bits_per_dim(
     terms: int | None = None,
     seed: int = 0,
     numbers: Sequence[int] | None = None,
-    labels: Tensor | None = None,
+    labels: Tensor | Sequence[int | str] | None = None,
     batch_size: int = 64,
     progress: bool = True,
 ) -> Bound:
@@ -195,15 +196,16 @@ def bits_per_dim(
             one time from each of `terms` strata, weighted by the stratum's size: an unbiased estimate of its bound.
         seed: seed of all random draws.
         numbers: number of each image in the whole set, from which its random streams follow; 0, 1, ... by default.
-        labels: classes, shape (N,), for a denoiser with classes.
+        labels: classes by number or name, shape (N,), for a denoiser with classes.
         batch_size: points (image and time) per batch.
         progress: whether to show progress: a bar, or lines in a log file.
 
     Raises:
-        InputError: if images are not 8-bit, have a wrong shape or are not finite, a name or number is invalid, there is
-            no schedule, its first step lies outside the denoiser's angles, or an estimate is not finite.
+        InputError: if images are not 8-bit, have a wrong shape or are not finite, a name, number or label is invalid,
+            there is no schedule, its first step lies outside the denoiser's angles, or an estimate is not finite.
     """
-    check_images(images, labels, numbers)
+    classes = label_tensor(denoise, labels)
+    check_images(images, classes, numbers)
     if variance is not None and variance not in VARIANCES:
         raise unknown_name("variance", variance, VARIANCES)
     check_batch_size(batch_size)
@@ -216,8 +218,8 @@ def bits_per_dim(
         for first in range(0, len(images), batch_size):
             last = min(first + batch_size, len(images))
             levels = read_levels(images, first, last)
-            classes = None if labels is None else labels[first:last]
-            block = _Block(denoise, levels, classes, numbers[first:last], chain, edges, variance, seed)
+            part = None if classes is None else classes[first:last]
+            block = _Block(denoise, levels, part, numbers[first:last], chain, edges, variance, seed)
             parts.append(block.bound(batch_size, bar))
     return reduce(operator.add, parts)
 

@@ -97,7 +97,8 @@ class Multistep(Sampler):
             evaluations make N + 1 steps. None for true where the denoiser declares its mean image and the grid is
             given by name, without fresh noise and a Runge-Kutta start.
         offsets: weights added to those of each step, one per step, fitted to a network by `quarterarc.tune`.
-        first: the image estimate at the first angle, in place of an evaluation; None to evaluate there too.
+        first: the image estimate at the denoiser's largest angle, in place of an evaluation; None to evaluate there
+            too. It is set for a free start, and by tuned grids.
 
     Raises:
         InputError: for a value not listed, an order above the number of steps, offsets for another number of steps, eta
@@ -178,8 +179,8 @@ class Multistep(Sampler):
         if free and self.first is None and mean is None:
             raise InputError(
                 "free_start=true takes the mean of the data in place of the evaluation at pi/2: this denoiser does not "
-                "declare its mean image, or the grid begins below pi/2 or has no room for another step; leave "
-                "free_start out"
+                "declare its mean image, or the grid begins below pi/2 or has no room for another step, or the images "
+                "have another shape than the mean; leave free_start out"
             )
         if free is None:
             free = named and self.eta == 0.0 and self.start == "rising" and not self.offsets

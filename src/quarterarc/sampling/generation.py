@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from ..denoiser import Denoise, required_shape, traits
 from ..samplers import Sampler
 from .arrivals import arriving, check_finite
 from .compiled import compiled
-from .plans import GridLike, Plan, Sampling, labels_of_images
+from .plans import GridLike, Plan, Sampling, check_seeds, labels_of_images
 from .trajectories import Result, run
 
 __all__ = ["batches", "count_evaluations", "first_noise", "generate", "mean_evaluations", "noise"]
@@ -116,8 +116,7 @@ def generate(
         InputError: for an unknown shape, a batch size below 1, labels that are not one per seed, an image with NaN or
             infinity (its seed is named), and as for `sample`.
     """
-    if not isinstance(seeds, Sized):
-        raise InputError(f"seeds are a list or a range of whole numbers, one per image, got {seeds!r}: give range(4)")
+    check_seeds(seeds)
     if not len(seeds):
         raise InputError("no seeds were given: give one per image")
     request = Sampling.of(sampler, steps, grid, options, guidance, projection)

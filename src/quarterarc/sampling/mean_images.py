@@ -71,6 +71,7 @@ def with_mean_image(denoise: Denoiser, batch: int = BATCH) -> Denoiser:
             f"the mean image is kept in a Denoiser, got a {type(denoise).__name__}: give the one that it wraps, or "
             "declare traits = quarterarc.Traits(mean_image=...)"
         )
-    if denoise.mean_image is not None or denoise.shape is None or denoise.largest_angle <= NOISE_END - ROUNDING:
+    known = denoise.traits.mean_image is not None
+    if known or denoise.shape is None or denoise.largest_angle <= NOISE_END - ROUNDING:
         return denoise
     return replace(denoise, mean_image=mean_image(denoise, batch=batch))

@@ -22,7 +22,8 @@ from ..common.devices import send
 from ..common.errors import InputError, unknown_name
 from ..common.streams import Purpose, streams
 from ..common.text import counted, one_line
-from ..denoiser import Denoise, Traits, mean_images_of, traits
+from ..denoiser import Denoise, traits
+from ..mean_image import MeanImage
 from ..samplers import Draw, Sampler, State, current_options, described, is_plain
 from ..samplers import sampler as named_sampler
 from ..wrappers import Evaluator, Guided, project
@@ -34,6 +35,8 @@ __all__ = [
     "GridLike",
     "Plan",
     "Sampling",
+    "check_seeds",
+    "label_tensor",
     "labels_in_turn",
     "labels_of_images",
     "note_missing_labels",
@@ -130,9 +133,9 @@ class Sampling:
             sampler, angles = tuned.apply(sampler), np.array(tuned.angles)
             settings["tuned_weights"] = tuned.fingerprint
         else:
-            begun, angles = _with_free_start(sampler, denoise, grid, steps, shape, start)
-            if begun is not sampler and (mean := traits(denoise).mean_image) is not None:
-                sampler, settings["mean_image"] = begun, mean.fingerprint
+            sampler, angles, mean = _with_free_start(sampler, denoise, grid, steps, shape, start)
+            if mean is not None:
+                settings["mean_image"] = mean.fingerprint
         sampler.check(angles)
         settings = {key: value for key, value in settings.items() if value is not None}
         grid_name = grid if isinstance(grid, str) else "explicit"
@@ -207,47 +210,57 @@ class Plan:
         """The states from noise, shape (B, C, H, W), and the evaluator that counts network evaluations.
 
         Raises:
-            InputError: before the first state, if the noise is not floating point, or labels or seeds are not one per
-                image.
+            InputError: before the first state, if the noise is not floating point, labels or seeds are not one per
+                image, or labels are outside the classes.
         """
-        for name, values in (("labels", labels), ("seeds", seeds)):
+        check_seeds(seeds)
+        given = label_tensor(self.denoise, labels)
+        for name, values in (("labels", given), ("seeds", seeds)):
             if values is not None and len(values) != len(noise):
                 raise InputError(f"got {counted(len(noise), 'image')} but {len(values)} {name}: give one per image")
         if not noise.is_floating_point():
             raise InputError(f"noise is a floating point tensor, got {noise.dtype}")
-        if labels is not None and not isinstance(labels, Tensor) and any(isinstance(label, str) for label in labels):
-            labels = numbered_labels(self.denoise, labels)
-        given = None if labels is None else _as_tensor(labels, noise.device)
-        if given is not None and self.sampler.free:
-            _check_range(given, traits(self.denoise))
-        evaluator = Evaluator(self.denoise, given)
+        evaluator = Evaluator(self.denoise, None if given is None else send(given, noise.device))
         return evaluator, _without_gradients(
             self.sampler, evaluator, noise, self.angles.tolist(), _draw(seeds, traits(self.denoise).streams)
         )
 
 
-def _as_tensor(labels: Tensor | Sequence[int | str], device: torch.device) -> Tensor:
-    """Labels as an int64 tensor of shape (B,) on a device."""
+def check_seeds(seeds: Any) -> None:
+    """Raise an InputError unless seeds are None or a sequence, of which a part can be taken."""
+    if seeds is not None and not isinstance(seeds, Sequence | np.ndarray):
+        raise InputError(f"seeds are a list or a range of whole numbers, one per image, got {seeds!r}: give range(4)")
+
+
+def label_tensor(denoise: Denoise, labels: Tensor | np.ndarray | Sequence[int | str] | None) -> Tensor | None:
+    """Labels, by number or name, as an int64 tensor of shape (B,); None without labels.
+
+    Those in a tensor stay on its device. Only on the CPU are they compared with the classes: reading them waits for
+    another device. A denoiser without classes may use any.
+
+    Raises:
+        InputError: for labels of another type or shape, or outside the denoiser's classes; the label `classes` is
+            among them where it means "no label".
+    """
+    if labels is None:
+        return None
+    if isinstance(labels, np.ndarray):
+        labels = labels.tolist()
+    if isinstance(labels, list | tuple) and any(isinstance(label, str) for label in labels):
+        labels = numbered_labels(denoise, labels)
     try:
         tensor = torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"labels are whole numbers, one per image: {one_line(error)}") from None
     if tensor.ndim != 1 or tensor.is_floating_point() or tensor.dtype == torch.bool:
         raise InputError(f"labels are whole numbers of shape (B,), got {tensor.dtype} of shape {tuple(tensor.shape)}")
-    return send(tensor, device, torch.int64)
-
-
-def _check_range(labels: Tensor, declared: Traits) -> None:
-    """Raise an InputError for labels outside the classes, which the mean image could not tell from others.
-
-    Those on another device are not checked: reading them waits for it.
-    """
-    if declared.classes is None or labels.device.type != "cpu" or not len(labels):
-        return
-    least, most = int(labels.min()), int(labels.max())
-    if least < 0 or most >= mean_images_of(declared.classes, declared.unlabelled):
-        wrong = least if least < 0 else most
-        raise InputError(f"the model was trained with the labels 0..{declared.classes - 1}, got the label {wrong}")
+    declared, tensor = traits(denoise), tensor.long()
+    if declared.classes is not None and tensor.device.type == "cpu" and len(tensor):
+        least, most = int(tensor.min()), int(tensor.max())
+        if least < 0 or most >= declared.classes + declared.unlabelled:
+            wrong = least if least < 0 else most
+            raise InputError(f"the model was trained with the labels 0..{declared.classes - 1}, got the label {wrong}")
+    return tensor
 
 
 @torch.no_grad()
@@ -271,21 +284,28 @@ def _with_free_start(
     steps: int | None,
     shape: Sequence[int] | None,
     start: float | None,
-) -> tuple[Sampler, np.ndarray]:
-    """The sampler, which may take the mean image as its first estimate, and the angles; arguments as for `plan`.
+) -> tuple[Sampler, np.ndarray, MeanImage | None]:
+    """The sampler, the angles, and the mean image where it is the sampler's first estimate; arguments as for `plan`.
 
     A grid by name then has one more step, since the number of steps is that of the evaluations.
     """
     angles = resolve_grid(denoise, grid, steps, shape, start)
+    if sampler.free and angles[0] < (largest := traits(denoise).largest_angle) - ROUNDING:
+        raise InputError(
+            f"a free first step is from pure noise, at angle {largest:.6g}, and the grid starts at {angles[0]:.6g}: "
+            "start at the noise, or give a sampler without a first estimate of its own"
+        )
     named = isinstance(grid, str) and grid in grids.GRIDS and grid not in grids.PUBLISHED
-    at_noise = angles[0] > NOISE_END - ROUNDING
-    begun = sampler.with_free_start(traits(denoise).mean_image if at_noise else None, named)
-    if begun is sampler or not named:
-        return begun, angles
-    try:
-        return begun, resolve_grid(denoise, grid, len(angles) - 1 + begun.free, shape, start)
-    except InputError:  # the grid has no more steps
-        return sampler.with_free_start(None, named), angles
+    mean = traits(denoise).mean_image
+    if mean is not None and shape is not None and tuple(shape) != mean.shape[1:]:
+        mean = None  # a network can make images of other sizes, whose mean is another one
+    begun = sampler.with_free_start(mean if angles[0] > NOISE_END - ROUNDING else None, named)
+    if begun.free and named:
+        try:
+            angles = resolve_grid(denoise, grid, len(angles) - 1 + begun.free, shape, start)
+        except InputError:  # the grid has no more steps
+            begun = sampler.with_free_start(None, named)
+    return begun, angles, None if begun is sampler else mean
 
 
 def resolve_grid(
@@ -360,11 +380,11 @@ def numbered_labels(denoise: Denoise, labels: Sequence[int | str] | None) -> lis
 
 def note_missing_labels(denoise: Denoise, labels: Sequence[int | str] | None) -> None:
     """Log that images without labels are requested of a model that has classes."""
-    classes = traits(denoise).classes
-    if labels is None and classes:
+    declared = traits(denoise)
+    if labels is None and declared.classes and declared.unlabelled:
         logger.info(
             "no labels were given: images without a class, of which training saw few (training.drop_labels), are often "
-            "worse; --labels takes numbers, 0 to %d, or names", classes - 1,
+            "worse; --labels takes numbers, 0 to %d, or names", declared.classes - 1,
         )  # fmt: skip
 
 

@@ -9,9 +9,10 @@ with the untuned grid, which is kept if it is better there.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
@@ -22,8 +23,10 @@ import torch
 from ..common.devices import pick_device
 from ..common.errors import InputError
 from ..common.progress import progress_bar
+from ..common.text import one_line
 from ..denoiser import Denoise, required_shape, traits
 from ..interop.opening import load, read_model
+from ..mean_image import MeanImage
 from ..samplers import Adaptive, Multistep, Sampler, current_options
 from ..samplers import sampler as named_sampler
 from ..wrappers import Guided
@@ -35,6 +38,8 @@ from .trajectories import sample
 from .tuned_grids import TunedGrid, write_tuned
 
 __all__ = ["tune", "tune_run", "usual_images"]
+
+logger = logging.getLogger("quarterarc")
 
 FIRST_SEED = 1_000_000_000
 """Seed of the first noise that is fitted to, followed by the noise for the comparison: far from common seeds."""
@@ -118,14 +123,14 @@ def tune(
     sampler, steps, options, guidance = _request(sampler, steps, options, guidance)
     if (steps is None) == (nfe is None):
         raise InputError("give either steps, the number of steps, or nfe, the network evaluations per image")
-    nfes = [] if nfe is None else [nfe] if isinstance(nfe, int) else list(nfe)
+    nfes = [] if nfe is None else list(nfe) if isinstance(nfe, Iterable) else [nfe]
     counts = [steps] if steps is not None else _step_counts(nfes, sampler, options, guidance)
     fitting: dict[str, Any] = {"images": images, "weights": weights, "shape": shape, "progress": progress}
     if isinstance(source, str | Path):
         grids = list(_stored(source, counts, sampler, options, guidance, device, fitting))
     else:
         grids = [_tuned(_guided(source, guidance), count, sampler, options, **fitting) for count in counts]
-    return grids[0] if nfe is None or isinstance(nfe, int) else grids
+    return grids if isinstance(nfe, Iterable) else grids[0]
 
 
 def tune_run(
@@ -187,7 +192,7 @@ def _step_counts(nfes: Sequence[int], sampler: str, options: Mapping[str, Any], 
     rule = named_sampler(sampler, **options)
     if isinstance(rule, Adaptive):
         raise _chooses(sampler)
-    wrong = next((nfe for nfe in nfes if not isinstance(nfe, int)), None)
+    wrong = next((nfe for nfe in nfes if not isinstance(nfe, int | np.integer)), None)
     if wrong is not None:
         raise InputError(f"nfe is a whole number or a list of them, such as [5, 8, 10], got {wrong!r}")
     per_step = rule.evaluations * (1 if guidance is None else 2)
@@ -198,7 +203,7 @@ def _step_counts(nfes: Sequence[int], sampler: str, options: Mapping[str, Any], 
             f"{sampler} takes {per_step} evaluations per step, and one step has no angles to tune: "
             f"give an NFE of at least {least}, got {given}"
         )
-    return [nfe // per_step for nfe in nfes]
+    return [int(nfe) // per_step for nfe in nfes]
 
 
 def _stored(
@@ -238,8 +243,8 @@ def usual_images(shape: Sequence[int], classes: int | None = None) -> int:
 
 
 def _check_images(images: int) -> None:
-    if not FEWEST_IMAGES <= images <= MOST_IMAGES:
-        raise InputError(f"tuning takes at least {FEWEST_IMAGES} images and at most {MOST_IMAGES:,}, got {images}")
+    if not isinstance(images, int | np.integer) or not FEWEST_IMAGES <= images <= MOST_IMAGES:
+        raise InputError(f"tuning takes at least {FEWEST_IMAGES} images and at most {MOST_IMAGES:,}, got {images!r}")
 
 
 def _chooses(sampler: str) -> InputError:
@@ -308,7 +313,7 @@ def _families(untuned: Plan, shape: Sequence[int], weights: bool) -> list[Family
         return [Family(untuned, shape, weights)]
 
     changes: list[dict[str, Any]] = [] if rule.free_start or (rule.order or 0) > steps else [{}]
-    if rule.free_start is not False and (mean := rule.first or mean_image(untuned.denoise, shape)) is not None:
+    if rule.free_start is not False and (mean := rule.first or _measured(untuned.denoise, shape)) is not None:
         changes.append({"first": mean})
     if weights and rule.form in (None, "both") and rule.width is None:
         # Weights shared by all images contain their common width; a width per image in addition is better for some
@@ -321,6 +326,16 @@ def _families(untuned: Plan, shape: Sequence[int], weights: bool) -> list[Family
         assert isinstance(plan.sampler, Multistep)
         families.append(Family(replace(plan, sampler=replace(plan.sampler, **change)), shape, weights))
     return families
+
+
+def _measured(denoise: Denoise, shape: Sequence[int]) -> MeanImage | None:
+    """The mean image of a denoiser; None if it cannot be measured."""
+    try:
+        return mean_image(denoise, shape)
+    except Exception as error:  # of the network's own, such as one without the label "no label" that it declares
+        kind, reason = type(error).__name__, one_line(error)
+        logger.info("no free start is tried, because the mean image could not be measured (%s: %s)", kind, reason)
+        return None
 
 
 def _check_deterministic(family: Family, first: torch.Tensor, labels: torch.Tensor | None) -> None:

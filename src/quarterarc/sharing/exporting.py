@@ -76,8 +76,8 @@ def export(
     place = pick_device(device)
     checkpoint, model, denoise = read_model(run, lambda path: (path, identity(path), load(path, projection=None)))
     record = {"format": format, "model": model, "quarterarc": __version__}
-    if format == "safetensors" and denoise.mean_image is not None:
-        record["mean_image"] = denoise.mean_image.fingerprint
+    if format == "safetensors" and (mean := denoise.traits.mean_image) is not None:
+        record["mean_image"] = mean.fingerprint
     exists = folder.exists()
     if exists and _record_of(folder) != record:
         raise InputError(

@@ -22,7 +22,7 @@ from ..common.devices import pick_device
 from ..common.errors import InputError
 from ..common.limits import LARGEST_SIDE
 from ..common.text import one_line
-from ..denoiser import DEFAULT_PROJECTION, Denoiser, mean_images_of
+from ..denoiser import DEFAULT_PROJECTION, Denoiser, are_mean_images, mean_images_of
 from ..heads import Extended, Head, head
 from ..mean_image import MeanImage
 from ..networks import build_network, describe_network
@@ -99,8 +99,14 @@ def _read_mean(folder: Path, config: Mapping[str, Any], denoise: Denoiser) -> Me
         return None
     verify(path, config)
     images = read_weights(path).get("mean_image")
-    expected = (mean_images_of(denoise.classes, denoise.unlabelled), *(denoise.shape or ()))
-    if images is None or tuple(images.shape) != expected or not images.float().isfinite().all():
+    if (
+        images is None
+        or not images.numel()
+        or not are_mean_images(images.shape, denoise.shape, denoise.classes, denoise.unlabelled)
+        or not images.float().isfinite().all()
+    ):
+        size = ("C", "H", "W") if denoise.shape is None else denoise.shape
+        expected = f"({', '.join(map(str, (mean_images_of(denoise.classes, denoise.unlabelled), *size)))})"
         found = "no tensor of this name" if images is None else f"shape {tuple(images.shape)}, or values not finite"
         raise DamagedFile(
             f"{path} is to have finite numbers `mean_image` of shape {expected}, and has {found}: delete the file, and "
@@ -146,7 +152,7 @@ def write_checkpoint(denoise: Denoiser, folder: Path) -> None:
     description = describe_denoiser(denoise)
     assert isinstance(denoise.network, nn.Module)
     save_tensors(denoise.network.state_dict(), folder / WEIGHTS)
-    write_mean(denoise.mean_image, folder)
+    write_mean(denoise.traits.mean_image, folder)
     about = {"format": FORMAT, "quarterarc": __version__, "denoiser": description}
     write_sealed(folder / CONFIG, {**about, **checksums_of(folder)})
 

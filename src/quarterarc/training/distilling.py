@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,11 @@ def distill(
     Raises:
         InputError: for a denoiser that cannot be a teacher, and as for `train`.
     """
+    if not isinstance(teacher, str | PathLike | Denoiser):
+        raise InputError(
+            f"a teacher is a Denoiser or the path of a trained one, got a {type(teacher).__name__}: give the Denoiser "
+            "that it wraps; guidance is the field 'teacher.guidance'"
+        )
     given = teacher if isinstance(teacher, Denoiser) else None
     teacher = teacher if isinstance(teacher, Denoiser) else Path(teacher).expanduser()
     begun = resumed_recipe(teacher, Path(out)) if resume else None
