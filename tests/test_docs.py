@@ -6,12 +6,15 @@ import re
 import shlex
 import shutil
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
+import quarterarc
 from quarterarc.cli import main
 from quarterarc.evaluation import EXTRACTORS, FeatureNetwork
 from quarterarc.storage.pictures import is_whole_png
@@ -101,17 +104,22 @@ def test_every_command_of_the_page_on_flow_maps_runs(
     small = {"2000": "8", "1024": "8", "training.steps=300": "training.steps=4"}
     commands = [[small.get(word, word) for word in command_of(line.partition("#")[0], tiny)] for line in lines]
     assert [words[0] for words in commands] == [
-        "distill", "train", "sample", "train", "distill", "evaluate", "train", "distill", "sample",
+        "distill", "train", "sample", "train", "distill", "evaluate", "train", "distill", "train", "distill", "sample",
     ]  # fmt: skip
     more = {"distill": ["teacher.images=8"], "sample": ["--seeds", "0-3"]}
-    for part, first in enumerate((0, 3, 6)):
+    for part, (first, last) in enumerate(pairwise((0, 3, 8, 11))):
         folder = tmp_path / str(part)
         folder.mkdir()
         monkeypatch.chdir(folder)
         if not part:
             assert main(command_of("quarterarc train digits --out runs/digits", tiny)) == 0
-        for words in commands[first : first + 3]:
+        for words in commands[first:last]:
             assert main([*words, *more.get(words[0], [])]) == 0, words
+        if Path("both-ways").is_dir():
+            (block,) = re.findall(r"^```python\n(both_ways = .*?)^```$", page, re.DOTALL | re.MULTILINE)
+            names: dict[str, Any] = {"qa": quarterarc, "images": torch.rand(2, 1, 8, 8)}
+            exec(block, names)
+            assert names["again"].shape == names["images"].shape
         if not part:
             draw_few_evaluations.draw("runs/digits", "runs/map", Path("few-evaluations.png"))
             assert is_whole_png(Path("few-evaluations.png"), (1, 552, 695))
