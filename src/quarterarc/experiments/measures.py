@@ -25,7 +25,7 @@ from ..common.errors import InputError
 from ..common.streams import Purpose, normal, stream
 from ..data.order import permutation
 from ..data.pixels import to_float, to_uint8
-from ..denoiser import DEFAULT_PROJECTION, Denoise, Denoiser
+from ..denoiser import DEFAULT_PROJECTION, Denoise, Denoiser, required_shape
 from ..edit.plans import slerp
 from ..evaluation import evaluate
 from ..evaluation.sets import SampledSet, TensorSet
@@ -37,7 +37,7 @@ from ..sampling.generation import first_noise, generate
 from ..sampling.plans import Sampling, resolve_grid
 from ..sampling.trajectories import sample, trajectory
 from ..sampling.tuned_grids import tuned_grid, write_tuned
-from ..sampling.tuning import tune
+from ..sampling.tuning import tune, usual_images
 from ..storage.pictures import contact_sheet, write_png
 from ..wrappers import Clipped, Projected, project
 from .cells import LEADING, Cell
@@ -56,7 +56,7 @@ def image_seeds(seed: int, count: int, draw: int = 0) -> range:
 
 
 TUNING_IMAGES, TUNING_PASSES = 128, 400
-"""Images to which a grid is tuned, and roughly the passes over them, derivatives included."""
+"""Images to which a grid is tuned (fewer of large ones), and roughly the passes over them, derivatives included."""
 
 INVERSION_TOLERANCE = 1e-4
 """The error tolerance of a step when the flow is inverted; one 8-bit level is 8e-3."""
@@ -160,7 +160,7 @@ def _tune(lab: Lab, denoise: Denoiser, cell: Cell) -> None:
             try:
                 tuned_grid(denoise, cell["sampler"], options, cell["steps"])
             except InputError:
-                images = min(TUNING_IMAGES, max(8, cell["images"]))
+                images = min(usual_images(required_shape(denoise)), max(8, cell["images"]))
                 grid = tune(denoise, cell["steps"], cell["sampler"], images=images, progress=lab.progress, **options)
                 write_tuned(denoise.checkpoint, [grid])
     processes().wait()
