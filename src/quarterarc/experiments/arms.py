@@ -135,6 +135,8 @@ def decisive(recipe: Recipe) -> dict[str, Any]:
             del fields["data"][field]
     if fields["training"]["init"] is None:
         del fields["training"]["init"]
+    if fields.get("teacher") and fields["teacher"]["reversed"] == 0.0:
+        del fields["teacher"]["reversed"]
     if fields["training"]["compile"] == "auto":  # the default was false, and the results are the same up to rounding
         fields["training"]["compile"] = False
     for name in MAY_CHANGE:
