@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ class StoredMeasurements(Measurements):
     """The cells of a results.json.
 
     Args:
-        lab: a lab of the same scale, for the training images.
+        lab: a lab of the same scale.
         folder: the folder of results.json.
     """
 
@@ -52,6 +54,13 @@ class StoredMeasurements(Measurements):
         key = _key(cell.arm.fields, images, cell.seed, cell.measure, dict(cell.settings))
         values: dict[str, Any] = self._values[key]
         return values
+
+    @cached_property
+    def floor(self) -> float | None:
+        """The distance of training images that the report names, which may not be on this machine."""
+        report = (self._folder / "results.md").read_text(encoding="utf-8")
+        named = re.search(r"random training images have the distance ([0-9.]+)\.$", report, re.MULTILINE)
+        return None if named is None else float(named[1])
 
     def picture(self, cell: Cell) -> Path:
         """A path that is never read: contact sheets stay as they are."""
