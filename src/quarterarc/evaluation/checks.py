@@ -13,6 +13,7 @@ from ..common.errors import InputError
 from ..common.text import counted
 from ..data.image_set import ImageSet, Shape
 from ..denoiser import Denoise, traits
+from ..likelihood.evaluation import LIKELIHOOD_METRICS
 from ..sampling.plans import Sampling
 from .extractors import EXTRACTORS, Extractor
 from .features import ImageFeatures
@@ -74,8 +75,7 @@ def check_sampling(
 
 _USES = {
     **{name: metric.uses for name, metric in METRICS.items()},
-    "bits-per-dim": ("variance", "terms", "seed"),
-    "flow-bits-per-dim": ("probes", "seed"),
+    **{name: likelihood.uses for name, likelihood in LIKELIHOOD_METRICS.items()},
 }
 """The settings that each metric depends on."""
 
@@ -112,11 +112,10 @@ def check_unlabelled(denoise: Denoise, what: str, likelihoods: Sequence[str]) ->
     """Raise an InputError for a model that needs a label per image: `evaluate` computes likelihoods without labels."""
     declared = traits(denoise)
     if declared.classes is not None and not declared.unlabelled:
-        functions = {"bits-per-dim": "bits_per_dim", "flow-bits-per-dim": "log_likelihood"}
         raise InputError(
             f"{what} was trained with one of the labels 0..{declared.classes - 1} for every image, and "
             f"{likelihoods[0]} is evaluated here without labels: in Python call "
-            f"quarterarc.{functions[likelihoods[0]]}(denoise, images, labels=labels)"
+            f"quarterarc.{LIKELIHOOD_METRICS[likelihoods[0]].function}(denoise, images, labels=labels)"
         )
 
 

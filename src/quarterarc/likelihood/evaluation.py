@@ -63,11 +63,15 @@ class LikelihoodMetric:
         compute: (denoise, uint8 images (B, C, H, W), their numbers, settings, batch size) -> a `result`.
         result: a dataclass of numbers, arrays and such dataclasses, with `+` for merging and `describe()`.
         points: (denoise, settings) -> points per image in a batch of the denoiser.
+        uses: the settings that it depends on.
+        function: the name of the function of `quarterarc` that computes it, for messages.
     """
 
     compute: Callable[[Denoise, Tensor, range, LikelihoodSettings, int], Any]
     result: type
     points: Callable[[Denoise, LikelihoodSettings], int]
+    uses: tuple[str, ...]
+    function: str
 
 
 def _bound(denoise: Denoise, images: Tensor, numbers: range, settings: LikelihoodSettings, batch_size: int) -> Bound:
@@ -100,8 +104,16 @@ def _flow(
 
 
 LIKELIHOOD_METRICS = {
-    "bits-per-dim": LikelihoodMetric(_bound, Bound, lambda denoise, s: s.terms or chain_of(denoise).steps),
-    "flow-bits-per-dim": LikelihoodMetric(_flow, FlowLikelihood, lambda denoise, s: 1),
+    "bits-per-dim": LikelihoodMetric(
+        _bound,
+        Bound,
+        lambda denoise, s: s.terms or chain_of(denoise).steps,
+        ("variance", "terms", "seed"),
+        "bits_per_dim",
+    ),
+    "flow-bits-per-dim": LikelihoodMetric(
+        _flow, FlowLikelihood, lambda denoise, s: 1, ("probes", "seed"), "log_likelihood"
+    ),
 }
 """The likelihood metrics, by name."""
 
