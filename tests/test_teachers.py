@@ -254,6 +254,7 @@ def test_requests_that_no_teacher_or_map_can_meet_are_one_line(made: Path, tmp_p
         (["distill", tmp_path, "--out", "x"], "contains no complete checkpoint"),
         (["distill", teacher, "--out", "x", "head=mean"], "has no head 'mean', which belongs to one step of DDPM"),
         (["distill", teacher, "--out", "x", "data.size=16"], "makes images of shape (1, 8, 8), and the data have"),
+        (["distill", teacher, "--show", "network.channels=64"], "got 64: leave network.channels out"),
         (["sample", run, "--out", "x", "--labels", "3"], "was trained without labels, got the label 3"),
         (["sample", run, "--out", "x", "--grid", "1.5,0.7,0", "--steps", "3"],
          "the grid's 3 angles make 2 steps, but steps=3 was given"),

@@ -38,5 +38,5 @@ def run(args: argparse.Namespace) -> int:
         from ..training.distilling import distillation_recipe, resumed_recipe
 
         begun = resumed_recipe(teacher, args.out) if args.resume and args.out is not None else None
-        recipe = read_recipe(begun or distillation_recipe(teacher), fields)
+        recipe = distillation_recipe(teacher, None, fields) if begun is None else read_recipe(begun, fields)
     return train_by(recipe, args, "distilled")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from ..storage.runs import CONFIG, checkpoints, is_checkpoint, newest_checkpoint
 from .api import train
 from .recipe import OBJECT, TEACHER, Recipe
 from .recipe_text import read_recipe
-from .teachers import check_teacher, read_teacher, sections_of
+from .teachers import check_sections, check_teacher, read_teacher, sections_of
 
 __all__ = ["distill", "distillation_recipe", "recipe_of_map", "resumed_recipe"]
 
@@ -102,7 +102,9 @@ def _place(teacher: str | Path) -> str | Path:
     return teacher if is_pipeline(teacher) else newest_checkpoint(teacher)
 
 
-def distillation_recipe(teacher: str | Path | Denoiser, fields: Mapping[str, Any] | None = None) -> Recipe:
+def distillation_recipe(
+    teacher: str | Path | Denoiser, fields: Mapping[str, Any] | None = None, overrides: Sequence[str] = ()
+) -> Recipe:
     """The recipe of a distillation: network, schedule and head of the teacher, and the settings of its training.
 
     From the recipe of a run come the batch, the optimiser at half its learning rate, the average and the number
@@ -111,9 +113,11 @@ def distillation_recipe(teacher: str | Path | Denoiser, fields: Mapping[str, Any
     Args:
         teacher: as for `distill`.
         fields: further fields by dotted name: `{"teacher.guidance": 2.0, "training.steps": 1000}`.
+        overrides: further fields as text, as for `read_recipe`.
 
     Raises:
-        InputError: for a denoiser that cannot be a teacher, or as for `read_recipe`.
+        InputError: for a denoiser that cannot be a teacher, fields in which the map would differ from it, or as for
+            `read_recipe`.
     """
     denoise = with_own_network(teacher) if isinstance(teacher, Denoiser) else read_teacher(teacher)
     source = OBJECT if isinstance(teacher, Denoiser) else str(denoise.checkpoint or teacher)
@@ -134,7 +138,9 @@ def distillation_recipe(teacher: str | Path | Denoiser, fields: Mapping[str, Any
         "teacher": {"source": source},
         **_training(denoise),
     }  # fmt: skip
-    return read_recipe(values, fields=fields)
+    recipe = read_recipe(values, overrides, fields)
+    check_sections(recipe, denoise, source)
+    return recipe
 
 
 def _training(denoise: Denoiser) -> dict[str, Any]:

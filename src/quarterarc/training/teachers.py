@@ -36,6 +36,7 @@ from .trajectories import Trajectories
 
 __all__ = [
     "check_same_teacher",
+    "check_sections",
     "check_teacher",
     "distillation_of",
     "guided",
@@ -116,10 +117,7 @@ def open_teacher(recipe: Recipe, given: Denoiser | None, device: torch.device) -
     teacher = read_teacher(source, device) if given is None else with_own_network(given).to(device)
     check_teacher(teacher, source)
     data = recipe.data
-    shape = (data.channels, data.height, data.width)
-    if teacher.shape != shape:
-        raise InputError(f"the teacher {source} makes images of shape {teacher.shape}, and the data have {shape}")
-    _check_sections(recipe, teacher, source)
+    check_sections(recipe, teacher, source)
     if recipe.teacher.guidance is not None and teacher.classes is None:
         raise InputError(f"the teacher {source} has no classes, so that guidance does not apply: leave it out")
     if data.labels and teacher.classes is None:
@@ -148,8 +146,11 @@ def sections_of(teacher: Denoiser) -> dict[str, Any]:
     return sections
 
 
-def _check_sections(recipe: Recipe, teacher: Denoiser, source: str) -> None:
-    """Raise an InputError for a recipe whose network, head or schedule are not those of the teacher."""
+def check_sections(recipe: Recipe, teacher: Denoiser, source: str) -> None:
+    """Raise an InputError for a recipe whose images, network, head or schedule are not those of the teacher."""
+    shape = (recipe.data.channels, recipe.data.height, recipe.data.width)
+    if teacher.shape != shape:
+        raise InputError(f"the teacher {source} makes images of shape {teacher.shape}, and the data have {shape}")
     # in place of a schedule without a name a recipe has the default one
     expected = _flat({"network": {"name": "unet"}}, {"schedule": ScheduleSpec().model_dump()}, sections_of(teacher))
     own = _own_sections(recipe, teacher)

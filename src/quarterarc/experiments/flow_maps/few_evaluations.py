@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from statistics import fmean
 
 from ...samplers import sampler as named_sampler
@@ -60,10 +61,15 @@ MULTISTEP, OURS_DDIM, TUNED = (
     Line("ours, DDIM", OURS.arm, "ddim"),
     Line("ours, multistep, tuned grid", OURS.arm, "multistep", "tuned", 2, 16),
 )
-DISTILLED = Line("flow map, distilled from ours", distilled(OURS.arm), "jump", most=TEN)
-SCRATCH = Line("flow map, from scratch", arm("both", objective="flow-map"), "jump", most=TEN)
+HALF = replace(OURS.arm, name=f"{OURS.arm.name}, 0.5 of the training steps", share=0.5)
+DISTILLED, HALVES, TANGENT, SCRATCH = (
+    Line("flow map, distilled from ours", distilled(OURS.arm), "jump", most=TEN),
+    Line("flow map, half trained, half distilled", distilled(HALF), "jump", most=TEN),
+    Line("flow map, from scratch with a tangent", arm("both+tangent", objective="flow-map"), "jump", most=TEN),
+    Line("flow map, from scratch", arm("both", objective="flow-map"), "jump", most=TEN),
+)
 PLAIN = Line("DDIM", DDIM.arm, "ddim", "time", through=None)
-TEACHERS, MAPS = (MULTISTEP, OURS_DDIM, TUNED), (DISTILLED, SCRATCH)
+TEACHERS, MAPS = (MULTISTEP, OURS_DDIM, TUNED), (DISTILLED, HALVES, TANGENT, SCRATCH)
 LINES = (*TEACHERS, *MAPS, PLAIN)
 
 
@@ -83,8 +89,10 @@ def _report(measured: Measurements) -> Findings:
                 "Quality against evaluations",
                 "'ours' is the network of Zhang et al.; its estimates are projected, as those of a loaded network are. "
                 "The distilled map is a copy of 'ours', trained further on the flow of 'ours' for as many steps, "
-                "without data. The map from scratch is trained as long as 'ours', on the same images. 'DDIM' has the "
-                "noise head and the linear schedule. A grid is tuned to each network and number of steps.",
+                "without data; 'half trained, half distilled' is the same with half of both, so that it is trained as "
+                "long as 'ours' in all. Maps from scratch are trained as long as 'ours', on the same images; with a "
+                "tangent, the network has a second pair of outputs. 'DDIM' has the noise head and the linear schedule. "
+                "A grid is tuned to each network and number of steps.",
                 [
                     *(
                         part
@@ -145,10 +153,10 @@ def _claims(measured: Measurements, best: Line) -> list[Claim]:
     scale, ten, source = measured.scale, _ten(measured.scale), "docs/flow-maps.md"
     at = {line: partial(line.cell, scale) for line in LINES}
 
-    def equal(claimed: Line, other: Line, text: str) -> Claim:
+    def equal(claimed: Line, other: Line) -> Claim:
         both = [count for count in _few(scale) if count in claimed.counts(scale) and count in other.counts(scale)]
         return Claim(
-            text,
+            f"At up to {FEW} evaluations '{claimed.label}' has a lower Frechet distance than '{other.label}'.",
             source,
             [
                 compare(measured, at[claimed], at[other], n, label=f"{n} evaluation{'' if n == 1 else 's'}")
@@ -164,29 +172,17 @@ def _claims(measured: Measurements, best: Line) -> list[Claim]:
             values_at(measured, at[best], ten),
         )
         return Claim(
-            f"In {words} the {_called(line)} has a lower Frechet distance than 'ours' by its best sampler in {ten}.",
+            f"In {words} '{line.label}' has a lower Frechet distance than 'ours' by its best sampler in {ten}.",
             source,
             [comparison],
         )
 
-    claims = [against_ten(line, count) for line in MAPS for count in (1, 2, 4) if count in line.counts(scale)]
-    for line in MAPS:
-        name = _called(line)
-        claims += [
-            equal(
-                line, other, f"At up to {FEW} evaluations the {name} has a lower Frechet distance than '{other.label}'."
-            )
-            for other in (PLAIN, OURS_DDIM, MULTISTEP, TUNED)
-        ]
-    claims.append(
-        equal(DISTILLED, SCRATCH, f"At up to {FEW} evaluations the distilled map has a lower Frechet distance than the "
-              "map from scratch.")
-    )  # fmt: skip
-    return claims
-
-
-def _called(line: Line) -> str:
-    return "distilled map" if line is DISTILLED else "map from scratch"
+    best_maps, samplers = (DISTILLED, HALVES, TANGENT), (PLAIN, OURS_DDIM, MULTISTEP, TUNED)
+    pairs = [*product(best_maps, samplers), (DISTILLED, HALVES), (HALVES, TANGENT), (TANGENT, SCRATCH)]
+    return [
+        *(against_ten(line, count) for line in best_maps for count in (1, 2, 4) if count in line.counts(scale)),
+        *(equal(claimed, other) for claimed, other in pairs),
+    ]
 
 
 FEW_EVALUATIONS = Experiment(
