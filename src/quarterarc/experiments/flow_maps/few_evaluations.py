@@ -59,7 +59,7 @@ class Line:
 MULTISTEP, OURS_DDIM, TUNED = (
     Line("ours, multistep", OURS.arm, "multistep"),
     Line("ours, DDIM", OURS.arm, "ddim"),
-    Line("ours, multistep, tuned grid", OURS.arm, "multistep", "tuned", 2, 16),
+    Line("ours, multistep, tuned grid", OURS.arm, "multistep", "tuned", 2, TEN),
 )
 HALF = replace(OURS.arm, name=f"{OURS.arm.name}, 0.5 of the training steps", share=0.5)
 DISTILLED, HALVES, TANGENT, SCRATCH = (
