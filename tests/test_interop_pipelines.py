@@ -287,6 +287,22 @@ def test_labels_and_null_labels_are_passed_to_the_network(null_label: int | None
     assert denoise.classes == (4 if null_label == 4 else 5)
 
 
+@pytest.mark.parametrize("unlabelled", [True, False])
+def test_an_exported_network_has_an_embedding_for_no_label_only_if_it_was_trained(
+    unlabelled: bool, tmp_path: Path
+) -> None:
+    network, schedule = UNet(1, 1, 32, (1,), 1, (), classes=3).eval(), qa.schedule("linear")
+    assert network.labels is not None
+    torch.nn.init.normal_(network.labels.weight)
+    denoise = Denoiser(network, schedule, Noise(), shape=(1, 8, 8), classes=3, unlabelled=unlabelled)
+    save_pipeline(denoise, tmp_path / "pipeline")
+    again = load_pipeline(tmp_path / "pipeline")
+    assert (again.classes, again.unlabelled) == (3, unlabelled)
+    x, labels = torch.randn(3, 1, 8, 8), torch.tensor([0, 1, 2])
+    with torch.no_grad():
+        assert apart(again(x, 0.7, labels).image, denoise(x, 0.7, labels).image) < CLOSE
+
+
 @pytest.mark.parametrize("null_label", [None, 0, 3])
 def test_a_class_conditional_pipeline_has_mean_images_of_the_labels_that_it_has(null_label: int | None) -> None:
     scheduler = diffusers.DDIMScheduler(rescale_betas_zero_snr=True, prediction_type="v_prediction")

@@ -381,20 +381,25 @@ def _numbered(denoise: Denoiser) -> tuple[Any, np.ndarray]:
     times = np.minimum(np.arange(round(steps * scale) + 1) / scale, steps)
     angles = table.angle(times)
     angles = angles[angles <= denoise.largest_angle]
-    unet = _shifted(_as_unet(denoise.network), 1.0 + denoise.time_shift)
+    unet = _shifted(_as_unet(denoise), 1.0 + denoise.time_shift)
     if denoise.shape is not None:
         unet.register_to_config(sample_size=denoise.shape[1:])
     return unet, angles
 
 
-def _as_unet(network: Any) -> Any:
-    """The `UNet2DModel` of a network."""
+def _as_unet(denoise: Denoiser) -> Any:
+    """The `UNet2DModel` of the network of a denoiser; without an embedding for "no label" that was not trained."""
+    network = denoise.network
     if isinstance(network, _Network):
         network = network.inner
     if isinstance(network, _Unet):
         return network.unet
     if type(network) is UNet:  # a subclass computes something else
-        return to_diffusers(network)
+        unet = to_diffusers(network)
+        if not denoise.unlabelled and denoise.classes is not None:
+            unet.class_embedding = nn.Embedding.from_pretrained(unet.class_embedding.weight[: denoise.classes])
+            unet.register_to_config(num_class_embeds=denoise.classes)
+        return unet
     raise InputError(f"diffusers' UNet2DModel cannot hold a {type(network).__name__}")
 
 
