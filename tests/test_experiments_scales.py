@@ -18,7 +18,7 @@ from quarterarc.experiments.cells import quality
 from quarterarc.experiments.flow_maps import few_evaluations
 from quarterarc.experiments.lab import Lab
 from quarterarc.experiments.measuring import measure
-from quarterarc.experiments.run import describe_setting
+from quarterarc.experiments.run import describe_setting, run_experiment
 from quarterarc.experiments.scales import Scale, scale
 from quarterarc.experiments.zhang2023.ablation import DDIM, OURS
 from quarterarc.grids import grid
@@ -82,6 +82,10 @@ def test_the_patches_of_the_scale_patches16(tmp_path: Path, capsys: pytest.Captu
     """They are those of the benchmarks, by photograph; without them the error names the command that writes them."""
     with pytest.raises(InputError, match=r"python -m tools.make_patches --out patches16"):
         scale("patches16", features="pixels").training_data()
+    missing = Lab(scale("patches16", features="pixels"), tmp_path / "cache", progress=False)
+    with pytest.raises(InputError, match=r"python -m tools.make_patches --out patches16"):
+        run_experiment(few_evaluations.FEW_EVALUATIONS, missing, (0,), tmp_path / "out")
+    assert not any(tmp_path.iterdir())
     folder = tmp_path / "patches"
     make_patches.main(["--out", str(folder), "--count", "6"])
     assert "6 patches" in capsys.readouterr().out

@@ -79,12 +79,15 @@ def run_experiment(
             f"--jobs {jobs} starts processes of its own, but {processes().count} were started by torchrun or "
             "accelerate: use one of the two"
         )
+    work = jobs_of(experiment.cells(lab.scale, seeds))
+    compares = any(cell.measure == "quality" for job in work for cell in job.cells)
+    if compares:
+        _ = lab.data  # missing data raise before the folder of the results is made
     if first:
         _reserve_folder(out, experiment, lab.scale)
         lab.sweep()
-    work = jobs_of(experiment.cells(lab.scale, seeds))
-    if any(cell.measure == "quality" for job in work for cell in job.cells):
-        _ = lab.extractor, lab.reference  # missing weights or data raise before hours of training
+    if compares:
+        _ = lab.extractor, lab.reference  # missing weights raise before hours of training
     _run_all(lab, work, jobs)
     findings = experiment.report(Measurements(lab, seeds))
     cells = [
