@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -228,6 +230,45 @@ def test_a_run_folder_that_is_gone_is_not_made_again(
     monkeypatch.undo()
     if how == "renamed":
         assert train(None, tmp_path / "elsewhere", resume=True, progress=False).name == "step-00000006"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("how", ["removed", "renamed"])
+def test_a_run_folder_that_is_gone_while_a_checkpoint_is_written_is_not_made_again(
+    how: str, tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, save = tmp_path / "run", training_state.save
+
+    def goes(to: Path, config: dict[str, Any], *arguments: Any) -> Path:
+        if config["step"] == 4:
+            shutil.rmtree(run) if how == "removed" else run.rename(tmp_path / "elsewhere")
+        return save(to, config, *arguments)
+
+    monkeypatch.setattr("quarterarc.training.trainer.save", goes)
+    with pytest.raises(InputError, match="run was removed or renamed during training"):
+        train(read_recipe("digits", tiny), run, progress=False)
+    assert not run.exists()
+    monkeypatch.undo()
+    if how == "renamed":
+        assert train(None, tmp_path / "elsewhere", resume=True, progress=False).name == "step-00000006"
+
+
+def test_the_log_does_not_go_beyond_a_first_checkpoint_that_is_not_complete(
+    tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a slow or full disk; a log that goes beyond it is what shows that checkpoints are gone."""
+
+    def full(run: Path, *arguments: Any) -> Path:
+        time.sleep(1)  # longer than the steps to the next line of the log
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    recipe = read_recipe("digits", tiny)
+    monkeypatch.setattr("quarterarc.training.trainer.save", full)
+    with pytest.raises(OSError, match="No space left"):
+        train(recipe, tmp_path, progress=False)
+    assert [line["step"] for line in read_log(tmp_path)] == [2]
+    monkeypatch.undo()
+    assert train(recipe, tmp_path, resume=True, progress=False).name == "step-00000006"
 
 
 def test_the_log_is_on_the_disk_before_a_checkpoint(

@@ -104,9 +104,10 @@ def save(run: Path, config: dict[str, Any], state: State, keep: int) -> Path:
         The checkpoint folder.
 
     Raises:
-        OSError: if it cannot be written; existing checkpoints stay unchanged.
+        OSError: if it cannot be written, as in a run folder that is gone; existing checkpoints stay unchanged.
     """
     folder = run / "checkpoints" / checkpoint_name(config["step"])
+    folder.parent.mkdir(exist_ok=True)  # without its parents: a run folder that is gone is not made again
     if folder not in checkpoints(run):
         shutil.rmtree(folder, ignore_errors=True)  # an incomplete folder of that name
         with replace_folder(folder) as temporary:

@@ -187,12 +187,17 @@ class Trainer:
             The folder of the newest checkpoint.
 
         Raises:
-            InputError: if memory does not suffice.
+            InputError: if memory does not suffice, or the run folder was removed or renamed.
+            OSError: if a file cannot be written.
             Diverged: if the gradient is not finite.
             Interrupted: after a signal, once a checkpoint is saved.
         """
         with memory_checked(self._size):
-            return self._run_to_end()
+            try:
+                return self._run_to_end()
+            except OSError:
+                self._check_present()  # otherwise the reason why nothing can be written
+                raise
 
     def close(self) -> None:
         """End the trackers, which may have started although training did not begin."""
@@ -395,7 +400,7 @@ class Trainer:
         raise InputError(f"{self.run} cannot be resumed: {errors[0]}{others}")
 
     def _save(self, between: bool = False) -> None:
-        """Begin to save a checkpoint, which is written while training goes on.
+        """Begin to save a checkpoint, which is written while training goes on; the first of a run is waited for.
 
         Args:
             between: whether it is one between two regular ones, which the next one replaces.
@@ -428,7 +433,10 @@ class Trainer:
         self.background.wait()  # one checkpoint at a time is in memory
         mean = self._averaged(learner.average).mean_image
         state, keep = State.of(learner.network, learner.average, learner.optimizer, mean), self.recipe.training.keep
+        first = not checkpoints(self.run)
         self.background.start(lambda: save(self.run, config, state, keep))
+        if first:
+            self.background.wait()  # a log that goes beyond it shows that a checkpoint was complete (`check_not_lost`)
 
     def _saved(self) -> Path:
         """The newest checkpoint, once it is complete; all processes call this."""
