@@ -175,6 +175,15 @@ def test_a_missing_or_malformed_file_is_an_error(tmp_path: Path) -> None:
         read_recipe(str(tmp_path / "empty.yaml"))
 
 
+def test_a_section_by_its_name_and_its_fields_are_set_together_in_any_order() -> None:
+    given = ["objective=flow-map", "objective.options.diagonal=0.5", "data=digits", "data.size=8", "data.channels=1"]
+    recipe = read_recipe("digits", given)
+    assert recipe.objective.model_dump(exclude_unset=True) == {"name": "flow-map", "options": {"diagonal": 0.5}}
+    assert (recipe.data.source, recipe.data.size, recipe.data.channels) == ("digits", 8, 1)
+    assert read_recipe("digits", given[::-1]) == recipe
+    assert read_recipe("digits", ["schedule.steps=100", "schedule=arc"]).schedule.steps == 100
+
+
 def test_overrides_leave_the_given_mapping_unchanged() -> None:
     fields = read_recipe("digits").model_dump()
     before = Recipe.model_validate(fields)

@@ -59,8 +59,8 @@ def read_recipe(
     before = network.name if isinstance(network, NetworkSpec) else _name_of(network)
     if changes.get("network.name", before) != before:
         values["network"] = {}  # the fields and arguments of the recipe's network do not apply to another one
-    for name, value in changes.items():
-        _set(values, name, value)
+    for name in sorted(changes, key=lambda name: name.count(".")):  # sections before their fields, in any order
+        _set(values, name, changes[name])
     return Recipe.model_validate(values)
 
 
@@ -215,6 +215,8 @@ def _set(fields: dict[str, Any], name: str, value: Any) -> None:
         inner = target.get(section) or {}
         if isinstance(inner, Section):
             inner = inner.model_dump()
+        if target is fields and isinstance(inner, str) and [section] in _SHORT_SECTIONS:
+            inner = {"source" if section == "data" else "name": inner}
         if not isinstance(inner, Mapping):
             raise InputError(f"'{name}={value}': {section} is one value, {reprlib.repr(inner)}, and has no fields")
         target[section] = dict(inner)  # a copy, so that the caller's mapping stays as it is
