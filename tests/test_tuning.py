@@ -441,6 +441,16 @@ def test_an_nfe_below_two_steps_raises_before_any_tuning(run: Path, world: Mixtu
             tune(world, shape=(1, 6, 6), **arguments)  # type: ignore[call-overload]
 
 
+def test_the_grids_of_a_run_are_those_of_its_own_image_size(run: Path) -> None:
+    """Of another size they would replace its own; for the denoiser itself they can be fitted."""
+    with pytest.raises(InputError, match=r"own image shape \(1, 8, 8\), got shape=\(1, 16, 16\): tune the denoiser"):
+        tune(run, 2, shape=(1, 16, 16), images=8, progress=False)
+    assert not (newest_checkpoint(run) / "tuned.json").exists()
+    assert tune(load(run), 2, shape=(1, 16, 16), images=8, progress=False).steps == 2
+    tune(run, 2, shape=(1, 8, 8), images=8, progress=False)
+    assert len(read_tuned(newest_checkpoint(run))) == 1
+
+
 def test_a_tuned_grid_stored_with_an_old_option_name_is_found(run: Path) -> None:
     checkpoint = newest_checkpoint(run)
     tuned = TunedGrid("ddim", {"eta": 0.0}, (1.5, 0.7, 0.0), (), {"untuned": 1.0}, "untuned", 2)

@@ -109,7 +109,7 @@ def tune(
         images: number of images to fit to, at least 8; the comparison uses as many others. By default 128 of up to 256
             pixels and channels, and fewer of larger images (`usual_images`).
         weights: whether to fit the weights too, or the angles only.
-        shape: (C, H, W), for a denoiser that does not declare it.
+        shape: (C, H, W), for a denoiser that does not declare it, or of images of another size; those of a run have its own.
         device: device of the network, for a run: "auto", "cpu", "cuda".
         progress: whether to show progress: a bar, or lines in a log file.
 
@@ -117,8 +117,8 @@ def tune(
         The tuned grid, or the untuned one if its median error on the other images is smaller; a list for a list of nfe.
 
     Raises:
-        InputError: for a sampler that draws noise or chooses its own steps, fewer than 2 steps, an unknown shape, or a
-            run that cannot be written to.
+        InputError: for a sampler that draws noise or chooses its own steps, fewer than 2 steps, an unknown shape, a run
+            that cannot be written to, or another shape than that of a run.
     """
     sampler, steps, options, guidance = _request(sampler, steps, options, guidance)
     if (steps is None) == (nfe is None):
@@ -222,6 +222,12 @@ def _stored(
     if not os.access(checkpoint, os.W_OK):
         raise InputError(f"{checkpoint} is read-only, and tuned grids are stored there: copy the run")
     denoise = _guided(load(checkpoint, pick_device(device)), guidance)
+    own, shape = traits(denoise).shape, fitting["shape"]
+    if own is not None and shape is not None and tuple(shape) != own:
+        raise InputError(
+            f"the grids stored beside a network are those of its own image shape {own}, got shape={tuple(shape)}: tune "
+            f"the denoiser itself, qa.tune(qa.load({str(run)!r}), ..., shape={tuple(shape)})"
+        )
 
     def tuned_grids() -> Iterator[TunedGrid]:
         for count in counts:
