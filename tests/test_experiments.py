@@ -506,6 +506,21 @@ def test_experiments_have_three_seeds_where_none_are_given(
         assert set(re.findall(r", seed (\d): ", capsys.readouterr().out)) == seeds
 
 
+def test_a_plan_counts_the_training_of_a_teacher_that_is_not_measured_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By hand: five networks of 900 steps, and one of 600 that is distilled in 300."""
+    from quarterarc.experiments import run as module
+    from quarterarc.experiments.plan import Speed
+
+    monkeypatch.setattr(module, "probe", lambda lab: Speed(1.0, 0.0))
+    arguments = ["--scale", "digits", "--seeds", "0", "--dry-run", "--cache", str(tmp_path / "cache")]
+    assert main(["experiment", "few-evaluations", *arguments]) == 0
+    shown = capsys.readouterr().out
+    assert f"7 arms, 59 measurements; {64 * (5 * 900 + 600 + 300):,} images to train on" in shown
+    assert "2/3 of the training steps, seed 0: 38,400 images to train on; 0 of 0 measurements missing" in shown
+
+
 def test_a_plan_counts_only_missing_work(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cache = tmp_path / "cache"
     assert run(recipe, cache, tmp_path / "out", "reconstruction", "--dry-run") == 0

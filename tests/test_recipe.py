@@ -133,6 +133,7 @@ def test_text_fields_of_a_yaml_file_need_no_quotes(tmp_path: Path) -> None:
         ("trainning.steps=3", "did you mean 'training'"),
         ("hed=both", "did you mean 'head'"),
         ("head=bothh", "did you mean 'both'"),
+        ("head=tangent", "did you mean 'both+tangent'"),
         ("schedule.name=arcc", "did you mean 'arc'"),
         ("objective.name=bth", "did you mean 'both'"),
         ("objective.norm=mze", "did you mean 'mse'"),

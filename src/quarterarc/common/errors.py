@@ -34,6 +34,7 @@ def unknown_name(kind: str, name: object, known: Iterable[str], alternative: str
         alternative: what else is accepted, after the list: "or an import path".
     """
     names, given = sorted(known), shortened(str(name), 200)
-    nearest = get_close_matches(given, names, n=1)
+    parts = [name for name in names if name.endswith(f"+{given}")]  # "tangent" for "both+tangent"
+    nearest = parts or get_close_matches(given, names, n=1)
     hint = f"; did you mean '{nearest[0]}'?" if nearest else ""
     return InputError(f"unknown {kind} '{given}'{hint} (known: {', '.join(names)}{alternative and f'; {alternative}'})")

@@ -114,10 +114,21 @@ def _left(lab: Lab, job: Job) -> _Left:
     return _Left(images, len(missing), evaluations + round(images * job.arm.evaluations(lab.scale, job.seed)))
 
 
+def _with_teachers(lab: Lab, jobs: Sequence[Job]) -> list[Job]:
+    """The jobs, each after the training of its teacher where that is missing and not a job itself."""
+    listed, complete = {(job.arm, job.seed) for job in jobs}, list[Job]()
+    for job in jobs:
+        teacher = job.arm.teacher
+        if teacher is not None and (teacher, job.seed) not in listed and lab.images_left(job.arm, job.seed):
+            complete.append(Job(teacher, job.seed, ()))
+        complete.append(job)
+    return complete
+
+
 def describe_plan(lab: Lab, jobs: Sequence[Job], processes: int, speed: Speed) -> str:
     """The plan as text: one line per arm, and `describe_cost`."""
     lines = []
-    for job in jobs:
+    for job in _with_teachers(lab, jobs):
         left = _left(lab, job)
         state = f"{counted(left.images, 'image')} to train on" if left.images else "trained"
         lines.append(
@@ -129,6 +140,7 @@ def describe_plan(lab: Lab, jobs: Sequence[Job], processes: int, speed: Speed) -
 
 def describe_cost(lab: Lab, jobs: Sequence[Job], processes: int, speed: Speed) -> str:
     """The totals of a plan as text, and the estimated time on this machine."""
+    jobs = _with_teachers(lab, jobs)
     left = [_left(lab, job) for job in jobs]
     images, evaluations = sum(job.images for job in left), sum(job.evaluations for job in left)
     seconds = images * speed.training + evaluations * speed.evaluation
