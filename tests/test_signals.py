@@ -118,11 +118,42 @@ def test_no_process_of_an_experiment_stays_behind(recipe: Path, tmp_path: Path, 
         assert all(line.startswith("measure: 0 of ") for line in progress)
 
 
+def test_items_of_a_task_arrive_while_it_goes_on(tmp_path: Path) -> None:
+    """Its second item waits for a file that is made when the first one has arrived."""
+    arrived = list[str]()
+    for item in in_processes(answer, [str(tmp_path / "a"), str(tmp_path / "b"), str(tmp_path / "c")], 2):
+        arrived.append(item)
+        if item.startswith("begun"):
+            Path(item.removeprefix("begun ")).touch()
+    assert sorted(arrived) == sorted(f"{what} {tmp_path / name}" for what in ("begun", "ended") for name in "abc")
+
+
+def test_an_error_of_a_task_arrives_after_its_items() -> None:
+    arrived = list[str]()
+    with pytest.raises(FileNotFoundError, match="nowhere") as raised:
+        for item in in_processes(answer, ["/nowhere/at/all"], 1):
+            arrived.append(item)  # noqa: PERF402 - and those before the error stay
+    assert arrived == ["begun /nowhere/at/all"]
+    assert "in answer" in raised.value.__notes__[0]  # the place in the process
+
+
+def answer(path: str) -> Iterator[str]:
+    """Two items, in a process of its own."""
+    yield f"begun {path}"
+    if not Path(path).parent.is_dir():
+        raise FileNotFoundError(path)
+    deadline = time.monotonic() + 60
+    while not Path(path).exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    yield f"ended {path}"
+
+
 def test_a_killed_process_of_an_experiment_ends_it_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """For example by the kernel, where memory is short."""
     monkeypatch.setattr("quarterarc.experiments.workers.get_context", lambda name: DyingContext)
     with pytest.raises(InputError, match=r"ended with signal 9: run the same command again to continue, with fewer"):
-        list(in_processes(print, ["a task"], 2))
+        list(in_processes(sorted, ["a task"], 2))
 
 
 class DyingContext:

@@ -147,8 +147,11 @@ def _run_all(lab: Lab, work: Sequence[Job], jobs: int) -> None:
     """Train and measure what is missing; with several jobs, arms are divided among as many processes."""
     missing = processes().from_first([job for job in work if not _is_done(lab, job)])
     total = sum(len(job.cells) for job in missing)
-    shared = jobs > 1 and len(missing) > 1
-    work_done = _in_processes(lab, missing, jobs) if shared else _in_turn(lab, missing)
+    if jobs > 1 and len(missing) > 1:
+        one_job = partial(_one_job, lab.scale, lab.cache, str(lab.device))
+        work_done = in_processes(one_job, missing, min(jobs, len(missing)))
+    else:
+        work_done = _in_turn(lab, missing)
     with progress_bar(total, "cell", "measure", lab.progress) as bar, closing(work_done):
         for cells in work_done:
             bar.update(cells)
@@ -167,18 +170,9 @@ def _in_turn(lab: Lab, missing: Sequence[Job]) -> Generator[int, None, None]:
             yield 1
 
 
-def _in_processes(lab: Lab, missing: Sequence[Job], jobs: int) -> Generator[int, None, None]:
-    """The number of cells of each job that one of the processes has finished."""
-    function = partial(_one_job, lab.scale, lab.cache, str(lab.device))
-    with closing(in_processes(function, missing, min(jobs, len(missing)))) as finished:
-        for job in finished:
-            yield len(job.cells)
-
-
-def _one_job(scale: Scale, cache: Path, device: str, job: Job) -> None:
-    """Train and measure one job, in a process of its own."""
-    for _ in _in_turn(Lab(scale, cache, device, progress=False), [job]):
-        pass
+def _one_job(scale: Scale, cache: Path, device: str, job: Job) -> Generator[int, None, None]:
+    """`_in_turn` for one job, in a process of its own."""
+    return _in_turn(Lab(scale, cache, device, progress=False), [job])
 
 
 # --- the description of the results ---------------------------------------------------------------------------------

@@ -7,12 +7,12 @@ import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -22,55 +22,59 @@ from ..common.signals import GRACE, end_with, sigint_blocked, signal_of, stoppin
 __all__ = ["in_processes"]
 
 Task = TypeVar("Task")
+Item = TypeVar("Item")
+ITEM, END, ERROR = "item", "end", "error"
+"""What a process sends, each with a value: an item of its task, the end of the task, the exception that ended it."""
 
 
-def in_processes(function: Callable[[Task], object], tasks: Sequence[Task], count: int) -> Generator[Task, None, None]:
+def in_processes(
+    function: Callable[[Task], Iterable[Item]], tasks: Sequence[Task], count: int
+) -> Generator[Item, None, None]:
     """Call a function on each task, in processes of their own.
 
     The processes end when the iteration ends, also early by an exception: then they get SIGTERM, and SIGKILL after
     `GRACE` seconds. When this process is killed, they stop by themselves.
 
     Args:
-        function: a function of a module, so that a new process can import it.
+        function: a function of a module, so that a new process can import it; it yields or returns items.
         tasks: its arguments, which can be pickled.
         count: number of processes, among which the threads of this process are divided.
 
     Returns:
-        The tasks, as they are finished.
+        The items of all tasks, as they arrive; those of one task in order.
 
     Raises:
         InputError: if a process was killed, for example where memory is short.
         Exception: that of a function, once.
     """
-    waiting, workers = deque(tasks), dict[Connection, tuple[SpawnProcess, Task]]()
+    waiting, workers = deque(tasks), dict[Connection, SpawnProcess]()
     threads = max(1, torch.get_num_threads() // count)
     try:
         while waiting and len(workers) < count:
             connection, process = _start(function, threads)
-            workers[connection] = process, waiting.popleft()
-            _send(workers[connection][1], connection, process)
+            workers[connection] = process
+            _send(waiting.popleft(), connection, process)
         while workers:
             for ready in wait(list(workers)):
                 assert isinstance(ready, Connection)
-                process, task = workers[ready]
                 try:
-                    error = ready.recv()
+                    kind, value = ready.recv()
                 except (EOFError, OSError):
-                    raise _killed(process) from None
-                if error is not None:
-                    raise error
-                if waiting:
-                    workers[ready] = process, waiting.popleft()
-                    _send(workers[ready][1], ready, process)
+                    raise _killed(workers[ready]) from None
+                if kind == ITEM:
+                    yield value
+                elif kind == ERROR:
+                    raise value
+                elif waiting:
+                    _send(waiting.popleft(), ready, workers[ready])
                 else:
                     del workers[ready]
                     ready.close()  # the process ends
-                yield task
     finally:
-        _end([process for process, _ in workers.values()])
+        _end(list(workers.values()))
 
 
-def _start(function: Callable[[Task], object], threads: int) -> tuple[Connection, SpawnProcess]:
+def _start(function: Callable[[Any], Iterable[object]], threads: int) -> tuple[Connection, SpawnProcess]:
     context = get_context("spawn")  # a copy of a process with threads, as by fork, may wait for a lock without end
     own, other = context.Pipe()
     process = context.Process(target=_work, args=(other, function, threads, os.getpid()))
@@ -87,30 +91,27 @@ def _send(task: object, connection: Connection, process: SpawnProcess) -> None:
         raise _killed(process) from None
 
 
-def _work(connection: Connection, function: Callable[[Task], object], threads: int, parent: int) -> None:
-    """Call the function on the tasks of a connection until it is closed or one fails; send the exception, or None."""
+def _work(connection: Connection, function: Callable[[Any], Iterable[object]], threads: int, parent: int) -> None:
+    """Call the function on the tasks of a connection until it is closed or one fails, and send what it yields."""
     try:
         with stopping_in_order(lambda number: None):
             end_with(parent)
             torch.set_num_threads(threads)
-            error = None
-            while error is None:
-                error = _error_of(function, connection.recv())
-                connection.send(error)
+            while True:
+                task = connection.recv()
+                try:
+                    for item in function(task):
+                        connection.send((ITEM, item))
+                except Exception as error:
+                    if not isinstance(error, InputError):
+                        error.add_note(traceback.format_exc())  # pickling loses it
+                    connection.send((ERROR, error))
+                    return
+                connection.send((END, None))
     except (EOFError, OSError):  # the parent has closed the connection, or was killed
         return
     except KeyboardInterrupt as stopped:
         sys.exit(128 + signal_of(stopped))
-
-
-def _error_of(function: Callable[[Task], object], task: Task) -> Exception | None:
-    try:
-        function(task)
-    except Exception as error:
-        if not isinstance(error, InputError):
-            error.add_note(traceback.format_exc())  # pickling loses it
-        return error
-    return None
 
 
 def _killed(process: SpawnProcess) -> InputError:
