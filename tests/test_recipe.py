@@ -182,6 +182,8 @@ def test_a_section_by_its_name_and_its_fields_are_set_together_in_any_order() ->
     assert recipe.objective.model_dump(exclude_unset=True) == {"name": "flow-map", "options": {"diagonal": 0.5}}
     assert (recipe.data.source, recipe.data.size, recipe.data.channels) == ("digits", 8, 1)
     assert read_recipe("digits", given[::-1]) == recipe
+    photos = read_recipe("digits", fields={"data": Path("photos"), "data.size": 8, "data.channels": 1})
+    assert photos.data.source == "photos"
     assert read_recipe("digits", ["schedule.steps=100", "schedule=arc"]).schedule.steps == 100
 
 

@@ -12,7 +12,7 @@ import os
 import reprlib
 from collections.abc import Mapping, Sequence
 from importlib import resources
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
@@ -215,8 +215,8 @@ def _set(fields: dict[str, Any], name: str, value: Any) -> None:
         inner = target.get(section) or {}
         if isinstance(inner, Section):
             inner = inner.model_dump()
-        if target is fields and isinstance(inner, str) and [section] in _SHORT_SECTIONS:
-            inner = {"source" if section == "data" else "name": inner}
+        if target is fields and isinstance(inner, str | PurePath) and [section] in _SHORT_SECTIONS:
+            inner = {"source" if section == "data" else "name": str(inner)}
         if not isinstance(inner, Mapping):
             raise InputError(f"'{name}={value}': {section} is one value, {reprlib.repr(inner)}, and has no fields")
         target[section] = dict(inner)  # a copy, so that the caller's mapping stays as it is
