@@ -101,7 +101,7 @@ def test_every_command_of_the_page_on_flow_maps_runs(
     """With fewer images and steps; the networks of each part of the page in a folder of their own."""
     page = (DOCS / "flow-maps.md").read_text(encoding="utf-8")
     lines = re.findall(r"^(?:    )?(quarterarc .+)$", page, re.MULTILINE)
-    shorter = {f"training.steps={steps}": "training.steps=4" for steps in (300, 600, 1200, 1800)}
+    shorter = {f"training.steps={steps}": "training.steps=4" for steps in (300, 750, 1050, 1800)}
     small = {"2000": "8", "1024": "8", **shorter}
     commands = [[small.get(word, word) for word in command_of(line.partition("#")[0], tiny)] for line in lines]
     assert [words[0] for words in commands] == [
