@@ -519,6 +519,24 @@ def test_a_plan_counts_the_training_of_a_teacher_that_is_not_measured_itself(
     shown = capsys.readouterr().out
     assert f"7 arms, 59 measurements; {64 * (5 * 900 + 600 + 300):,} images to train on" in shown
     assert "2/3 of the training steps, seed 0: 38,400 images to train on; 0 of 0 measurements missing" in shown
+    left = Lab.images_left
+    monkeypatch.setattr(Lab, "images_left", lambda lab, arm, seed: left(lab, arm, seed) if arm.share != 2 / 3 else 0)
+    assert main(["experiment", "few-evaluations", *arguments]) == 0  # the teacher is trained
+    assert f"6 arms, 59 measurements; {64 * (5 * 900 + 300):,} images to train on" in capsys.readouterr().out
+
+
+def test_the_progress_of_a_process_counts_each_measurement(
+    tiny_scale: Scale, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from quarterarc.experiments import run as module
+
+    measured = list[Cell]()
+    monkeypatch.setattr(module, "measure", lambda lab, cell: measured.append(cell))
+    monkeypatch.setattr(Lab, "denoiser", lambda *arguments: None)
+    job = jobs_of(experiment("few-evaluations").cells(tiny_scale, (0,)))[0]
+    counted = module._one_job(tiny_scale, tmp_path, "cpu", job)
+    assert [(next(counted), len(measured)) for _ in range(3)] == [(1, 1), (1, 2), (1, 3)]
+    assert len(job.cells) > 3
 
 
 def test_a_plan_counts_only_missing_work(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

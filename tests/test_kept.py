@@ -234,13 +234,14 @@ def test_a_run_folder_that_is_gone_is_not_made_again(
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("how", ["removed", "renamed"])
+@pytest.mark.parametrize("step", [2, 4, 6])
 def test_a_run_folder_that_is_gone_while_a_checkpoint_is_written_is_not_made_again(
-    how: str, tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+    step: int, how: str, tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, save = tmp_path / "run", training_state.save
 
     def goes(to: Path, config: dict[str, Any], *arguments: Any) -> Path:
-        if config["step"] == 4:
+        if config["step"] == step:
             shutil.rmtree(run) if how == "removed" else run.rename(tmp_path / "elsewhere")
         return save(to, config, *arguments)
 

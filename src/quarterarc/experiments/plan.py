@@ -115,12 +115,18 @@ def _left(lab: Lab, job: Job) -> _Left:
 
 
 def _with_teachers(lab: Lab, jobs: Sequence[Job]) -> list[Job]:
-    """The jobs, each after the training of its teacher where that is missing and not a job itself."""
+    """The jobs, and before a map that is to be trained its teacher, if that is to be trained too and no job itself."""
     listed, complete = {(job.arm, job.seed) for job in jobs}, list[Job]()
     for job in jobs:
-        teacher = job.arm.teacher
-        if teacher is not None and (teacher, job.seed) not in listed and lab.images_left(job.arm, job.seed):
-            complete.append(Job(teacher, job.seed, ()))
+        teacher, seed = job.arm.teacher, job.seed
+        if (
+            teacher is not None
+            and (teacher, seed) not in listed
+            and lab.images_left(job.arm, seed)
+            and lab.images_left(teacher, seed)
+        ):
+            complete.append(Job(teacher, seed, ()))
+            listed.add((teacher, seed))
         complete.append(job)
     return complete
 

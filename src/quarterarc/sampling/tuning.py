@@ -109,7 +109,7 @@ def tune(
         images: number of images to fit to, at least 8; the comparison uses as many others. By default 128 of up to 256
             pixels and channels, and fewer of larger images (`usual_images`).
         weights: whether to fit the weights too, or the angles only.
-        shape: (C, H, W), for a denoiser that does not declare it, or of another size; grids of a run have its own.
+        shape: (C, H, W), for a denoiser that does not declare it, or for images of another size; a run takes its own.
         device: device of the network, for a run: "auto", "cpu", "cuda".
         progress: whether to show progress: a bar, or lines in a log file.
 

@@ -442,6 +442,7 @@ class Trainer:
         """The newest checkpoint, once it is complete; all processes call this."""
         self.background.wait()
         self.accelerator.wait_for_everyone()
+        self._check_present()
         return checkpoints(self.run)[-1]
 
     def _write_skipped(self) -> None:

@@ -62,14 +62,14 @@ MULTISTEP, OURS_DDIM, TUNED = (
     Line("ours, multistep, tuned grid", OURS.arm, "multistep", "tuned", 2, TEN),
 )
 SHORTER = replace(OURS.arm, name=f"{OURS.arm.name}, 2/3 of the training steps", share=2 / 3)
-DISTILLED, IN_ALL, TANGENT, SCRATCH = (
+DISTILLED, LAST_THIRD, TANGENT, SCRATCH = (
     Line("flow map, distilled from ours", distilled(OURS.arm), "jump", most=TEN),
     Line("flow map, distilled in the last third", distilled(SHORTER, share=0.5), "jump", most=TEN),
     Line("flow map, from scratch with a tangent", arm("both+tangent", objective="flow-map"), "jump", most=TEN),
     Line("flow map, from scratch", arm("both", objective="flow-map"), "jump", most=TEN),
 )
 PLAIN = Line("DDIM", DDIM.arm, "ddim", "time", through=None)
-TEACHERS, MAPS = (MULTISTEP, OURS_DDIM, TUNED), (DISTILLED, IN_ALL, TANGENT, SCRATCH)
+TEACHERS, MAPS = (MULTISTEP, OURS_DDIM, TUNED), (DISTILLED, LAST_THIRD, TANGENT, SCRATCH)
 LINES = (*TEACHERS, *MAPS, PLAIN)
 
 
@@ -178,8 +178,8 @@ def _claims(measured: Measurements, best: Line) -> list[Claim]:
             [comparison],
         )
 
-    best_maps, samplers = (DISTILLED, IN_ALL, TANGENT), (PLAIN, OURS_DDIM, MULTISTEP, TUNED)
-    pairs = [*product(best_maps, samplers), (DISTILLED, IN_ALL), (IN_ALL, TANGENT), (TANGENT, SCRATCH)]
+    best_maps, samplers = (DISTILLED, LAST_THIRD, TANGENT), (PLAIN, OURS_DDIM, MULTISTEP, TUNED)
+    pairs = [*product(best_maps, samplers), (DISTILLED, LAST_THIRD), (LAST_THIRD, TANGENT), (TANGENT, SCRATCH)]
     return [
         *(against_ten(line, count) for line in best_maps for count in (1, 2, 4) if count in line.counts(scale)),
         *(equal(claimed, other) for claimed, other in pairs),
