@@ -213,39 +213,30 @@ def test_what_the_message_about_a_divergence_advises_is_accepted(field: str, cop
     "ignore::pytest.PytestUnhandledThreadExceptionWarning"
 )  # of TensorBoard, whose folder is gone
 @pytest.mark.parametrize("how", ["removed", "renamed"])
+@pytest.mark.parametrize(
+    ("when", "step"), [("logged", 4), ("before saving", 2), ("before saving", 4), ("before saving", 6), ("saved", 6)]
+)
 def test_a_run_folder_that_is_gone_is_not_made_again(
-    how: str, tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+    when: str, step: int, how: str, tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, write = tmp_path / "run", Log.write
+    run, write, save = tmp_path / "run", Log.write, training_state.save
 
-    def goes(self: Log, step: int, *arguments: Any) -> None:
-        write(self, step, *arguments)
-        if step == 4:
+    def at(now: str, number: int) -> None:
+        if (now, number) == (when, step):
             shutil.rmtree(run) if how == "removed" else run.rename(tmp_path / "elsewhere")
 
-    monkeypatch.setattr(Log, "write", goes)
-    with pytest.raises(InputError, match="run was removed or renamed during training"):
-        train(read_recipe("digits", tiny), run, progress=False)
-    assert not run.exists()
-    monkeypatch.undo()
-    if how == "renamed":
-        assert train(None, tmp_path / "elsewhere", resume=True, progress=False).name == "step-00000006"
+    def logged(self: Log, number: int, *arguments: Any) -> None:
+        write(self, number, *arguments)
+        at("logged", number)
 
+    def saved(to: Path, config: dict[str, Any], *arguments: Any) -> Path:
+        at("before saving", config["step"])
+        checkpoint = save(to, config, *arguments)
+        at("saved", config["step"])
+        return checkpoint
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-@pytest.mark.parametrize("how", ["removed", "renamed"])
-@pytest.mark.parametrize("step", [2, 4, 6])
-def test_a_run_folder_that_is_gone_while_a_checkpoint_is_written_is_not_made_again(
-    step: int, how: str, tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run, save = tmp_path / "run", training_state.save
-
-    def goes(to: Path, config: dict[str, Any], *arguments: Any) -> Path:
-        if config["step"] == step:
-            shutil.rmtree(run) if how == "removed" else run.rename(tmp_path / "elsewhere")
-        return save(to, config, *arguments)
-
-    monkeypatch.setattr("quarterarc.training.trainer.save", goes)
+    monkeypatch.setattr(Log, "write", logged)
+    monkeypatch.setattr("quarterarc.training.trainer.save", saved)
     with pytest.raises(InputError, match="run was removed or renamed during training"):
         train(read_recipe("digits", tiny), run, progress=False)
     assert not run.exists()
